@@ -172,8 +172,8 @@ impl Vector for Avx2 {
     fn store_f16(self, a: Pair, bytes: &mut [u8; 2 * LANES]) {
         // SAFETY: `bytes` is 32 writable bytes, the stores need no alignment, the token proves the instructions.
         unsafe {
-            let low = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a.0);
-            let high = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a.1);
+            let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a.0);
+            let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a.1);
             _mm_storeu_si128(bytes.as_mut_ptr().cast(), low);
             _mm_storeu_si128(bytes.as_mut_ptr().add(16).cast(), high);
         }
