@@ -242,6 +242,15 @@ mod steps {
             .bench_local(|| round_codes(isa, &row, 1270.0, 128, 1, 255, &mut codes));
     }
 
+    #[divan::bench(args = isas(), consts = [64, 128])]
+    fn round_codes_in_groups<const GROUP: usize>(bencher: Bencher, isa: Isa) {
+        let (row, mut codes) = (weights(K), vec![0; K]);
+        let (inv_scales, zeros) = (vec![70.0; K / GROUP], vec![8.0; K / GROUP]);
+        bencher.counter(ItemsCount::new(K)).bench_local(|| {
+            round_codes_groups(isa, &row, GROUP, &inv_scales, &zeros, (0, 15), &mut codes);
+        });
+    }
+
     #[divan::bench(args = isas())]
     fn pack_nibbles_row(bencher: Bencher, isa: Isa) {
         let (codes, mut out) = (vec![9; K], vec![0; K / 2]);
