@@ -109,10 +109,7 @@ impl Args {
         let started = Instant::now();
         let options = self.options()?;
         let checkpoint = Checkpoint::open(&self.model)?;
-        for pattern in options
-            .recipe
-            .unmatched(checkpoint.names().collect::<Vec<_>>().into_iter())
-        {
+        for pattern in options.recipe.unmatched(&checkpoint.names().collect::<Vec<_>>()) {
             anyhow::bail!(
                 "{pattern:?} matches no tensor of {}; `qtool inspect` lists their names",
                 self.model.display()
