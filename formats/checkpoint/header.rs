@@ -13,7 +13,8 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorInfo;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::dtype::Dtype;
@@ -38,7 +39,8 @@ pub struct Entry {
 
 /// Parses and checks the header of a whole file given as bytes. Entries come in offset order.
 ///
-/// Accepts exactly what the `safetensors` crate accepts, less duplicate names and what exceeds
+/// Accepts exactly what the `safetensors` crate accepts, less names that are given twice or hold
+/// control characters, shapes that overflow even without their zeros, and what exceeds
 /// [`crate::limits`].
 pub fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
     let bad = |reason: String| FormatError::Header {
@@ -83,7 +85,7 @@ pub fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
         let before = file.len() - data.len();
         return Err(FormatError::FileSize {
             path: path.to_owned(),
-            expected: before as u64 + end as u64,
+            expected: (before as u64).saturating_add(end as u64),
             got: file.len() as u64,
         });
     }
@@ -97,8 +99,8 @@ pub fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
             range: base + info.data_offsets.0..base + info.data_offsets.1,
         })
         .collect();
-    // The reference reader has the last word.
-    Metadata::new(None, tensors).map_err(|e| bad(e.to_string()))?;
+    // The reference reader has the last word: it also reads what is skipped here.
+    SafeTensors::read_metadata(file).map_err(|e| bad(e.to_string()))?;
     Ok(entries)
 }
 
@@ -123,6 +125,13 @@ fn check_tiling(path: &Path, tensors: &[(String, TensorInfo)]) -> Result<usize> 
                     name.len(),
                     limits::MAX_NAME_BYTES
                 ),
+            });
+        }
+        if name.chars().any(char::is_control) {
+            return Err(FormatError::TensorEntry {
+                path: path.to_owned(),
+                tensor: name.escape_debug().to_string(),
+                reason: "a name with control characters; only printable names are accepted".to_owned(),
             });
         }
         if info.shape.len() > limits::MAX_DIMS {
