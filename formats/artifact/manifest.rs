@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{FORMAT, FORMAT_VERSION, Figures};
-use crate::checkpoint::shards::read_json;
+use crate::checkpoint::shards::{is_plain_name, read_bounded};
 use crate::checkpoint::{Naming, Orientation};
 use crate::dtype::Dtype;
 use crate::packing;
@@ -214,28 +214,33 @@ impl PartRecord {
 pub const PLAIN_ROWS: &str = "element [n][g] is element n*shape[1] + g of the tensor";
 
 impl Manifest {
-    /// Reads and checks a manifest: format, version, and that every tensor refers to a layout and
-    /// a scheme the manifest describes.
+    /// Reads a manifest file and checks it as [`parse`](Self::parse) does.
     pub fn read(path: &Path) -> Result<Self> {
+        Self::parse(path, &read_bounded(path)?)
+    }
+
+    /// Parses and checks the bytes of a manifest: format, version, that every file is one of the
+    /// folder, that every quantized tensor refers to a layout and a scheme the manifest describes,
+    /// and that its parts are those its scheme asks for. `path` is only named in messages.
+    pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
         /// The part that says whether the rest can be understood.
         #[derive(Deserialize)]
         struct Head {
             format: String,
             version: u32,
         }
-        let json: serde_json::Value = read_json(path)?;
         let bad = |reason: String| FormatError::Json {
             path: path.to_owned(),
             reason,
         };
-        let head = Head::deserialize(&json).map_err(|e| bad(format!("not a manifest: {e}")))?;
+        let head: Head = serde_json::from_slice(json).map_err(|e| bad(format!("not a manifest: {e}")))?;
         if head.format != FORMAT || head.version == 0 || head.version > FORMAT_VERSION {
             return Err(bad(format!(
                 "format {} version {}; this qtool reads format {FORMAT} up to version {FORMAT_VERSION}: use a newer qtool",
                 head.format, head.version
             )));
         }
-        let this: Self = serde_json::from_value(json).map_err(|e| bad(format!("not a manifest: {e}")))?;
+        let this: Self = serde_json::from_slice(json).map_err(|e| bad(format!("not a manifest: {e}")))?;
         this.check(path)?;
         Ok(this)
     }
@@ -247,6 +252,12 @@ impl Manifest {
             expected: expected.to_owned(),
             got,
         };
+        for file in &self.files {
+            if !is_plain_name(&file.name) {
+                let got = format!("{:?}", file.name);
+                return Err(bad("files".to_owned(), "names of files of this folder", got));
+            }
+        }
         for tensor in &self.tensors {
             let Stored::Quantized(record) = &tensor.stored else {
                 continue;
@@ -260,13 +271,21 @@ impl Manifest {
                     record.scheme.to_string(),
                 ));
             }
+            // The last dimension is K where rows of the source are rows of the matrix, else N.
+            let last = match record.orientation {
+                Orientation::OutIn => record.columns,
+                Orientation::InOut => record.rows,
+            };
             let elements = tensor.shape.iter().try_fold(1usize, |p, &d| p.checked_mul(d));
-            if elements.is_none() || elements != record.rows.checked_mul(record.columns) {
+            if elements.is_none()
+                || elements != record.rows.checked_mul(record.columns)
+                || tensor.shape.last() != Some(&last)
+            {
                 let got = format!(
                     "{} x {} for shape {:?}",
                     record.rows, record.columns, tensor.shape
                 );
-                return Err(bad(what(), "rows x columns elements", got));
+                return Err(bad(what(), "rows x columns of its shape", got));
             }
             let parts = record.scheme.parts(record.rows, record.columns)?;
             if parts.len() != record.parts.len() {
