@@ -287,7 +287,10 @@ impl Manifest {
                 );
                 return Err(bad(what(), "rows x columns of its shape", got));
             }
-            let parts = record.scheme.parts(record.rows, record.columns)?;
+            let parts = record
+                .scheme
+                .parts(record.rows, record.columns)
+                .map_err(|e| bad(what(), "a shape its scheme can hold", e.to_string()))?;
             if parts.len() != record.parts.len() {
                 return Err(bad(
                     what(),

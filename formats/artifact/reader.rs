@@ -163,6 +163,25 @@ impl Artifact {
             })
             .collect::<Result<Vec<&[u8]>>>()?;
         QuantizedWeight::decode(record.scheme, count, record.columns, &parts)
+            .map_err(|error| self.locate(record, error))
+    }
+
+    /// A fault of a decoded weight, with the file and the tensor it was found in.
+    fn locate(&self, record: &QuantizedRecord, error: FormatError) -> FormatError {
+        let (file, tensor) = record
+            .parts
+            .first()
+            .map_or(("", ""), |part| (part.file.as_str(), part.tensor.as_str()));
+        let tensor = tensor.rsplit_once('.').map_or(tensor, |(weight, _)| weight);
+        match error {
+            FormatError::Weight { what, expected, got } => FormatError::Manifest {
+                path: self.folder.join(file),
+                what: format!("tensor {tensor}: {what}"),
+                expected,
+                got,
+            },
+            other => other,
+        }
     }
 
     /// Digest of a stored tensor's bytes, read anew.
