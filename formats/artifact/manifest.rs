@@ -12,9 +12,10 @@ use super::{FORMAT, FORMAT_VERSION, Figures};
 use crate::checkpoint::shards::{is_plain_name, read_bounded};
 use crate::checkpoint::{Naming, Orientation};
 use crate::dtype::Dtype;
+use crate::error::quoted;
 use crate::packing;
 use crate::scheme::{Part, Role, Scheme};
-use crate::{FormatError, Result};
+use crate::{FormatError, Result, limits};
 
 /// The manifest as a whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -233,14 +234,16 @@ impl Manifest {
             path: path.to_owned(),
             reason,
         };
-        let head: Head = serde_json::from_slice(json).map_err(|e| bad(format!("not a manifest: {e}")))?;
+        let unusable = |e: serde_json::Error| bad(format!("not a manifest: {}", quoted(&e.to_string())));
+        let head: Head = serde_json::from_slice(json).map_err(unusable)?;
         if head.format != FORMAT || head.version == 0 || head.version > FORMAT_VERSION {
             return Err(bad(format!(
                 "format {} version {}; this qtool reads format {FORMAT} up to version {FORMAT_VERSION}: use a newer qtool",
-                head.format, head.version
+                quoted(&head.format),
+                head.version
             )));
         }
-        let this: Self = serde_json::from_slice(json).map_err(|e| bad(format!("not a manifest: {e}")))?;
+        let this: Self = serde_json::from_slice(json).map_err(unusable)?;
         this.check(path)?;
         Ok(this)
     }
@@ -252,11 +255,15 @@ impl Manifest {
             expected: expected.to_owned(),
             got,
         };
-        for file in &self.files {
-            if !is_plain_name(&file.name) {
-                let got = format!("{:?}", file.name);
-                return Err(bad("files".to_owned(), "names of files of this folder", got));
+        for tensor in &self.tensors {
+            if tensor.name.chars().any(char::is_control) || tensor.name.len() > limits::MAX_NAME_BYTES {
+                return Err(bad("tensors".to_owned(), "printable names", quoted(&tensor.name)));
             }
+        }
+        let files = self.files.iter().map(|file| &file.name);
+        if let Some(name) = files.chain(self.stored_in()).find(|name| !is_plain_name(name)) {
+            let got = quoted(&format!("{name:?}"));
+            return Err(bad("files".to_owned(), "names of files of this folder", got));
         }
         for tensor in &self.tensors {
             let Stored::Quantized(record) = &tensor.stored else {
@@ -302,7 +309,8 @@ impl Manifest {
                 let expected =
                     PartRecord::new(&tensor.name, part, stored.file.clone(), stored.digest.clone());
                 if &expected != stored {
-                    return Err(bad(what(), &format!("{expected:?}"), format!("{stored:?}")));
+                    let got = quoted(&format!("{stored:?}"));
+                    return Err(bad(what(), &quoted(&format!("{expected:?}")), got));
                 }
                 let known = self.layouts.get(&stored.layout).map(String::as_str);
                 let formula = packing::find(&stored.layout).map_or(PLAIN_ROWS, |p| p.formula());
@@ -316,6 +324,14 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// Every mention of a file that holds a stored tensor.
+    fn stored_in(&self) -> impl Iterator<Item = &String> {
+        self.tensors.iter().flat_map(|tensor| match &tensor.stored {
+            Stored::Kept { file, .. } => vec![file],
+            Stored::Quantized(record) => record.parts.iter().map(|part| &part.file).collect(),
+        })
     }
 
     /// The JSON text, ending in a line break.

@@ -17,6 +17,7 @@ use mmap::MappedFile;
 pub use naming::{Naming, Orientation};
 use shards::ShardList;
 
+use crate::error::quoted;
 use crate::tensor::TensorView;
 use crate::{FormatError, Result};
 
@@ -89,7 +90,7 @@ impl Checkpoint {
                     path: index_path,
                     reason: format!(
                         "tensor {} is expected in {file}, found {got}; index and shards are of different versions",
-                        name.escape_debug()
+                        quoted(name)
                     ),
                 });
             }

@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::error::quoted;
 use crate::{FormatError, Result, limits};
 
 /// File name of a single-file checkpoint.
@@ -90,7 +91,8 @@ impl ShardList {
         for name in &names {
             if !is_plain_name(name) {
                 return Err(bad(format!(
-                    "names the file {name:?}; expected a plain file name in the same folder"
+                    "names the file {}; expected a plain file name in the same folder",
+                    quoted(&format!("{name:?}"))
                 )));
             }
         }
@@ -103,10 +105,11 @@ impl ShardList {
     }
 }
 
-/// Whether `name` names a file of the same folder: one component, no way up or out.
+/// Whether `name` names a file of the same folder: one component, no way up or out, printable.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name)
+        && !name.chars().any(char::is_control)
 }
 
 /// Reads and parses a JSON file of bounded size.
@@ -114,7 +117,7 @@ pub fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
     let bytes = read_bounded(path)?;
     serde_json::from_slice(&bytes).map_err(|e| FormatError::Json {
         path: path.to_owned(),
-        reason: format!("not the expected JSON: {e}"),
+        reason: format!("not the expected JSON: {}", quoted(&e.to_string())),
     })
 }
 
