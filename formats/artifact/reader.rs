@@ -144,14 +144,15 @@ impl Artifact {
     }
 
     /// Rows `from..from + count` of a quantized weight, decoded from the stored bytes. Fails when
-    /// codes or scales are not what the scheme allows.
+    /// codes or scales are not what the scheme allows, or when no row is in range.
     pub fn weight_rows(
         &self,
         record: &QuantizedRecord,
         from: usize,
         count: usize,
     ) -> Result<QuantizedWeight> {
-        let count = count.min(record.rows.saturating_sub(from));
+        let from = from.min(record.rows);
+        let count = count.min(record.rows - from);
         let parts = record
             .parts
             .iter()
