@@ -29,12 +29,8 @@ pub fn claimed(length: u64, header: &[u8], data: usize) -> Vec<u8> {
 }
 
 /// One header entry: `"name":{...}`. The name is put in as it is, unescaped.
-pub fn entry(name: &str, dtype: &str, shape: &str, from: impl ToString, to: impl ToString) -> String {
-    format!(
-        r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{},{}]}}"#,
-        from.to_string(),
-        to.to_string()
-    )
+pub fn entry(name: &str, dtype: &str, shape: &str, from: u64, to: u64) -> String {
+    format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{from},{to}]}}"#)
 }
 
 /// A header of these entries.
