@@ -25,7 +25,7 @@ pub enum Error {
         /// The tensor.
         tensor: String,
         /// Why.
-        source: CalibError,
+        source: Box<CalibError>,
     },
     /// NaN or infinity in a source tensor.
     #[error("{}: tensor {tensor}: the element at {index:?} is {value}, expected finite weights; repair the checkpoint, or pass --non-finite keep to leave such tensors unquantized", path.display())]
