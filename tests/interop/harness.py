@@ -8,6 +8,8 @@ import traceback
 from functools import cache
 from pathlib import Path
 
+import checkpoints
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "tests" / "models"
 
@@ -55,9 +57,17 @@ class Context:
 
     @cache
     def artifact(self, model, *options):
-        """The artifact of a model (a name of a sample model, or a path); made once."""
-        out = self.new(f"{Path(model).name}-{'-'.join(options).strip('-')}")
-        self.run("quantize", MODELS / model, "-o", out, *options)
+        """The artifact of a model's folder; made once."""
+        out = self.new(model.name + "".join(options).replace("--", "-"))
+        self.run("quantize", model, "-o", out, *options)
+        return out
+
+    @cache
+    def paddle(self, model):
+        """The Paddle form of a sample model; made once."""
+        out = self.new(f"{model}-paddle")
+        count = checkpoints.write_paddle(MODELS / model, out)
+        assert count > 30, count
         return out
 
     @cache
