@@ -186,7 +186,8 @@ fn record(name: &str, shape: Vec<usize>, dtype: Dtype, stored: Stored) -> Tensor
         name: name.to_owned(),
         shape,
         dtype,
-        source_digest: digest_text(&blake3::Hasher::new()),
+        source_digest: Some(digest_text(&blake3::Hasher::new())),
+        sources: Vec::new(),
         stored,
     }
 }

@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::{FORMAT, FORMAT_VERSION, Figures};
 use crate::checkpoint::shards::{is_plain_name, read_bounded};
 use crate::checkpoint::{Naming, Orientation};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, FloatDtype};
 use crate::error::quoted;
 use crate::packing;
-use crate::scheme::{Part, Role, Scheme};
+use crate::piece::Piece;
+use crate::scheme::{Family, Part, Role, Scheme};
 use crate::{FormatError, Result, limits};
 
 /// The manifest as a whole.
@@ -30,6 +31,9 @@ pub struct Manifest {
     pub source: SourceRecord,
     /// Every option that had an effect, defaults included.
     pub options: serde_json::Value,
+    /// Stored forms of its weights; absent for our own.
+    #[serde(default, skip_serializing_if = "Family::is_own")]
+    pub family: Family,
     /// Index formula of each layout used.
     pub layouts: BTreeMap<String, String>,
     /// Meaning of each scheme used.
@@ -53,6 +57,9 @@ pub struct SourceRecord {
     pub tensor_bytes: u64,
     /// Its weight files.
     pub files: Vec<FileRecord>,
+    /// Tensors that were left out on purpose; absent when there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<String>,
 }
 
 /// A file of a folder.
@@ -118,32 +125,82 @@ pub struct Totals {
     pub bits_per_weight: f64,
 }
 
-/// One tensor of the source and what became of it.
+/// One tensor of the source and what became of it; or, when it has `sources`, a tensor assembled
+/// from several, from a part of one, or from one under another name, in another orientation or type.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorRecord {
-    /// Name in the source.
+    /// Name in the source; of an assembled tensor its own.
     pub name: String,
-    /// Shape in the source.
+    /// Shape in the source; of an assembled tensor its own.
     pub shape: Vec<usize>,
-    /// Element type in the source.
+    /// Element type in the source; of an assembled kept tensor its own.
     pub dtype: Dtype,
-    /// Digest of its bytes in the source.
-    pub source_digest: String,
+    /// Digest of its bytes in the source; absent when it has `sources`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_digest: Option<String>,
+    /// What it was assembled from, stacked along N in this order; absent when it is a tensor of the
+    /// source as a whole, under its own name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<PieceRecord>,
     /// How it is stored here.
     #[serde(flatten)]
     pub stored: Stored,
+}
+
+/// A rectangle of a source tensor, see [`Piece`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PieceRecord {
+    /// Name of the source tensor.
+    pub tensor: String,
+    /// Its shape in the source.
+    pub shape: Vec<usize>,
+    /// Its element type in the source.
+    pub dtype: Dtype,
+    /// Digest of all its bytes in the source.
+    pub digest: String,
+    /// Whether the (N, K) matrix is the source tensor (`out_in`) or its transpose (`in_out`).
+    pub orientation: Orientation,
+    /// First row and the one after the last, of the (N, K) matrix.
+    pub rows: [usize; 2],
+    /// First column and the one after the last.
+    pub columns: [usize; 2],
+}
+
+impl PieceRecord {
+    /// The piece of this record, or `None` when the tensor is no matrix of floats or the rectangle
+    /// lies outside of it.
+    pub fn piece(&self) -> Option<Piece> {
+        let (columns, rows) = self.shape.split_last().map_or((1, &[][..]), |(c, r)| (*c, r));
+        let rows = rows.iter().try_fold(1usize, |p, &d| p.checked_mul(d))?;
+        let dims = match self.orientation {
+            Orientation::OutIn => (rows, columns),
+            Orientation::InOut => (columns, rows),
+        };
+        let range = |[from, to]: [usize; 2], end: usize| (from <= to && to <= end).then_some(from..to);
+        Some(Piece {
+            tensor: self.tensor.clone(),
+            dtype: FloatDtype::from_dtype(self.dtype)?,
+            orientation: self.orientation,
+            dims,
+            rows: range(self.rows, dims.0)?,
+            columns: range(self.columns, dims.1)?,
+        })
+    }
 }
 
 /// How a tensor is stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "stored", rename_all = "lowercase")]
 pub enum Stored {
-    /// Byte for byte as in the source, under its own name.
+    /// Under its own name; byte for byte as in the source unless it has `sources`.
     Kept {
         /// Why.
         reason: String,
         /// File it lies in.
         file: String,
+        /// Digest of its stored bytes; absent when the source's is the same.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        digest: Option<String>,
     },
     /// As codes.
     Quantized(QuantizedRecord),
@@ -186,9 +243,9 @@ pub struct PartRecord {
     pub bits: u8,
     /// Element type.
     pub dtype: Dtype,
-    /// (N, elements per row).
-    pub shape: [usize; 2],
-    /// Bytes of one row.
+    /// Dimensions as tagged in the file; (N, elements per row) unless the layout says otherwise.
+    pub shape: Vec<usize>,
+    /// Bytes of one row; all parts have N rows.
     pub row_bytes: usize,
     /// Digest of its bytes.
     pub digest: String,
@@ -196,15 +253,15 @@ pub struct PartRecord {
 
 impl PartRecord {
     /// The record of `part` of the weight `name`.
-    pub fn new(name: &str, part: &Part, file: String, digest: String) -> Self {
+    pub fn new(family: Family, name: &str, part: &Part, file: String, digest: String) -> Self {
         Self {
             role: part.role,
-            tensor: format!("{name}.{}", part.role.suffix()),
+            tensor: family.tensor_name(name, part.role),
             file,
             layout: part.layout.to_owned(),
             bits: part.bits,
             dtype: part.dtype,
-            shape: part.shape,
+            shape: part.shape.clone(),
             row_bytes: part.row_bytes,
             digest,
         }
@@ -266,6 +323,7 @@ impl Manifest {
             return Err(bad("files".to_owned(), "names of files of this folder", got));
         }
         for tensor in &self.tensors {
+            self.check_sources(path, tensor)?;
             let Stored::Quantized(record) = &tensor.stored else {
                 continue;
             };
@@ -296,7 +354,7 @@ impl Manifest {
             }
             let parts = record
                 .scheme
-                .parts(record.rows, record.columns)
+                .parts_in(self.family, record.rows, record.columns)
                 .map_err(|e| bad(what(), "a shape its scheme can hold", e.to_string()))?;
             if parts.len() != record.parts.len() {
                 return Err(bad(
@@ -306,8 +364,8 @@ impl Manifest {
                 ));
             }
             for (part, stored) in parts.iter().zip(&record.parts) {
-                let expected =
-                    PartRecord::new(&tensor.name, part, stored.file.clone(), stored.digest.clone());
+                let (file, digest) = (stored.file.clone(), stored.digest.clone());
+                let expected = PartRecord::new(self.family, &tensor.name, part, file, digest);
                 if &expected != stored {
                     let got = quoted(&format!("{stored:?}"));
                     return Err(bad(what(), &quoted(&format!("{expected:?}")), got));
@@ -324,6 +382,45 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// The pieces of an assembled tensor must lie inside their sources and, for a quantized one, make
+    /// up its rows and columns.
+    fn check_sources(&self, path: &Path, tensor: &TensorRecord) -> Result<()> {
+        let bad = |expected: &str, got: String| FormatError::Manifest {
+            path: path.to_owned(),
+            what: format!("sources of tensor {}", tensor.name),
+            expected: expected.to_owned(),
+            got,
+        };
+        if tensor.sources.is_empty() == tensor.source_digest.is_none() {
+            let got = if tensor.sources.is_empty() { "neither" } else { "both" };
+            return Err(bad("either source_digest or sources", got.to_owned()));
+        }
+        let quantized = match &tensor.stored {
+            Stored::Quantized(record) => Some(record),
+            Stored::Kept { .. } => None,
+        };
+        let mut rows = 0usize;
+        for source in &tensor.sources {
+            // A kept tensor of another type than float can only have been renamed.
+            let Some(piece) = source.piece() else {
+                if quantized.is_none() && tensor.sources.len() == 1 && source.dtype == tensor.dtype {
+                    return Ok(());
+                }
+                return Err(bad("rectangles of float matrices", quoted(&format!("{source:?}"))));
+            };
+            rows = rows.saturating_add(piece.rows.len());
+            if quantized.is_some_and(|record| record.columns != piece.columns.len()) {
+                return Err(bad("pieces of K columns", quoted(&format!("{source:?}"))));
+            }
+        }
+        match quantized {
+            Some(record) if !tensor.sources.is_empty() && rows != record.rows => {
+                Err(bad(&format!("{} rows in all", record.rows), rows.to_string()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Every mention of a file that holds a stored tensor.
