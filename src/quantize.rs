@@ -323,7 +323,7 @@ impl Job<'_> {
                         Error::Tensor {
                             path,
                             tensor: tensor.name.clone(),
-                            source,
+                            source: Box::new(source),
                         }
                     }
                 })?;

@@ -61,7 +61,7 @@ pub fn run(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Ve
             findings.push(Finding {
                 subject: record.name.clone(),
                 problem,
-            })
+            });
         };
         match &record.stored {
             Stored::Kept { .. } => {
@@ -133,7 +133,7 @@ fn check_files(folder: &Path, files: &[FileRecord]) -> Result<Vec<Finding>> {
             findings.push(Finding {
                 subject: file.name.clone(),
                 problem,
-            })
+            });
         };
         let found = match (std::fs::metadata(&path), &file.digest) {
             (Err(error), _) => {
