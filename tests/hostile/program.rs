@@ -69,13 +69,11 @@ const ONES: [u16; 64] = [0x3f80; 64];
 fn models_that_cannot_be_read() {
     let good = good_file();
     let one = |shape: &str, to: u64| file(header(&[entry("m.a", "BF16", shape, 0, to)]), to as usize);
-    let mut nan = ONES;
-    nan[37] = 0x7fc0;
     let collision = header(&[
         entry("m.layer.weight", "BF16", "[2,32]", 0, 128),
         entry("m.layer.weight.codes", "U8", "[2,16]", 128, 160),
     ]);
-    let table: [(Vec<u8>, &[&str]); 12] = [
+    let table: [(Vec<u8>, &[&str]); 11] = [
         (Vec::new(), &["model.safetensors: ", "the file is empty"]),
         (good[..7].to_vec(), &["model.safetensors: ", "at least 8 bytes"]),
         (
@@ -98,10 +96,6 @@ fn models_that_cannot_be_read() {
         (one("[18446744073709551615,2]", 0), &["tensor m.a", "overflows"]),
         (one("[0,18446744073709551615]", 0), &["tensor m.a", "overflows"]),
         (
-            matrix("m.layer.weight", "[2,32]", &nan),
-            &["tensor m.layer.weight", "37"],
-        ),
-        (
             matrix(&"n".repeat(1024), "[2,32]", &ONES),
             &["nnn ...: a name of 1030 bytes"],
         ),
@@ -119,13 +113,13 @@ fn models_that_cannot_be_read() {
             cases += 1;
         }
     }
-    assert_eq!(cases, 24);
+    assert_eq!(cases, 22);
     for (bytes, says) in &table[..9] {
         let model = model(bytes);
         assert_says(&sentence(&qtool(&["inspect"], &[model.path()])), says);
         cases += 1;
     }
-    assert_eq!(cases, 33);
+    assert_eq!(cases, 31);
 }
 
 #[test]
@@ -232,12 +226,13 @@ fn odd_but_good_models_pass_through() {
     let named = |name: &str| matrix(name, "[2,32]", &ONES);
     let long = "n".repeat(1024 - 14) + ".weight";
     let empty = header(&[
+        entry("m.some.weight", "BF16", "[2,32]", 0, 128),
         entry("m.none.weight", "BF16", "[0,32]", 0, 0),
         entry("m.thin.weight", "BF16", "[32,0]", 0, 0),
         entry("m.far.weight", "BF16", "[0,1099511627776]", 0, 0),
-        entry("m.scalar", "BF16", "[]", 0, 2),
-        entry("m.nibbles.weight", "F4", "[2,32]", 2, 34),
-        entry("m.bytes.weight", "F8_E4M3", "[2,32]", 34, 98),
+        entry("m.scalar", "BF16", "[]", 128, 130),
+        entry("m.nibbles.weight", "F4", "[2,32]", 130, 162),
+        entry("m.bytes.weight", "F8_E4M3", "[2,32]", 162, 226),
     ]);
     let mut cases = 0;
     for bytes in [
@@ -247,9 +242,8 @@ fn odd_but_good_models_pass_through() {
         named("层.weight"),
         named("a b\\\"c.weight"),
         matrix("m.zero.weight", "[1,64]", &[0; 64]),
-        matrix("m.flat.weight", "[64]", &ONES),
-        matrix("m.stack.weight", "[2,2,16]", &ONES),
-        file(empty, 98),
+        matrix("m.experts.weight", "[2,2,16]", &ONES),
+        file(empty, 226),
     ] {
         let model = model(&bytes);
         let parent = folder(&[]);
@@ -258,24 +252,64 @@ fn odd_but_good_models_pass_through() {
             &["quantize", "--bits", "4", "--group-size", "16", "-o"],
             &[&out, model.path()],
         );
-        assert_eq!(
-            run.status.code(),
-            Some(0),
-            "{}",
-            String::from_utf8_lossy(&run.stderr)
-        );
+        let stderr = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(0), "case {cases}: {stderr}");
         assert_eq!(names(parent.path()), ["OUT"]);
         assert_eq!(names(&out), ["config.json", "model.safetensors", "qtool.json"]);
         let dense = parent.path().join("DENSE");
         let export = qtool(&["export", "--to", "bf16", "-o"], &[&dense, &out]);
-        assert_eq!(
-            export.status.code(),
-            Some(0),
-            "{}",
-            String::from_utf8_lossy(&export.stderr)
-        );
+        let stderr = String::from_utf8_lossy(&export.stderr);
+        assert_eq!(export.status.code(), Some(0), "case {cases}: {stderr}");
         assert_eq!(names(parent.path()), ["DENSE", "OUT"]);
         cases += 1;
     }
-    assert_eq!(cases, 9);
+    assert_eq!(cases, 8);
+}
+
+#[test]
+fn side_files_that_lie() {
+    let good = matrix("m.layer.weight", "[2,32]", &ONES);
+    let mut cases = 0;
+    for config in ["", "{", "[]", "null", "\"text\"", "7", "[[[[", "\u{feff}{}"] {
+        let model = folder(&[("model.safetensors", &good), ("config.json", config.as_bytes())]);
+        assert_says(
+            &refused(&["quantize", "--bits", "8"], model.path()),
+            &["config.json: "],
+        );
+        cases += 1;
+    }
+    assert_eq!(cases, 8);
+    // The block we add replaces whatever stood there.
+    let odd = r#"{"quantization_config":[1]}"#;
+    let model = folder(&[("model.safetensors", &good), ("config.json", odd.as_bytes())]);
+    let parent = folder(&[]);
+    let run = qtool(
+        &["quantize", "--bits", "8", "-o"],
+        &[&parent.path().join("OUT"), model.path()],
+    );
+    assert!(matches!(run.status.code(), Some(0 | 2)));
+    assert!(!String::from_utf8_lossy(&run.stderr).contains("panicked"));
+}
+
+/// Free text of a manifest reaches the screen without its control characters.
+#[test]
+fn texts_of_a_manifest_cannot_write_to_the_terminal() {
+    let mut cases = 0;
+    for at in ["/tool", "/source/name", "/tensors/0/method", "/tensors/2/reason"] {
+        let dir = artifact();
+        let mut manifest = manifest_of(dir.path());
+        manifest["tensors"][0]["faults"] = serde_json::json!(["c\u{1b}[2Jd"]);
+        *manifest.pointer_mut(at).expect("the text") = "a\u{1b}[2J\u{9b}2Jb".into();
+        set_manifest(dir.path(), &manifest);
+        for command in ["inspect", "verify"] {
+            let run = qtool(&[command], &[dir.path()]);
+            for text in [&run.stdout, &run.stderr] {
+                let text = String::from_utf8_lossy(text);
+                let raw = text.chars().find(|c| c.is_control() && *c != '\n');
+                assert_eq!(raw, None, "{command} with {at}: {text:?}");
+            }
+            cases += 1;
+        }
+    }
+    assert_eq!(cases, 8);
 }
