@@ -160,7 +160,7 @@ impl AffineScheme {
             fitting.join(", ")
         };
         Err(refused(format!(
-            "K = {k} is not a multiple of {len}; fitting group sizes: {fitting}, or the whole row"
+            "K = {k} is not a multiple of {len}; fitting group sizes: {fitting}, or row"
         )))
     }
 
