@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::progress::Progress;
-use crate::quantize::file_record;
+use crate::record::file_record;
 use crate::{Result, interrupt};
 
 /// What a check found.
