@@ -86,9 +86,7 @@ impl AffineScheme {
         if let Grouping::Columns(len) = grouping
             && !GROUP_LENGTHS.contains(&len)
         {
-            return Err(fault(
-                "groups have 16, 32, 64, 128, 256 or 512 columns, or the whole row",
-            ));
+            return Err(fault("groups have 16, 32, 64, 128, 256 or 512 columns, or row"));
         }
         Ok(this)
     }
