@@ -123,6 +123,15 @@ fn models_that_cannot_be_read() {
 }
 
 #[test]
+fn the_first_reason_is_the_one_that_is_told() {
+    let mut values = ONES;
+    values[37] = 0x7fc0;
+    let model = model(&matrix("m.layer.weight", "[2,32]", &values));
+    let message = refused(&["quantize", "--bits", "8"], model.path());
+    assert_says(&message, &["tensor m.layer.weight: the element at [1, 5] is NaN"]);
+}
+
+#[test]
 fn every_truncation_of_a_model_is_refused() {
     let good = good_file();
     let mut refusals = 0;
@@ -137,6 +146,9 @@ fn every_truncation_of_a_model_is_refused() {
     assert_eq!(refusals, good.len().div_ceil(7));
 }
 
+/// Something done to a good artifact.
+type Damage<'a> = &'a dyn Fn(&Path);
+
 #[test]
 fn artifacts_that_cannot_be_read() {
     let change = |folder: &Path, at: &str, value: serde_json::Value| {
@@ -148,7 +160,7 @@ fn artifacts_that_cannot_be_read() {
         let bytes = fs::read(folder.join(name)).expect("the file");
         fs::write(folder.join(name), &bytes[..keep]).expect("a small file");
     };
-    let table: [(&dyn Fn(&Path), &[&str]); 7] = [
+    let table: [(Damage<'_>, &[&str]); 7] = [
         (&|f| cut(f, "qtool.json", 0), &["qtool.json: not a manifest"]),
         (
             &|f| cut(f, "qtool.json", 1000),
