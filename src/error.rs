@@ -25,7 +25,7 @@ pub enum Error {
         /// The tensor.
         tensor: String,
         /// Why.
-        source: CalibError,
+        source: Box<CalibError>,
     },
     /// NaN or infinity in a source tensor.
     #[error("{}: tensor {tensor}: the element at {index:?} is {value}, expected finite weights; repair the checkpoint, or pass --non-finite keep to leave such tensors unquantized", path.display())]
@@ -40,7 +40,7 @@ pub enum Error {
         value: String,
     },
     /// Tensors that do not fit what was asked for, all of them.
-    #[error("{}: {} of its tensors cannot be quantized as asked, nothing was written:\n{}", path.display(), refusals.len(), list(refusals))]
+    #[error("{}: these tensors cannot be done as asked, nothing was written; leave them out with --skip or give them options of their own with --rule:\n{}", path.display(), list(refusals))]
     Refused {
         /// The checkpoint.
         path: PathBuf,

@@ -10,7 +10,7 @@ use qtool_formats::scheme::{Part, Scheme};
 use qtool_formats::{Dtype, FloatDtype, TensorView};
 use serde_json::Value;
 
-use crate::classes::class_of;
+use crate::classes::{class_of, group};
 use crate::{Error, Result};
 
 /// What becomes of every tensor, in storage order.
@@ -99,7 +99,7 @@ impl QuantizePlan {
             let action = match plan_tensor(checkpoint, recipe, &tensor) {
                 Ok(action) => action,
                 Err(reason) => {
-                    refusals.push(format!("{}: {reason}", tensor.name()));
+                    refusals.push((tensor.name().to_owned(), reason));
                     continue;
                 }
             };
@@ -114,7 +114,7 @@ impl QuantizePlan {
         if !refusals.is_empty() {
             return Err(Error::Refused {
                 path: checkpoint.root().to_owned(),
-                refusals,
+                refusals: fold(refusals),
             });
         }
         let this = Self { tensors };
@@ -184,6 +184,16 @@ fn plan_tensor(
         dtype,
         parts,
     })))
+}
+
+/// One line per class of tensors refused for the same reason: a model's layers rarely differ.
+fn fold(refusals: Vec<(String, String)>) -> Vec<String> {
+    let groups = group(refusals, |(name, reason)| (class_of(name), reason.clone()));
+    let line = |(class, reason, members): (String, String, Vec<(String, String)>)| match members.as_slice() {
+        [(name, _)] => format!("{name}: {reason}"),
+        _ => format!("{class} ({} tensors): {reason}", members.len()),
+    };
+    groups.into_iter().map(line).collect()
 }
 
 /// Endings of the tensors that quantized checkpoints of other tools hold.

@@ -9,12 +9,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{FORMAT, FORMAT_VERSION, Figures};
-use crate::checkpoint::shards::read_json;
+use crate::checkpoint::shards::{is_plain_name, read_bounded};
 use crate::checkpoint::{Naming, Orientation};
 use crate::dtype::Dtype;
+use crate::error::quoted;
 use crate::packing;
 use crate::scheme::{Part, Role, Scheme};
-use crate::{FormatError, Result};
+use crate::{FormatError, Result, limits};
 
 /// The manifest as a whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -214,28 +215,35 @@ impl PartRecord {
 pub const PLAIN_ROWS: &str = "element [n][g] is element n*shape[1] + g of the tensor";
 
 impl Manifest {
-    /// Reads and checks a manifest: format, version, and that every tensor refers to a layout and
-    /// a scheme the manifest describes.
+    /// Reads a manifest file and checks it as [`parse`](Self::parse) does.
     pub fn read(path: &Path) -> Result<Self> {
+        Self::parse(path, &read_bounded(path)?)
+    }
+
+    /// Parses and checks the bytes of a manifest: format, version, that every file is one of the
+    /// folder, that every quantized tensor refers to a layout and a scheme the manifest describes,
+    /// and that its parts are those its scheme asks for. `path` is only named in messages.
+    pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
         /// The part that says whether the rest can be understood.
         #[derive(Deserialize)]
         struct Head {
             format: String,
             version: u32,
         }
-        let json: serde_json::Value = read_json(path)?;
         let bad = |reason: String| FormatError::Json {
             path: path.to_owned(),
             reason,
         };
-        let head = Head::deserialize(&json).map_err(|e| bad(format!("not a manifest: {e}")))?;
+        let unusable = |e: serde_json::Error| bad(format!("not a manifest: {}", quoted(&e.to_string())));
+        let head: Head = serde_json::from_slice(json).map_err(unusable)?;
         if head.format != FORMAT || head.version == 0 || head.version > FORMAT_VERSION {
             return Err(bad(format!(
                 "format {} version {}; this qtool reads format {FORMAT} up to version {FORMAT_VERSION}: use a newer qtool",
-                head.format, head.version
+                quoted(&head.format),
+                head.version
             )));
         }
-        let this: Self = serde_json::from_value(json).map_err(|e| bad(format!("not a manifest: {e}")))?;
+        let this: Self = serde_json::from_slice(json).map_err(unusable)?;
         this.check(path)?;
         Ok(this)
     }
@@ -247,6 +255,16 @@ impl Manifest {
             expected: expected.to_owned(),
             got,
         };
+        for tensor in &self.tensors {
+            if tensor.name.chars().any(char::is_control) || tensor.name.len() > limits::MAX_NAME_BYTES {
+                return Err(bad("tensors".to_owned(), "printable names", quoted(&tensor.name)));
+            }
+        }
+        let files = self.files.iter().map(|file| &file.name);
+        if let Some(name) = files.chain(self.stored_in()).find(|name| !is_plain_name(name)) {
+            let got = quoted(&format!("{name:?}"));
+            return Err(bad("files".to_owned(), "names of files of this folder", got));
+        }
         for tensor in &self.tensors {
             let Stored::Quantized(record) = &tensor.stored else {
                 continue;
@@ -260,15 +278,26 @@ impl Manifest {
                     record.scheme.to_string(),
                 ));
             }
+            // The last dimension is K where rows of the source are rows of the matrix, else N.
+            let last = match record.orientation {
+                Orientation::OutIn => record.columns,
+                Orientation::InOut => record.rows,
+            };
             let elements = tensor.shape.iter().try_fold(1usize, |p, &d| p.checked_mul(d));
-            if elements.is_none() || elements != record.rows.checked_mul(record.columns) {
+            if elements.is_none()
+                || elements != record.rows.checked_mul(record.columns)
+                || tensor.shape.last() != Some(&last)
+            {
                 let got = format!(
                     "{} x {} for shape {:?}",
                     record.rows, record.columns, tensor.shape
                 );
-                return Err(bad(what(), "rows x columns elements", got));
+                return Err(bad(what(), "rows x columns of its shape", got));
             }
-            let parts = record.scheme.parts(record.rows, record.columns)?;
+            let parts = record
+                .scheme
+                .parts(record.rows, record.columns)
+                .map_err(|e| bad(what(), "a shape its scheme can hold", e.to_string()))?;
             if parts.len() != record.parts.len() {
                 return Err(bad(
                     what(),
@@ -280,7 +309,8 @@ impl Manifest {
                 let expected =
                     PartRecord::new(&tensor.name, part, stored.file.clone(), stored.digest.clone());
                 if &expected != stored {
-                    return Err(bad(what(), &format!("{expected:?}"), format!("{stored:?}")));
+                    let got = quoted(&format!("{stored:?}"));
+                    return Err(bad(what(), &quoted(&format!("{expected:?}")), got));
                 }
                 let known = self.layouts.get(&stored.layout).map(String::as_str);
                 let formula = packing::find(&stored.layout).map_or(PLAIN_ROWS, |p| p.formula());
@@ -294,6 +324,14 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// Every mention of a file that holds a stored tensor.
+    fn stored_in(&self) -> impl Iterator<Item = &String> {
+        self.tensors.iter().flat_map(|tensor| match &tensor.stored {
+            Stored::Kept { file, .. } => vec![file],
+            Stored::Quantized(record) => record.parts.iter().map(|part| &part.file).collect(),
+        })
     }
 
     /// The JSON text, ending in a line break.

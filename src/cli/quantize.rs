@@ -109,12 +109,10 @@ impl Args {
         let started = Instant::now();
         let options = self.options()?;
         let checkpoint = Checkpoint::open(&self.model)?;
-        for pattern in options
-            .recipe
-            .unmatched(checkpoint.names().collect::<Vec<_>>().into_iter())
-        {
+        let unmatched = options.recipe.unmatched(&checkpoint.names().collect::<Vec<_>>());
+        if let Some(pattern) = unmatched.first() {
             anyhow::bail!(
-                "{pattern:?} matches no tensor of {}; `qtool inspect` lists their names",
+                "{pattern:?} matches no tensor of {}; `qtool inspect --all` lists their names",
                 self.model.display()
             );
         }

@@ -1,0 +1,9 @@
+#![no_main]
+
+#[path = "../oracle.rs"]
+#[allow(dead_code)]
+mod oracle;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = oracle::judge_header(bytes);
+});
