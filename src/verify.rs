@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::progress::Progress;
-use crate::quantize::file_record;
+use crate::record::file_record;
 use crate::{Result, interrupt};
 
 /// What a check found.
@@ -61,7 +61,7 @@ pub fn run(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Ve
             findings.push(Finding {
                 subject: record.name.clone(),
                 problem,
-            })
+            });
         };
         match &record.stored {
             Stored::Kept { .. } => {
@@ -133,7 +133,7 @@ fn check_files(folder: &Path, files: &[FileRecord]) -> Result<Vec<Finding>> {
             findings.push(Finding {
                 subject: file.name.clone(),
                 problem,
-            })
+            });
         };
         let found = match (std::fs::metadata(&path), &file.digest) {
             (Err(error), _) => {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{FORMAT, FORMAT_VERSION, Figures};
 use crate::checkpoint::shards::{is_plain_name, read_bounded};
@@ -25,6 +25,7 @@ pub struct Manifest {
     /// [`FORMAT_VERSION`] of the writer.
     pub version: u32,
     /// Name and version of the writing program.
+    #[serde(deserialize_with = "printable")]
     pub tool: String,
     /// The checkpoint it was made from.
     pub source: SourceRecord,
@@ -46,6 +47,7 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceRecord {
     /// Last component of the path it was opened with.
+    #[serde(deserialize_with = "printable")]
     pub name: String,
     /// Name family of its tensors.
     pub naming: Naming,
@@ -128,6 +130,7 @@ pub struct TensorRecord {
     /// Element type in the source.
     pub dtype: Dtype,
     /// Digest of its bytes in the source.
+    #[serde(deserialize_with = "printable")]
     pub source_digest: String,
     /// How it is stored here.
     #[serde(flatten)]
@@ -141,6 +144,7 @@ pub enum Stored {
     /// Byte for byte as in the source, under its own name.
     Kept {
         /// Why.
+        #[serde(deserialize_with = "printable")]
         reason: String,
         /// File it lies in.
         file: String,
@@ -155,6 +159,7 @@ pub struct QuantizedRecord {
     /// Name of the scheme, a key of [`Manifest::schemes`].
     pub scheme: Scheme,
     /// Which quantizer chose the codes, with its options.
+    #[serde(deserialize_with = "printable")]
     pub method: String,
     /// N: output rows of the decoded matrix.
     pub rows: usize,
@@ -167,7 +172,11 @@ pub struct QuantizedRecord {
     /// How good it is.
     pub figures: Figures,
     /// What is suspicious about it; empty when nothing is.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "all_printable"
+    )]
     pub faults: Vec<String>,
 }
 
@@ -191,6 +200,7 @@ pub struct PartRecord {
     /// Bytes of one row.
     pub row_bytes: usize,
     /// Digest of its bytes.
+    #[serde(deserialize_with = "printable")]
     pub digest: String,
 }
 
@@ -208,6 +218,24 @@ impl PartRecord {
             row_bytes: part.row_bytes,
             digest,
         }
+    }
+}
+
+/// Free text of a manifest, fit for a screen: control characters are escaped as it is read, so that
+/// a foreign artifact cannot write to the terminal of whoever inspects it.
+fn printable<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<String, D::Error> {
+    Ok(escaped(String::deserialize(deserializer)?))
+}
+
+fn all_printable<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<String>, D::Error> {
+    Ok(Vec::deserialize(deserializer)?.into_iter().map(escaped).collect())
+}
+
+fn escaped(text: String) -> String {
+    if text.chars().any(char::is_control) {
+        text.escape_debug().to_string()
+    } else {
+        text
     }
 }
 
