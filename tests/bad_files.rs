@@ -176,6 +176,7 @@ pub fn write_artifact(folder: &Path) {
             naming: Naming::Hf,
             tensor_bytes: 0,
             files: Vec::new(),
+            dropped: Vec::new(),
         },
         options: Value::Null,
         family: Family::Own,
@@ -184,7 +185,6 @@ pub fn write_artifact(folder: &Path) {
         totals: Totals::default(),
         tensors,
         files: files.collect(),
-        dropped: Vec::new(),
     };
     manifest.describe(|_| 0);
     fs::write(folder.join(artifact::MANIFEST_FILE), manifest.to_json()).expect("a small file");

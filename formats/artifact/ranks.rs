@@ -82,7 +82,11 @@ impl RankIndex {
             return Err(bad("version", expected, index.version.to_string()));
         }
         if let Some(name) = index.ranks.iter().find(|name| !is_plain_name(name)) {
-            return Err(bad("ranks", "names of folders in this one".to_owned(), quoted(name)));
+            return Err(bad(
+                "ranks",
+                "names of folders in this one".to_owned(),
+                quoted(name),
+            ));
         }
         if index.ranks.is_empty() {
             return Err(bad("ranks", "at least one".to_owned(), "none".to_owned()));
@@ -102,9 +106,13 @@ mod tests {
         let path = dir.path().join(MANIFEST_FILE);
         std::fs::write(&path, RankIndex::new("t", 2).to_json()).unwrap();
         let folders = RankIndex::folders(dir.path()).unwrap();
-        assert_eq!(folders, Some(vec![dir.path().join("rank0"), dir.path().join("rank1")]));
+        assert_eq!(
+            folders,
+            Some(vec![dir.path().join("rank0"), dir.path().join("rank1")])
+        );
         for (ranks, version) in [("[]", 1), ("[\"../x\"]", 1), ("[\"rank0\"]", 2)] {
-            let text = format!(r#"{{"format":"qtool-ranks","version":{version},"tool":"t","ranks":{ranks}}}"#);
+            let text =
+                format!(r#"{{"format":"qtool-ranks","version":{version},"tool":"t","ranks":{ranks}}}"#);
             std::fs::write(&path, text).unwrap();
             assert!(RankIndex::folders(dir.path()).is_err(), "{ranks} {version}");
         }

@@ -67,7 +67,11 @@ impl TensorRecord {
             got,
         };
         if tensor.sources.is_empty() == tensor.source_digest.is_none() {
-            let got = if tensor.sources.is_empty() { "neither" } else { "both" };
+            let got = if tensor.sources.is_empty() {
+                "neither"
+            } else {
+                "both"
+            };
             return Err(bad("either source_digest or sources", got.to_owned()));
         }
         let quantized = match &tensor.stored {
@@ -81,7 +85,10 @@ impl TensorRecord {
                 if quantized.is_none() && tensor.sources.len() == 1 && source.dtype == tensor.dtype {
                     return Ok(());
                 }
-                return Err(bad("rectangles of float matrices", quoted(&format!("{source:?}"))));
+                return Err(bad(
+                    "rectangles of float matrices",
+                    quoted(&format!("{source:?}")),
+                ));
             };
             rows = rows.saturating_add(piece.rows.len());
             if quantized.is_some_and(|record| record.columns != piece.columns.len()) {

@@ -11,6 +11,7 @@ use half::slice::HalfFloatSliceExt;
 use serde_json::{Value, json};
 
 use super::{Exporter, OnBytes, copy_side_files, interrupted, write_provenance};
+use crate::Result;
 use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
 use crate::checkpoint::Orientation;
@@ -19,7 +20,6 @@ use crate::dtype::FloatDtype;
 use crate::replace::Staging;
 use crate::scheme::Scheme;
 use crate::shard_writer::{ShardWriter, StoredTensor};
-use crate::Result;
 
 /// Decoded weights in BF16.
 pub const DENSE_BF16: Dense = Dense {

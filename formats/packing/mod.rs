@@ -57,7 +57,11 @@ fn check_tiles(
     let fault = |what, expected: String, got: String| Err(FormatError::Weight { what, expected, got });
     let (name, rows) = (layout.name(), layout.row_multiple());
     if bits.0 != bits.1 {
-        return fault("bits of a code", format!("{} for {name}", bits.0), bits.1.to_string());
+        return fault(
+            "bits of a code",
+            format!("{} for {name}", bits.0),
+            bits.1.to_string(),
+        );
     }
     if columns.1 == 0 || !columns.1.is_multiple_of(columns.0) {
         return fault(
@@ -67,7 +71,11 @@ fn check_tiles(
         );
     }
     if !items.is_multiple_of(rows * row) {
-        return fault("rows", format!("a multiple of {rows} for {name}"), format!("{items} bytes"));
+        return fault(
+            "rows",
+            format!("a multiple of {rows} for {name}"),
+            format!("{items} bytes"),
+        );
     }
     Ok(())
 }

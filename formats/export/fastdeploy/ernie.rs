@@ -192,7 +192,9 @@ impl Ernie {
             None
         } else {
             let end = config.get("moe_layer_end_index").and_then(Value::as_i64);
-            let last = end.and_then(|end| usize::try_from(end).ok()).unwrap_or(layers - 1);
+            let last = end
+                .and_then(|end| usize::try_from(end).ok())
+                .unwrap_or(layers - 1);
             Some(Moe {
                 experts,
                 intermediate: need("moe_intermediate_size")?,
@@ -229,9 +231,9 @@ impl Ernie {
 
     /// The experts of a layer, or `None` when its MLP is dense.
     pub fn experts_of(&self, layer: usize) -> Option<&Moe> {
-        self.moe.as_ref().filter(|moe| {
-            (moe.first..=moe.last).contains(&layer) && (layer + 1).is_multiple_of(moe.interval)
-        })
+        self.moe
+            .as_ref()
+            .filter(|moe| (moe.first..=moe.last).contains(&layer) && (layer + 1).is_multiple_of(moe.interval))
     }
 
     /// Every tensor of the model, layer by layer. The correction bias of routers is among them
@@ -246,7 +248,14 @@ impl Ernie {
             let attention = format!("{at}.self_attn");
             let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
             let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
-            all.push(linear(&attention, "qkv_proj", &qkv, hidden, Kind::Linear, Split::Rows));
+            all.push(linear(
+                &attention,
+                "qkv_proj",
+                &qkv,
+                hidden,
+                Kind::Linear,
+                Split::Rows,
+            ));
             let o = [("o_proj", hidden)];
             all.push(linear(&attention, "o_proj", &o, q, Kind::Linear, Split::Columns));
             all.push(norm("post_attention_layernorm"));
@@ -261,7 +270,12 @@ impl Ernie {
                 mlp(&mut all, &at, self.intermediate, Kind::Linear);
                 continue;
             };
-            all.push(plain(&format!("{at}.gate.weight"), Kind::Router, hidden, moe.experts));
+            all.push(plain(
+                &format!("{at}.gate.weight"),
+                Kind::Router,
+                hidden,
+                moe.experts,
+            ));
             let bias = format!("{at}.moe_statics.e_score_correction_bias");
             all.push(plain(&bias, Kind::RouterBias, 1, moe.experts));
             for expert in 0..moe.experts {
@@ -380,9 +394,17 @@ mod tests {
         let shared = tensors.iter().find(|t| t.name.contains("shared_experts.down"));
         assert_eq!(shared.map(|t| (t.rows(), t.columns)), Some((2560, 3072)));
         config["moe_num_experts"] = json!([64, 64]);
-        assert!(model(&config).unwrap_err().to_string().contains("moe_num_experts"));
+        assert!(
+            model(&config)
+                .unwrap_err()
+                .to_string()
+                .contains("moe_num_experts")
+        );
         config["architectures"] = json!(["LlamaForCausalLM"]);
         let message = model(&config).unwrap_err().to_string();
-        assert!(message.contains("LlamaForCausalLM") && message.contains("Ernie4_5_ForCausalLM"), "{message}");
+        assert!(
+            message.contains("LlamaForCausalLM") && message.contains("Ernie4_5_ForCausalLM"),
+            "{message}"
+        );
     }
 }

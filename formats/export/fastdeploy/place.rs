@@ -114,7 +114,10 @@ fn check_ranks(model: &Ernie, path: &Path, ranks: usize) -> Result<()> {
     if let Some(moe) = &model.moe {
         shares.push(("columns of experts", moe.intermediate));
     }
-    match shares.iter().find(|(_, n)| ranks == 0 || !n.is_multiple_of(ranks)) {
+    match shares
+        .iter()
+        .find(|(_, n)| ranks == 0 || !n.is_multiple_of(ranks))
+    {
         None => Ok(()),
         Some((what, n)) => Err(refusal(
             path,

@@ -90,7 +90,9 @@ impl Exporter for FastDeploy {
         }
         writer.finish()?;
         let source = read_json(&artifact.folder().join("config.json"))?;
-        let config = plan.wanted.config(&plan.model, source, plan.placement.has_router_bias());
+        let config = plan
+            .wanted
+            .config(&plan.model, source, plan.placement.has_router_bias());
         staging.write_file("config.json", format!("{config:#}\n").as_bytes())?;
         copy_side_files(staging, artifact)?;
         write_provenance(staging, artifact, self.name())
@@ -108,7 +110,12 @@ fn plan(artifact: &Artifact) -> Result<Plan> {
     let source = Source {
         path,
         naming: artifact.manifest().source.naming,
-        names: artifact.manifest().tensors.iter().map(|t| t.name.as_str()).collect(),
+        names: artifact
+            .manifest()
+            .tensors
+            .iter()
+            .map(|t| t.name.as_str())
+            .collect(),
         find: &find,
     };
     let placement = place(&model, &source, 0, 1)?;
@@ -118,7 +125,8 @@ fn plan(artifact: &Artifact) -> Result<Plan> {
     }
     let linear = |kind: fn(Kind) -> bool| {
         let mut all = placement.tensors.iter().zip(&schemes);
-        all.find(|(placed, _)| kind(placed.kind)).and_then(|(_, scheme)| *scheme)
+        all.find(|(placed, _)| kind(placed.kind))
+            .and_then(|(_, scheme)| *scheme)
     };
     let first = linear(|kind| matches!(kind, Kind::Linear));
     let bits = match model.moe {
@@ -250,7 +258,11 @@ fn push_converted(piece: &Piece, bytes: &[u8], dtype: FloatDtype, out: &mut Vec<
                 expected: format!("{} x {} elements of {}", piece.dims.0, piece.dims.1, piece.dtype),
                 got: format!("{} bytes", bytes.len()),
             })?;
-            piece.dtype.widen(element).iter().for_each(|&v| dtype.push(v, out));
+            piece
+                .dtype
+                .widen(element)
+                .iter()
+                .for_each(|&v| dtype.push(v, out));
         }
     }
     Ok(())

@@ -161,7 +161,11 @@ mod tests {
     fn configs_by_hand() {
         let (dense, moe) = (model(0), model(4));
         let source = json!({"torch_dtype": "bfloat16", "num_nextn_predict_layers": 1});
-        let eight = Wanted { bits: 8, w4_until: None }.config(&dense, source.clone(), false);
+        let eight = Wanted {
+            bits: 8,
+            w4_until: None,
+        }
+        .config(&dense, source.clone(), false);
         assert_eq!(
             eight,
             json!({
@@ -173,9 +177,13 @@ mod tests {
         let end = |bits, w4_until| {
             let config = Wanted { bits, w4_until }.config(&moe, source.clone(), true);
             assert_eq!(config["moe_use_aux_free"], json!(true));
-            config["quantization_config"]["moe_quant_config"]["moe_w4_quant_config"]["quant_end_layer"].clone()
+            config["quantization_config"]["moe_quant_config"]["moe_w4_quant_config"]["quant_end_layer"]
+                .clone()
         };
-        assert_eq!([end(2, None), end(2, Some(2)), end(4, None)], [json!(-1), json!(2), json!(3)]);
+        assert_eq!(
+            [end(2, None), end(2, Some(2)), end(4, None)],
+            [json!(-1), json!(2), json!(3)]
+        );
     }
 
     #[test]
@@ -188,7 +196,10 @@ mod tests {
             (0, 3, None, ["8, 4 and 2", "--bits"]),
         ] {
             let wanted = Wanted { bits, w4_until };
-            let message = wanted.check(&model(experts), Path::new("m")).unwrap_err().to_string();
+            let message = wanted
+                .check(&model(experts), Path::new("m"))
+                .unwrap_err()
+                .to_string();
             assert!(words.iter().all(|w| message.contains(w)), "{message}");
         }
     }
