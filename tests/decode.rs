@@ -1,7 +1,7 @@
 //! `docs/decode.py`, a reader that has only the folder, against the Rust decoder, bit for bit.
 //!
 //! It needs a Python with NumPy: `QTOOL_PYTHON` names it (`.ci/run` sets it), else `python3` is
-//! tried. Where there is none the test says so and passes, except when `QTOOL_PYTHON` is set.
+//! tried. Where there is none the test says so and passes; with `QTOOL_PYTHON` or `CI` set it fails.
 
 use std::collections::BTreeMap;
 use std::path::Path;

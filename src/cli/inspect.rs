@@ -140,14 +140,7 @@ impl Args {
 }
 
 fn every_tensor(lines: &[Line]) -> String {
-    let mut table = Table::new(&[
-        "tensor",
-        "shape",
-        "stored as",
-        ">size",
-        ">bits/weight",
-        ">SQNR dB",
-    ]);
+    let mut table = Table::new(&["tensor", "shape", "stored as", ">size", ">bits/w", ">SQNR dB"]);
     for line in lines {
         table.row([
             line.name.clone(),
@@ -168,8 +161,8 @@ fn by_class(lines: &[Line]) -> String {
         "shape",
         "stored as",
         ">size",
-        ">bits/weight",
-        ">mean SQNR dB",
+        ">bits/w",
+        ">SQNR dB",
         ">worst",
     ]);
     for (class, (shape, stored_as), members) in group(lines, |line| {

@@ -393,8 +393,8 @@ fn outcome_table(manifest: &Manifest, plan: &QuantizePlan) -> String {
         "stored as",
         ">before",
         ">after",
-        ">bits/weight",
-        ">mean SQNR dB",
+        ">bits/w",
+        ">SQNR dB",
         ">worst",
     ]);
     let pairs = manifest.tensors.iter().zip(&plan.tensors);
