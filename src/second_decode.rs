@@ -3,7 +3,7 @@
 
 use qtool_formats::artifact::figures::ErrorMoments;
 use qtool_formats::artifact::manifest::QuantizedRecord;
-use qtool_formats::artifact::{Artifact, Figures, TensorRecord};
+use qtool_formats::artifact::{Artifact, Figures, PieceRecord, TensorRecord};
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
 use qtool_formats::piece::Piece;
 use qtool_formats::scheme::Role;
@@ -127,7 +127,7 @@ impl<'a> SourceValues<'a> {
             _ => record
                 .sources
                 .iter()
-                .map(|source| source.piece())
+                .map(PieceRecord::piece)
                 .collect::<Option<_>>()?,
         };
         let with_bytes = |piece: Piece| {

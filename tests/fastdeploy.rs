@@ -159,6 +159,9 @@ fn experts_of_four_bits_and_routers_in_f32() {
     assert_eq!(config["moe_use_aux_free"], true);
 }
 
+/// Column in the whole of a column of a rank's share.
+type Column<'a> = &'a dyn Fn(usize, usize) -> usize;
+
 /// Each rank is a whole artifact; the ranks' decoded shares make up the model.
 #[test]
 fn ranks_share_the_model() {
@@ -204,7 +207,7 @@ fn ranks_share_the_model() {
     };
     let expert = "ernie.layers.1.mlp.experts.2.up_gate_proj.weight";
     let attention = "ernie.layers.0.self_attn.qkv_proj.weight";
-    let columns: [(&str, usize, &dyn Fn(usize, usize) -> usize); 3] = [
+    let columns: [(&str, usize, Column<'_>); 3] = [
         (attention, 512, &qkv),
         (expert, 256, &gate_up),
         ("lm_head.weight", 96, &|rank, n| 48 * rank + n),
