@@ -11,7 +11,7 @@
 //!
 //! `qtool quantize --format fastdeploy` makes such a folder as an artifact of qtool;
 //! `qtool export --to fastdeploy` lays out an artifact whose codes fit anew, see [`relay`]. Both take
-//! names and shapes from [`ernie`], sources from [`place`], and forms from [`wanted`].
+//! names and shapes from [`ernie`], sources from [`mod@place`], and forms from [`wanted`].
 //! `docs/formats/fastdeploy.md` is the page about it.
 
 pub mod ernie;
