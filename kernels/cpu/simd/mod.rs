@@ -1,0 +1,5 @@
+//! simd.
+
+#![allow(unsafe_code)]
+
+pub(crate) mod dot16;
