@@ -1,8 +1,44 @@
-//! kernels.
+//! Arithmetic on rows of weights. This package owns the inner loops of quantization: reading stored numbers
+//! as f32, finding extents, rounding to codes, packing codes, summing errors. It opens no file, knows no
+//! format and decides nothing: which scale a group gets is the caller's business.
+//!
+//! A row is a `&[f32]` of K weights; groups run along K. Every operation takes an [`Isa`] first, which says
+//! which instruction set to use, and exists three times from one source: portable, AVX2, AVX-512.
+//!
+//! | Operation | Page | Meaning |
+//! |---|---|---|
+//! | [`widen_bf16`], [`widen_f16`], [`widen_f32`] | `cpu/widen.rs` | little-endian bytes to f32, exact |
+//! | [`narrow_bf16`], [`narrow_f16`] | `cpu/widen.rs` | f32 to bytes, nearest, ties to even |
+//! | [`absmax`], [`absmax_groups`] | `cpu/extent.rs` | largest magnitude |
+//! | [`minmax`], [`minmax_groups`] | `cpu/extent.rs` | smallest and largest value |
+//! | [`first_non_finite`] | `cpu/extent.rs` | where a NaN or an infinity sits |
+//! | [`round_codes`], [`round_codes_groups`] | `cpu/round.rs` | `clamp(rne(x * inv_scale) + zero, lo, hi)` |
+//! | [`pack_nibbles`], [`unpack_nibbles`], [`pack_crumbs`], [`unpack_crumbs`] | `cpu/pack.rs` | 4-bit and 2-bit codes |
+//! | [`clip_errors`], [`clip_errors_weighted`] | `cpu/clip.rs` | squared error of one group under many scales |
+//! | [`row_error`], [`ErrorSums`] | `cpu/error.rs` | how far decoded weights are from the originals |
+//! | [`nearest_codewords`] | `cpu/codewords.rs` | nearest of 256 codewords for vectors of 4 weights, in integers |
+//! | [`code_histogram`] | `cpu/histogram.rs` | how often each code occurs |
+//!
+//! # One result, whatever the machine
+//!
+//! All instruction sets give the same bits. Vectors always have 16 lanes; element k of a segment is in lane
+//! k mod 16; each lane adds its elements in order; lanes are added in a fixed tree (i + 8, then i + 4, i + 2,
+//! i + 1). Every multiplication and every addition rounds by itself: no fused multiply-add anywhere. The one
+//! exception is the payload of a NaN: a result that is NaN is NaN everywhere, but its payload is unspecified.
+//!
+//! [`mod@reference`] holds the same operations without cleverness; the tests compare everything with it.
 
 #![deny(unsafe_code)]
 
 mod cpu;
+pub mod reference;
 
+pub use cpu::clip::{Candidate, clip_errors, clip_errors_weighted};
 pub use cpu::codewords::{Codewords, SearchWeights, nearest_codewords};
+pub use cpu::error::{ErrorSums, row_error};
+pub use cpu::extent::{absmax, absmax_groups, first_non_finite, minmax, minmax_groups};
+pub use cpu::histogram::code_histogram;
 pub use cpu::isa::{Isa, IsaKind};
+pub use cpu::pack::{pack_crumbs, pack_nibbles, unpack_crumbs, unpack_nibbles};
+pub use cpu::round::{round_codes, round_codes_groups};
+pub use cpu::widen::{narrow_bf16, narrow_f16, widen_bf16, widen_f16, widen_f32};

@@ -37,12 +37,25 @@ impl Eval {
         let x: Vec<f32> = (0..groups * 64).map(|_| r.gauss() as f32).collect();
         let energy = x.iter().map(|x| f64::from(*x).powi(2)).sum();
         let words = Codewords::new(&[[0; 4]; 256]);
-        Self { x, energy, words, codes: vec![0; groups * 16], gains: vec![0.0; groups] }
+        Self {
+            x,
+            energy,
+            words,
+            codes: vec![0; groups * 16],
+            gains: vec![0.0; groups],
+        }
     }
     /// single scale error
     fn at(&mut self, isa: Isa, s: f32) -> f64 {
         let n = self.gains.len();
-        nearest_codewords(isa, &self.words, SearchWeights::Even { x: &self.x }, &vec![1.0 / s; n], &mut self.codes, &mut self.gains);
+        nearest_codewords(
+            isa,
+            &self.words,
+            SearchWeights::Even { x: &self.x },
+            &vec![1.0 / s; n],
+            &mut self.codes,
+            &mut self.gains,
+        );
         1.0 - self.gains.iter().map(|g| f64::from(*g)).sum::<f64>() * f64::from(s * s) / self.energy
     }
     fn set(&mut self, cs: u32, zp: u32) {
@@ -54,7 +67,14 @@ impl Eval {
         let mut best = vec![0.0f64; n];
         for l in 7..=15 {
             let s = base * l as f32;
-            nearest_codewords(isa, &self.words, SearchWeights::Even { x: &self.x }, &vec![1.0 / s; n], &mut self.codes, &mut self.gains);
+            nearest_codewords(
+                isa,
+                &self.words,
+                SearchWeights::Even { x: &self.x },
+                &vec![1.0 / s; n],
+                &mut self.codes,
+                &mut self.gains,
+            );
             for (b, g) in best.iter_mut().zip(&self.gains) {
                 *b = b.max(f64::from(*g) * f64::from(s * s));
             }
@@ -73,9 +93,15 @@ fn main() {
     let mut r = Rng(77);
     let mut found: Vec<(f64, u32, u32, f32)> = vec![];
     if mode == "wide" {
-        for _ in 0..count { found.push((9.0, r.below(32768), r.below(32768), 0.0)); }
+        for _ in 0..count {
+            found.push((9.0, r.below(32768), r.below(32768), 0.0));
+        }
     } else {
-        for cs in 100..=128 { for zp in 0..32768 - 255 * cs { found.push((9.0, cs, zp, 0.0)); } }
+        for cs in 100..=128 {
+            for zp in 0..32768 - 255 * cs {
+                found.push((9.0, cs, zp, 0.0));
+            }
+        }
     }
     let t = Instant::now();
     for f in &mut found {
@@ -93,17 +119,28 @@ fn main() {
         f.0 = 9.0;
         for s in [0.058, 0.062, 0.066] {
             let err = mid.at(isa, s);
-            if err < f.0 { f.0 = err; f.3 = s; }
+            if err < f.0 {
+                f.0 = err;
+                f.3 = s;
+            }
         }
     }
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut kept: Vec<(f64, u32, u32, f32)> = vec![];
     for f in &found {
-        if kept.iter().all(|k| k.1 != f.1 || k.2.abs_diff(f.2) > 2) { kept.push(*f); }
+        if kept.iter().all(|k| k.1 != f.1 || k.2.abs_diff(f.2) > 2) {
+            kept.push(*f);
+        }
     }
     eprintln!("stage 2: {:?}, kept {}", t.elapsed(), kept.len());
-    for i in [0, 10, 50, 100, 200, 500, 1000, 2000, 4000] { if i < kept.len() { eprintln!("{i} {:?}", kept[i]); } }
+    for i in [0, 10, 50, 100, 200, 500, 1000, 2000, 4000] {
+        if i < kept.len() {
+            eprintln!("{i} {:?}", kept[i]);
+        }
+    }
     let mut line = String::new();
-    for f in kept.iter().take(keep) { line += &format!("({}, {}), ", f.1, f.2); }
+    for f in kept.iter().take(keep) {
+        line += &format!("({}, {}), ", f.1, f.2);
+    }
     println!("{line}");
 }

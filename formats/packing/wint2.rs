@@ -53,6 +53,8 @@
 
 use half::bf16;
 
+use crate::{FormatError, Result};
+
 /// Weights per local scale, along K.
 pub const GROUP: usize = 64;
 /// Weights per code byte, along K.
@@ -124,24 +126,12 @@ impl Arithmetic {
     }
 }
 
-/// What went wrong with the sizes handed in: which part, how many items it should have, how many it has.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: expected {expected}, got {got}")]
-pub struct LayoutError {
-    /// The part.
-    pub what: &'static str,
-    /// What the layout asks for.
-    pub expected: String,
-    /// What was given.
-    pub got: String,
-}
-
 /// Fails with `what` unless `got` items are the `expected` ones.
-pub(super) fn expect_len(what: &'static str, expected: usize, got: usize) -> Result<(), LayoutError> {
+pub(super) fn expect_len(what: &'static str, expected: usize, got: usize) -> Result<()> {
     if expected == got {
         return Ok(());
     }
-    Err(LayoutError {
+    Err(FormatError::Weight {
         what,
         expected: format!("{expected} items"),
         got: format!("{got}"),
@@ -163,10 +153,10 @@ pub fn codebook(code_scale: f32, code_zp: f32, arithmetic: Arithmetic) -> [[i8; 
 }
 
 /// Groups in a row of `k` weights. Fails unless `k` is a positive multiple of 64.
-pub fn groups(k: usize) -> Result<usize, LayoutError> {
+pub fn groups(k: usize) -> Result<usize> {
     if k == 0 || !k.is_multiple_of(GROUP) {
         let expected = format!("a positive multiple of {GROUP}");
-        return Err(LayoutError {
+        return Err(FormatError::Weight {
             what: "input columns of WINT2",
             expected,
             got: format!("{k}"),
@@ -188,10 +178,10 @@ pub fn local_of(packed: &[u8], g: usize) -> u8 {
 
 /// Packs the local scales of one row, two to a byte; the high nibble is the even group. Values above 15
 /// are an error, an odd count leaves the last low nibble zero.
-pub fn pack_locals(locals: &[u8]) -> Result<Vec<u8>, LayoutError> {
+pub fn pack_locals(locals: &[u8]) -> Result<Vec<u8>> {
     if let Some(large) = locals.iter().find(|&&local| local > MAX_LOCAL) {
         let expected = format!("0 to {MAX_LOCAL}");
-        return Err(LayoutError {
+        return Err(FormatError::Weight {
             what: "local scale",
             expected,
             got: format!("{large}"),
@@ -206,7 +196,7 @@ pub fn pack_locals(locals: &[u8]) -> Result<Vec<u8>, LayoutError> {
 }
 
 /// The reverse of [`pack_locals`] for a row of `groups` groups.
-pub fn unpack_locals(packed: &[u8], groups: usize) -> Result<Vec<u8>, LayoutError> {
+pub fn unpack_locals(packed: &[u8], groups: usize) -> Result<Vec<u8>> {
     expect_len("packed local scales", local_bytes(groups), packed.len())?;
     Ok((0..groups).map(|g| local_of(packed, g)).collect())
 }
@@ -219,7 +209,7 @@ pub fn decode_row(
     channel: Channel,
     arithmetic: Arithmetic,
     out: &mut [bf16],
-) -> Result<(), LayoutError> {
+) -> Result<()> {
     let groups = groups(out.len())?;
     expect_len("code bytes of a row", out.len() / VECTOR, codes.len())?;
     expect_len("packed local scales", local_bytes(groups), locals.len())?;
@@ -230,7 +220,10 @@ pub fn decode_row(
     for (g, (codes, out)) in grouped.enumerate() {
         let scale = arithmetic.group_scale(local_of(locals, g), channel.super_scale);
         for (&code, out) in codes.iter().zip(out.chunks_exact_mut(VECTOR)) {
-            for (&w, out) in book[usize::from(code)].iter().zip(out) {
+            let Some(word) = book.get(usize::from(code)) else {
+                continue;
+            };
+            for (&w, out) in word.iter().zip(out) {
                 *out = bf16::from_f32(f32::from(w) * scale);
             }
         }
@@ -259,39 +252,40 @@ pub fn fastdeploy_refusal(n: usize, k: usize) -> Option<String> {
 ///
 /// Codes have `width` = K/4. Locals have `width` = K/128: their nibbles stay as they are, which is why
 /// K % 128 must be 0. Fails when `rows` is not n * width long.
-pub fn rows_to_fastdeploy(rows: &[u8], n: usize, width: usize) -> Result<Vec<u8>, LayoutError> {
+pub fn rows_to_fastdeploy(rows: &[u8], n: usize, width: usize) -> Result<Vec<u8>> {
     expect_product("bytes in row order", n, width, rows.len())?;
     Ok(transpose(rows, n, width))
 }
 
 /// The reverse of [`rows_to_fastdeploy`]: `bytes` (width, N) to (N, width).
-pub fn fastdeploy_to_rows(bytes: &[u8], n: usize, width: usize) -> Result<Vec<u8>, LayoutError> {
+pub fn fastdeploy_to_rows(bytes: &[u8], n: usize, width: usize) -> Result<Vec<u8>> {
     expect_product("bytes in FastDeploy's order", n, width, bytes.len())?;
     Ok(transpose(bytes, width, n))
 }
 
-fn expect_product(what: &'static str, n: usize, width: usize, got: usize) -> Result<(), LayoutError> {
+fn expect_product(what: &'static str, n: usize, width: usize, got: usize) -> Result<()> {
     if n.checked_mul(width) == Some(got) {
         return Ok(());
     }
-    Err(LayoutError {
+    Err(FormatError::Weight {
         what,
         expected: format!("{n} x {width}"),
         got: format!("{got}"),
     })
 }
 
-/// (rows, columns) to (columns, rows), in square tiles so that both sides stay in cache.
-fn transpose(from: &[u8], rows: usize, columns: usize) -> Vec<u8> {
-    const TILE: usize = 64;
-    let mut to = vec![0; from.len()];
-    for row0 in (0..rows).step_by(TILE) {
-        let row_end = rows.min(row0 + TILE);
-        for column0 in (0..columns).step_by(TILE) {
-            for column in column0..columns.min(column0 + TILE) {
-                for row in row0..row_end {
-                    to[column * rows + row] = from[row * columns + column];
-                }
+/// (rows, columns) to (columns, rows), in bands of rows so that both sides stay in cache.
+pub(super) fn transpose<T: Copy + Default>(from: &[T], rows: usize, columns: usize) -> Vec<T> {
+    const BAND: usize = 64;
+    let mut to = vec![T::default(); from.len()];
+    if rows == 0 || columns == 0 {
+        return to;
+    }
+    for (band, lines) in from.chunks(BAND * columns).enumerate() {
+        for (column, out) in to.chunks_exact_mut(rows).enumerate() {
+            let out = out.iter_mut().skip(band * BAND);
+            for (to, from) in out.zip(lines.iter().skip(column).step_by(columns)) {
+                *to = *from;
             }
         }
     }
@@ -354,10 +348,10 @@ mod tests {
 
     #[test]
     fn locals_pack_the_even_group_high() {
-        assert_eq!(pack_locals(&[9, 3]), Ok(vec![0x93]));
-        assert_eq!(pack_locals(&[9, 3, 15]), Ok(vec![0x93, 0xF0]));
-        assert_eq!(pack_locals(&[]), Ok(vec![]));
-        assert_eq!(unpack_locals(&[0x93, 0xF0], 3), Ok(vec![9, 3, 15]));
+        assert_eq!(pack_locals(&[9, 3]).unwrap(), [0x93]);
+        assert_eq!(pack_locals(&[9, 3, 15]).unwrap(), [0x93, 0xF0]);
+        assert!(pack_locals(&[]).unwrap().is_empty());
+        assert_eq!(unpack_locals(&[0x93, 0xF0], 3).unwrap(), [9, 3, 15]);
         assert!(pack_locals(&[16]).is_err());
         assert!(unpack_locals(&[0x93], 3).is_err());
     }
@@ -396,7 +390,7 @@ mod tests {
                 &mut vec![bf16::ZERO; k],
             )
         };
-        assert_eq!(decode(48, 2, 192), Ok(()));
+        assert!(decode(48, 2, 192).is_ok());
         for (codes, locals, k) in [(0, 0, 0), (24, 1, 96), (47, 2, 192), (48, 1, 192), (48, 3, 192)] {
             assert!(decode(codes, locals, k).is_err(), "{codes} {locals} {k}");
         }
@@ -405,11 +399,11 @@ mod tests {
     #[test]
     fn relayout_is_a_transpose_and_its_own_way_back() {
         let rows = [1, 2, 3, 4, 5, 6]; // (2, 3)
-        assert_eq!(rows_to_fastdeploy(&rows, 2, 3), Ok(vec![1, 4, 2, 5, 3, 6]));
+        assert_eq!(rows_to_fastdeploy(&rows, 2, 3).unwrap(), [1, 4, 2, 5, 3, 6]);
         let long: Vec<u8> = (0..130 * 67).map(|i| (i % 251) as u8).collect();
         let there = rows_to_fastdeploy(&long, 130, 67).unwrap();
         assert_eq!(there[66 * 130 + 129], long[129 * 67 + 66]);
-        assert_eq!(fastdeploy_to_rows(&there, 130, 67), Ok(long));
+        assert_eq!(fastdeploy_to_rows(&there, 130, 67).unwrap(), long);
         assert!(rows_to_fastdeploy(&rows, 2, 4).is_err());
         assert!(fastdeploy_to_rows(&rows, usize::MAX, 3).is_err());
     }

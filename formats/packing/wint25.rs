@@ -51,7 +51,8 @@
 
 use half::bf16;
 
-use super::wint2::{LayoutError, expect_len};
+use super::wint2::{expect_len, transpose};
+use crate::{FormatError, Result};
 
 /// Weights per group, along K.
 pub const GROUP: usize = 64;
@@ -132,23 +133,21 @@ pub fn tail_windows(tail: u16) -> [i8; TAIL_WEIGHTS] {
 /// The 64 integer weights of a group's words, each in -4..=3.
 pub fn weights(words: &[u16; WORDS]) -> [i8; GROUP] {
     let mut out = [0; GROUP];
-    for (i, w) in out.iter_mut().enumerate() {
-        let shift = if i == GROUP - 1 {
-            LAST_SHIFT
-        } else {
-            SHIFTS[i % WEIGHTS_PER_WORD]
-        };
-        *w = ((words[i / WEIGHTS_PER_WORD] >> shift) & 7) as i8 - ZERO_POINT;
+    for (&word, out) in words.iter().zip(out.chunks_mut(WEIGHTS_PER_WORD)) {
+        // The last chunk is a single weight, whose window stands where the others have their first.
+        for (w, shift) in out.iter_mut().zip(SHIFTS) {
+            *w = ((word >> shift) & 7) as i8 - ZERO_POINT;
+        }
     }
     out
 }
 
 /// Decodes one channel: `words` (K/64 * 10) into `out` (K). Fails when K is not a positive multiple of 64 or
 /// the lengths disagree.
-pub fn decode_row(words: &[u16], super_scale: bf16, out: &mut [bf16]) -> Result<(), LayoutError> {
+pub fn decode_row(words: &[u16], super_scale: bf16, out: &mut [bf16]) -> Result<()> {
     if out.is_empty() || !out.len().is_multiple_of(GROUP) {
         let expected = format!("a positive multiple of {GROUP}");
-        return Err(LayoutError {
+        return Err(FormatError::Weight {
             what: "input columns of WINT2.5",
             expected,
             got: format!("{}", out.len()),
@@ -166,26 +165,25 @@ pub fn decode_row(words: &[u16], super_scale: bf16, out: &mut [bf16]) -> Result<
 }
 
 /// Words from our order (N, K/64, 10) to FastDeploy's (K/64 * 10, N); `width` is K/64 * 10.
-pub fn rows_to_fastdeploy(rows: &[u16], n: usize, width: usize) -> Result<Vec<u16>, LayoutError> {
+pub fn rows_to_fastdeploy(rows: &[u16], n: usize, width: usize) -> Result<Vec<u16>> {
     transposed(rows, n, width)
 }
 
 /// The reverse of [`rows_to_fastdeploy`].
-pub fn fastdeploy_to_rows(words: &[u16], n: usize, width: usize) -> Result<Vec<u16>, LayoutError> {
+pub fn fastdeploy_to_rows(words: &[u16], n: usize, width: usize) -> Result<Vec<u16>> {
     transposed(words, width, n)
 }
 
-fn transposed(from: &[u16], rows: usize, columns: usize) -> Result<Vec<u16>, LayoutError> {
+fn transposed(from: &[u16], rows: usize, columns: usize) -> Result<Vec<u16>> {
     if rows.checked_mul(columns) != Some(from.len()) {
         let expected = format!("{rows} x {columns}");
-        return Err(LayoutError {
+        return Err(FormatError::Weight {
             what: "words of WINT2.5",
             expected,
             got: format!("{}", from.len()),
         });
     }
-    let column = |c: usize| from.iter().skip(c).step_by(columns.max(1)).copied();
-    Ok((0..columns).flat_map(column).collect())
+    Ok(transpose(from, rows, columns))
 }
 
 #[cfg(test)]
@@ -283,12 +281,12 @@ mod tests {
     fn lengths_and_order() {
         let decode =
             |words: usize, k: usize| decode_row(&vec![0; words], bf16::ONE, &mut vec![bf16::ZERO; k]);
-        assert_eq!(decode(30, 192), Ok(()));
+        assert!(decode(30, 192).is_ok());
         assert!(decode(0, 0).is_err() && decode(10, 32).is_err() && decode(29, 192).is_err());
         let rows: Vec<u16> = (0..60).collect(); // (3, 20)
         let there = rows_to_fastdeploy(&rows, 3, 20).unwrap();
         assert_eq!(there[..4], [0, 20, 40, 1]);
-        assert_eq!(fastdeploy_to_rows(&there, 3, 20), Ok(rows));
+        assert_eq!(fastdeploy_to_rows(&there, 3, 20).unwrap(), rows);
         assert!(rows_to_fastdeploy(&there, 3, 21).is_err());
     }
 }

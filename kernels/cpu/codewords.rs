@@ -78,7 +78,9 @@ impl Codewords {
     ///
     /// On a component outside that range.
     pub fn new(book: &[[i8; 4]; 256]) -> Self {
-        let mut words = Self { entries: [Entry::default(); 256] };
+        let mut words = Self {
+            entries: [Entry::default(); 256],
+        };
         words.set(book);
         words
     }
@@ -91,7 +93,10 @@ impl Codewords {
     pub fn set(&mut self, book: &[[i8; 4]; 256]) {
         let pair = |lo: i32, hi: i32| (lo & 0xFFFF) | (hi << 16);
         for (index, (entry, word)) in self.entries.iter_mut().zip(book).enumerate() {
-            assert!(word.iter().all(|c| (-32..=31).contains(c)), "codeword {word:?} outside -32..=31");
+            assert!(
+                word.iter().all(|c| (-32..=31).contains(c)),
+                "codeword {word:?} outside -32..=31"
+            );
             let c = word.map(i32::from);
             let square = c.map(|c| c * c);
             let index = 255 - index as i32;
@@ -154,10 +159,28 @@ pub fn nearest_codewords(
     assert_eq!(gains.len(), groups, "gains");
     match weights {
         SearchWeights::Even { x } => {
-            enter(isa, Search { prepare: Even { x }, book, inv_scales, codes, gains });
+            enter(
+                isa,
+                Search {
+                    prepare: Even { x },
+                    book,
+                    inv_scales,
+                    codes,
+                    gains,
+                },
+            );
         }
         SearchWeights::Weighted { wx, w } => {
-            enter(isa, Search { prepare: Weighted { wx, w }, book, inv_scales, codes, gains });
+            enter(
+                isa,
+                Search {
+                    prepare: Weighted { wx, w },
+                    book,
+                    inv_scales,
+                    codes,
+                    gains,
+                },
+            );
         }
     }
 }
@@ -233,7 +256,11 @@ impl Objective for Even<'_> {
     }
     #[inline(always)]
     fn spread<D: Dot16>(d: D, entry: &Entry) -> Self::Word<D> {
-        [d.splat_i(entry.first), d.splat_i(entry.second), d.splat_i(entry.bias)]
+        [
+            d.splat_i(entry.first),
+            d.splat_i(entry.second),
+            d.splat_i(entry.bias),
+        ]
     }
     #[inline(always)]
     fn score<D: Dot16>(d: D, group: Self::Group<D>, word: Self::Word<D>) -> D::I {
@@ -258,13 +285,24 @@ impl Objective for Weighted<'_> {
             largest_w = d.max(largest_w, d.load(component(self.w, g, i)));
             largest_y = d.max(largest_y, d.max(y, d.mul(y, d.splat(-1.0))));
         }
-        let a = d.min(d.div(d.splat(LARGEST_W), largest_w), d.div(d.splat(LARGEST_Y), largest_y));
+        let a = d.min(
+            d.div(d.splat(LARGEST_W), largest_w),
+            d.div(d.splat(LARGEST_Y), largest_y),
+        );
         let (mut y, mut w) = ([d.splat_i(0); 4], [d.splat_i(0); 4]);
         for i in 0..4 {
             y[i] = d.round(d.mul(d.mul(d.load(component(self.wx, g, i)), scale), a));
             w[i] = d.times_32(d.round(d.mul(d.load(component(self.w, g, i)), a)));
         }
-        ([d.pair(y[0], y[1]), d.pair(y[2], y[3]), d.pair(w[0], w[1]), d.pair(w[2], w[3])], a)
+        (
+            [
+                d.pair(y[0], y[1]),
+                d.pair(y[2], y[3]),
+                d.pair(w[0], w[1]),
+                d.pair(w[2], w[3]),
+            ],
+            a,
+        )
     }
     #[inline(always)]
     fn spread<D: Dot16>(d: D, entry: &Entry) -> Self::Word<D> {
@@ -369,7 +407,9 @@ mod tests {
     /// Nearest by f64 brute force over components 16 apart, and the gain.
     fn brute(book: &[[i8; 4]; 256], x: [f64; 4], w: [f64; 4]) -> (u8, f64) {
         let gain = |c: &[i8; 4]| -> f64 {
-            (0..4).map(|i| w[i] * (2.0 * x[i] - f64::from(c[i])) * f64::from(c[i])).sum()
+            (0..4)
+                .map(|i| w[i] * (2.0 * x[i] - f64::from(c[i])) * f64::from(c[i]))
+                .sum()
         };
         let mut best = (0, gain(&book[0]));
         for (byte, word) in book.iter().enumerate().skip(1) {
@@ -382,7 +422,14 @@ mod tests {
 
     fn search(isa: Isa, weights: SearchWeights, inv: &[f32]) -> (Vec<u8>, Vec<f32>) {
         let (mut codes, mut gains) = (vec![0; inv.len() * 16], vec![0.0; inv.len()]);
-        nearest_codewords(isa, &Codewords::new(&book()), weights, inv, &mut codes, &mut gains);
+        nearest_codewords(
+            isa,
+            &Codewords::new(&book()),
+            weights,
+            inv,
+            &mut codes,
+            &mut gains,
+        );
         (codes, gains)
     }
 
@@ -399,7 +446,14 @@ mod tests {
         for isa in Isa::available() {
             let (mut codes, mut gains) = ([0; 16], [0.0]);
             let weights = SearchWeights::Even { x: &x };
-            nearest_codewords(isa, &Codewords::new(&words), weights, &[0.5], &mut codes, &mut gains);
+            nearest_codewords(
+                isa,
+                &Codewords::new(&words),
+                weights,
+                &[0.5],
+                &mut codes,
+                &mut gains,
+            );
             // scaled x = 1, 2, 3, 4.25: the nearest is (1, 2, 3, 4), lower byte 3;
             // gain = |x|^2 - 0.0625 = 14 + 18.0625 - 0.0625 = 32 per vector.
             assert_eq!(codes, [3; 16]);
@@ -424,7 +478,12 @@ mod tests {
                 for isa in Isa::available() {
                     let other = search(isa, weights, &inv);
                     assert_eq!(codes, other.0, "{isa:?}");
-                    assert!(gains.iter().zip(&other.1).all(|(a, b)| a.to_bits() == b.to_bits()));
+                    assert!(
+                        gains
+                            .iter()
+                            .zip(&other.1)
+                            .all(|(a, b)| a.to_bits() == b.to_bits())
+                    );
                 }
                 let mut equal = 0;
                 for g in 0..groups {
@@ -453,7 +512,10 @@ mod tests {
             let x = [value; 64];
             let w: [f32; 64] = std::array::from_fn(|k| if k % 5 == 0 { 1e4 } else { 1e-4 });
             let wx = w.map(|w| w * value);
-            let tests = [SearchWeights::Even { x: &x }, SearchWeights::Weighted { wx: &wx, w: &w }];
+            let tests = [
+                SearchWeights::Even { x: &x },
+                SearchWeights::Weighted { wx: &wx, w: &w },
+            ];
             for weights in tests {
                 for isa in Isa::available() {
                     let (mut codes, mut gains) = ([0; 16], [0.0]);

@@ -2,9 +2,9 @@
 //! VNNI. Owns the [`Dot16`] trait over which the codeword search is written, its tokens and their detection.
 //! Integer sums are exact and wrap, so the order of additions does not matter and all four give the same bits.
 
-use std::array::from_fn;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+use std::array::from_fn;
 
 /// Lanes of a vector, on every instruction set.
 pub(crate) const LANES: usize = 16;

@@ -1,0 +1,339 @@
+//! `qtool.json`: what is in the folder, where it came from, how to decode it, and how good it is.
+//!
+//! Plain data with its JSON form. Key order and number formatting are fixed, so equal content
+//! gives equal bytes. Nothing here depends on time, host or thread count.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{FORMAT, FORMAT_VERSION, Figures};
+use crate::checkpoint::shards::read_json;
+use crate::checkpoint::{Naming, Orientation};
+use crate::dtype::Dtype;
+use crate::packing;
+use crate::scheme::{Part, Role, Scheme};
+use crate::{FormatError, Result};
+
+/// The manifest as a whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Always [`FORMAT`].
+    pub format: String,
+    /// [`FORMAT_VERSION`] of the writer.
+    pub version: u32,
+    /// Name and version of the writing program.
+    pub tool: String,
+    /// The checkpoint it was made from.
+    pub source: SourceRecord,
+    /// Every option that had an effect, defaults included.
+    pub options: serde_json::Value,
+    /// Index formula of each layout used.
+    pub layouts: BTreeMap<String, String>,
+    /// Meaning of each scheme used.
+    pub schemes: BTreeMap<String, SchemeRecord>,
+    /// Sums over all tensors.
+    pub totals: Totals,
+    /// One record per tensor of the source, in storage order.
+    pub tensors: Vec<TensorRecord>,
+    /// Every file of the folder but this one.
+    pub files: Vec<FileRecord>,
+}
+
+/// Where an artifact came from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// Last component of the path it was opened with.
+    pub name: String,
+    /// Name family of its tensors.
+    pub naming: Naming,
+    /// Bytes of all its tensors.
+    pub tensor_bytes: u64,
+    /// Its weight files.
+    pub files: Vec<FileRecord>,
+}
+
+/// A file of a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// File name.
+    pub name: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Digest of the whole file; absent for weight files, whose tensors carry digests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
+/// A scheme spelled out for readers that do not parse its name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SchemeRecord {
+    /// Bits of a code.
+    pub bits: u8,
+    /// Columns that share a scale; 0 means the whole row.
+    pub group: usize,
+    /// The fixed zero point, or absent when zero points are stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_point: Option<u8>,
+    /// Smallest and largest code.
+    pub code_range: (u8, u8),
+    /// Type of the stored scales.
+    pub scale_dtype: Dtype,
+    /// How a value follows from a code.
+    pub value: String,
+}
+
+impl SchemeRecord {
+    /// The record of a scheme.
+    pub fn new(scheme: &Scheme) -> Self {
+        match scheme {
+            Scheme::Affine(affine) => Self {
+                bits: affine.bits(),
+                group: affine.grouping().len(0),
+                zero_point: affine.fixed_zero(),
+                code_range: affine.code_range(),
+                scale_dtype: affine.scale_dtype().dtype(),
+                value: scheme.formula().to_owned(),
+            },
+        }
+    }
+}
+
+/// Sums over all tensors.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Weights in quantized tensors.
+    pub quantized_weights: u64,
+    /// Bytes they are stored in.
+    pub quantized_bytes: u64,
+    /// `quantized_bytes * 8 / quantized_weights`.
+    pub quantized_bits_per_weight: f64,
+    /// Elements of kept tensors.
+    pub kept_weights: u64,
+    /// Bytes they are stored in.
+    pub kept_bytes: u64,
+    /// Bits per weight over everything.
+    pub bits_per_weight: f64,
+}
+
+/// One tensor of the source and what became of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorRecord {
+    /// Name in the source.
+    pub name: String,
+    /// Shape in the source.
+    pub shape: Vec<usize>,
+    /// Element type in the source.
+    pub dtype: Dtype,
+    /// Digest of its bytes in the source.
+    pub source_digest: String,
+    /// How it is stored here.
+    #[serde(flatten)]
+    pub stored: Stored,
+}
+
+/// How a tensor is stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "stored", rename_all = "lowercase")]
+pub enum Stored {
+    /// Byte for byte as in the source, under its own name.
+    Kept {
+        /// Why.
+        reason: String,
+        /// File it lies in.
+        file: String,
+    },
+    /// As codes.
+    Quantized(QuantizedRecord),
+}
+
+/// Everything about a quantized tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QuantizedRecord {
+    /// Name of the scheme, a key of [`Manifest::schemes`].
+    pub scheme: Scheme,
+    /// Which quantizer chose the codes, with its options.
+    pub method: String,
+    /// N: output rows of the decoded matrix.
+    pub rows: usize,
+    /// K: input columns of the decoded matrix.
+    pub columns: usize,
+    /// Whether the decoded (N, K) matrix is the source (`out_in`) or its transpose (`in_out`).
+    pub orientation: Orientation,
+    /// The stored tensors.
+    pub parts: Vec<PartRecord>,
+    /// How good it is.
+    pub figures: Figures,
+    /// What is suspicious about it; empty when nothing is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<String>,
+}
+
+/// One stored tensor of a quantized weight.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PartRecord {
+    /// What it holds.
+    pub role: Role,
+    /// Its name in the file.
+    pub tensor: String,
+    /// File it lies in.
+    pub file: String,
+    /// Layout, a key of [`Manifest::layouts`].
+    pub layout: String,
+    /// Bits per packed value.
+    pub bits: u8,
+    /// Element type.
+    pub dtype: Dtype,
+    /// (N, elements per row).
+    pub shape: [usize; 2],
+    /// Bytes of one row.
+    pub row_bytes: usize,
+    /// Digest of its bytes.
+    pub digest: String,
+}
+
+impl PartRecord {
+    /// The record of `part` of the weight `name`.
+    pub fn new(name: &str, part: &Part, file: String, digest: String) -> Self {
+        Self {
+            role: part.role,
+            tensor: format!("{name}.{}", part.role.suffix()),
+            file,
+            layout: part.layout.to_owned(),
+            bits: part.bits,
+            dtype: part.dtype,
+            shape: part.shape,
+            row_bytes: part.row_bytes,
+            digest,
+        }
+    }
+}
+
+/// The index formula of plain elements.
+pub const PLAIN_ROWS: &str = "element [n][g] is element n*shape[1] + g of the tensor";
+
+impl Manifest {
+    /// Reads and checks a manifest: format, version, and that every tensor refers to a layout and
+    /// a scheme the manifest describes.
+    pub fn read(path: &Path) -> Result<Self> {
+        /// The part that says whether the rest can be understood.
+        #[derive(Deserialize)]
+        struct Head {
+            format: String,
+            version: u32,
+        }
+        let json: serde_json::Value = read_json(path)?;
+        let bad = |reason: String| FormatError::Json {
+            path: path.to_owned(),
+            reason,
+        };
+        let head = Head::deserialize(&json).map_err(|e| bad(format!("not a manifest: {e}")))?;
+        if head.format != FORMAT || head.version == 0 || head.version > FORMAT_VERSION {
+            return Err(bad(format!(
+                "format {} version {}; this qtool reads format {FORMAT} up to version {FORMAT_VERSION}: use a newer qtool",
+                head.format, head.version
+            )));
+        }
+        let this: Self = serde_json::from_value(json).map_err(|e| bad(format!("not a manifest: {e}")))?;
+        this.check(path)?;
+        Ok(this)
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        let bad = |what: String, expected: &str, got: String| FormatError::Manifest {
+            path: path.to_owned(),
+            what,
+            expected: expected.to_owned(),
+            got,
+        };
+        for tensor in &self.tensors {
+            let Stored::Quantized(record) = &tensor.stored else {
+                continue;
+            };
+            let what = || format!("tensor {}", tensor.name);
+            let scheme = self.schemes.get(&record.scheme.to_string());
+            if scheme != Some(&SchemeRecord::new(&record.scheme)) {
+                return Err(bad(
+                    what(),
+                    "its scheme described under \"schemes\"",
+                    record.scheme.to_string(),
+                ));
+            }
+            let elements = tensor.shape.iter().try_fold(1usize, |p, &d| p.checked_mul(d));
+            if elements.is_none() || elements != record.rows.checked_mul(record.columns) {
+                let got = format!(
+                    "{} x {} for shape {:?}",
+                    record.rows, record.columns, tensor.shape
+                );
+                return Err(bad(what(), "rows x columns elements", got));
+            }
+            let parts = record.scheme.parts(record.rows, record.columns)?;
+            if parts.len() != record.parts.len() {
+                return Err(bad(
+                    what(),
+                    &format!("{} parts", parts.len()),
+                    record.parts.len().to_string(),
+                ));
+            }
+            for (part, stored) in parts.iter().zip(&record.parts) {
+                let expected =
+                    PartRecord::new(&tensor.name, part, stored.file.clone(), stored.digest.clone());
+                if &expected != stored {
+                    return Err(bad(what(), &format!("{expected:?}"), format!("{stored:?}")));
+                }
+                let known = self.layouts.get(&stored.layout).map(String::as_str);
+                let formula = packing::find(&stored.layout).map_or(PLAIN_ROWS, |p| p.formula());
+                if known != Some(formula) {
+                    return Err(bad(
+                        what(),
+                        "its layout described under \"layouts\"",
+                        stored.layout.clone(),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The JSON text, ending in a line break.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+
+    /// Layout and scheme tables and totals, from the tensors.
+    pub fn describe(&mut self, stored_bytes: impl Fn(&TensorRecord) -> u64) {
+        let mut totals = Totals::default();
+        for tensor in &self.tensors {
+            let weights = tensor.shape.iter().product::<usize>() as u64;
+            match &tensor.stored {
+                Stored::Kept { .. } => {
+                    totals.kept_weights += weights;
+                    totals.kept_bytes += stored_bytes(tensor);
+                }
+                Stored::Quantized(record) => {
+                    totals.quantized_weights += weights;
+                    totals.quantized_bytes += stored_bytes(tensor);
+                    self.schemes
+                        .entry(record.scheme.to_string())
+                        .or_insert_with(|| SchemeRecord::new(&record.scheme));
+                    for part in &record.parts {
+                        let formula = packing::find(&part.layout).map_or(PLAIN_ROWS, |p| p.formula());
+                        self.layouts
+                            .entry(part.layout.clone())
+                            .or_insert_with(|| formula.to_owned());
+                    }
+                }
+            }
+        }
+        let per_weight = |bytes: u64, weights: u64| bytes as f64 * 8.0 / weights.max(1) as f64;
+        totals.quantized_bits_per_weight = per_weight(totals.quantized_bytes, totals.quantized_weights);
+        totals.bits_per_weight = per_weight(
+            totals.quantized_bytes + totals.kept_bytes,
+            totals.quantized_weights + totals.kept_weights,
+        );
+        self.totals = totals;
+    }
+}

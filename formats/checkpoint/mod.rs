@@ -1,0 +1,228 @@
+//! A checkpoint: mapped safetensors files, their index, and the side files beside them.
+//!
+//! Opening reads headers only; tensor bytes are touched when a view of them is read. Nothing is
+//! ever loaded as a whole.
+
+pub mod header;
+pub mod mmap;
+pub mod naming;
+pub mod shards;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use header::Entry;
+use mmap::MappedFile;
+pub use naming::{Naming, Orientation};
+use shards::ShardList;
+
+use crate::tensor::TensorView;
+use crate::{FormatError, Result};
+
+/// An open checkpoint.
+#[derive(Debug)]
+pub struct Checkpoint {
+    root: PathBuf,
+    folder: PathBuf,
+    is_folder: bool,
+    files: Vec<MappedFile>,
+    entries: Vec<(usize, Entry)>,
+    by_name: HashMap<String, usize>,
+    naming: Naming,
+}
+
+impl Checkpoint {
+    /// Opens a model folder or a single `.safetensors` file.
+    ///
+    /// Fails when a file is missing or malformed, when two files hold the same tensor, or when the
+    /// index and the files disagree about what is where.
+    pub fn open(path: &Path) -> Result<Self> {
+        let list = ShardList::find(path)?;
+        let mut files = Vec::new();
+        let mut entries: Vec<(usize, Entry)> = Vec::new();
+        let mut by_name: HashMap<String, usize> = HashMap::new();
+        for file_path in &list.files {
+            let file = MappedFile::open(file_path)?;
+            for entry in header::parse(file_path, file.bytes())? {
+                if by_name.insert(entry.name.clone(), entries.len()).is_some() {
+                    return Err(FormatError::TensorEntry {
+                        path: file_path.clone(),
+                        tensor: entry.name,
+                        reason: "another file of this checkpoint holds it too".to_owned(),
+                    });
+                }
+                entries.push((files.len(), entry));
+            }
+            files.push(file);
+        }
+        let naming = Naming::of(entries.iter().map(|(_, e)| e.name.as_str()));
+        let is_folder = path.is_dir();
+        let this = Self {
+            root: path.to_owned(),
+            folder: list.folder,
+            is_folder,
+            files,
+            entries,
+            by_name,
+            naming,
+        };
+        if let Some(index) = list.index {
+            this.check_index(&index)?;
+        }
+        if this.entries.is_empty() {
+            return Err(FormatError::Header {
+                path: path.to_owned(),
+                reason: "it holds no tensors; expected a model".to_owned(),
+            });
+        }
+        Ok(this)
+    }
+
+    fn check_index(&self, index: &std::collections::BTreeMap<String, String>) -> Result<()> {
+        let index_path = self.folder.join(shards::INDEX_FILE);
+        for (name, file) in index {
+            let found = self.by_name.get(name).and_then(|&i| self.entries.get(i));
+            let got = found
+                .and_then(|(f, _)| self.files.get(*f))
+                .map(|f| file_name(f.path()));
+            if got.as_deref() != Some(file) {
+                let got = got.map_or_else(|| "in none of the files".to_owned(), |g| format!("in {g}"));
+                return Err(FormatError::Index {
+                    path: index_path,
+                    reason: format!(
+                        "tensor {name} is expected in {file}, found {got}; index and shards are of different versions"
+                    ),
+                });
+            }
+        }
+        match self.entries.iter().find(|(_, e)| !index.contains_key(&e.name)) {
+            Some((_, extra)) => Err(FormatError::Index {
+                path: index_path,
+                reason: format!(
+                    "tensor {} is in a shard but not in weight_map; index and shards are of different versions",
+                    extra.name
+                ),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The path it was opened with.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder with the side files (for a bare file: the folder it lies in).
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Name family, from the tensor names.
+    pub fn naming(&self) -> Naming {
+        self.naming
+    }
+
+    /// Tensor names in storage order: file by file, by offset.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.entries.iter().map(|(_, e)| e.name.as_str())
+    }
+
+    /// All tensors in storage order.
+    pub fn tensors(&self) -> impl Iterator<Item = Result<TensorView<'_>>> {
+        self.entries.iter().map(|(file, entry)| self.view(*file, entry))
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+        match self.by_name.get(name).and_then(|&i| self.entries.get(i)) {
+            Some((file, entry)) => self.view(*file, entry),
+            None => Err(FormatError::MissingTensor {
+                path: self.root.clone(),
+                tensor: name.to_owned(),
+                advice: "`qtool inspect` lists what is there",
+            }),
+        }
+    }
+
+    /// Bytes of all tensors together.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.entries.iter().map(|(_, e)| e.range.len() as u64).sum()
+    }
+
+    /// Names and sizes in bytes of the weight files.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = (String, u64)> {
+        self.files
+            .iter()
+            .map(|f| (file_name(f.path()), f.bytes().len() as u64))
+    }
+
+    /// Asks the system to read this tensor's bytes ahead.
+    pub fn will_need(&self, name: &str) {
+        if let Some((file, entry)) = self.by_name.get(name).and_then(|&i| self.entries.get(i))
+            && let Some(file) = self.files.get(*file)
+        {
+            file.will_need(entry.range.start, entry.range.len());
+        }
+    }
+
+    /// Fails when any weight file changed since opening.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(MappedFile::check_unchanged)
+    }
+
+    /// Everything beside the weights that belongs to the model: tokenizer, generation config,
+    /// licence, remote code. Plain files of the folder, sorted by name, without weights in any
+    /// format, indexes, hidden files, and manifests of qtool. Empty for a bare file.
+    pub fn side_files(&self) -> Result<Vec<PathBuf>> {
+        if !self.is_folder {
+            return Ok(Vec::new());
+        }
+        let mut files = Vec::new();
+        let listing = fs::read_dir(&self.folder).map_err(FormatError::io(&self.folder, "list"))?;
+        for item in listing {
+            let path = item.map_err(FormatError::io(&self.folder, "list"))?.path();
+            if path.is_file() && is_side_file(&file_name(&path)) {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    fn view<'a>(&'a self, file: usize, entry: &'a Entry) -> Result<TensorView<'a>> {
+        let file = self.files.get(file);
+        let bytes = file
+            .and_then(|f| f.bytes().get(entry.range.clone()))
+            .unwrap_or_default();
+        let path = file.map_or(self.root.as_path(), MappedFile::path);
+        TensorView::new(path, &entry.name, entry.dtype, &entry.shape, bytes)
+    }
+}
+
+/// Endings of files that hold weights, in any ecosystem.
+const WEIGHT_ENDINGS: [&str; 10] = [
+    ".safetensors",
+    ".index.json",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".pdparams",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+];
+
+fn is_side_file(name: &str) -> bool {
+    !name.starts_with('.')
+        && !WEIGHT_ENDINGS.iter().any(|ending| name.ends_with(ending))
+        && ![crate::artifact::MANIFEST_FILE, crate::export::PROVENANCE_FILE].contains(&name)
+}
+
+/// The last component of a path as text.
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}

@@ -1,0 +1,74 @@
+//! Other people's folders: each exporter lays out an artifact's neutral codes in one ecosystem's
+//! format. No exporter rounds codes again.
+//!
+//! Adding a format is one file here, one line in [`EXPORTERS`], and its page in `docs/formats`.
+
+pub mod bf16;
+
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::Result;
+use crate::artifact::Artifact;
+use crate::replace::Staging;
+use crate::scheme::Scheme;
+
+/// Marks a folder as an export of qtool and says of what.
+pub const PROVENANCE_FILE: &str = "qtool-export.json";
+
+/// Called with the bytes read so far, as an export goes on; returning false stops it.
+pub type OnBytes<'a> = &'a dyn Fn(u64) -> bool;
+
+/// One ecosystem format.
+pub trait Exporter: Sync {
+    /// Name on the command line.
+    fn name(&self) -> &'static str;
+
+    /// One line for `--help`.
+    fn summary(&self) -> &'static str;
+
+    /// `None` when the format can hold this scheme, or the reason in words.
+    fn refuses(&self, scheme: &Scheme) -> Option<String>;
+
+    /// Bytes of tensor data the export will write.
+    fn planned_bytes(&self, artifact: &Artifact) -> u64;
+
+    /// Writes the export into `staging`. `max_shard_bytes` bounds the tensor data of one file.
+    fn export(
+        &self,
+        artifact: &Artifact,
+        staging: &Staging,
+        max_shard_bytes: u64,
+        on_bytes: OnBytes<'_>,
+    ) -> Result<()>;
+}
+
+/// Every export format.
+pub const EXPORTERS: &[&dyn Exporter] = &[&bf16::DENSE_BF16];
+
+/// The exporter of this name.
+pub fn find(name: &str) -> Option<&'static dyn Exporter> {
+    EXPORTERS.iter().copied().find(|e| e.name() == name)
+}
+
+/// Writes the provenance file every export carries.
+pub(crate) fn write_provenance(staging: &Staging, artifact: &Artifact, format: &str) -> Result<()> {
+    let manifest = artifact.manifest();
+    let text = json!({
+        "format": format,
+        "tool": concat!("qtool ", env!("CARGO_PKG_VERSION")),
+        "artifact": { "tool": manifest.tool, "source": manifest.source, "options": manifest.options },
+    });
+    staging.write_file(PROVENANCE_FILE, format!("{text:#}\n").as_bytes())
+}
+
+/// Copies every file of the artifact that is neither weights, manifest nor `config.json`.
+pub(crate) fn copy_side_files(staging: &Staging, artifact: &Artifact) -> Result<()> {
+    for path in artifact.files().side_files()? {
+        if path.file_name() != Some(Path::new("config.json").as_os_str()) {
+            staging.copy_file(&path)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! What a quantized weight means, apart from how its bytes are laid out.
+//!
+//! A [`Scheme`] answers four separate questions: how many bits a code has, which grid its codes
+//! lie on, how weights are grouped along K, and in which type scales are stored. It can only be
+//! built through checked constructors, so impossible combinations do not exist.
+
+pub mod affine;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use affine::{AffineScheme, Grid, Grouping};
+
+use crate::dtype::Dtype;
+use crate::{FormatError, Result};
+
+/// The role of one stored tensor of a quantized weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Packed codes.
+    Codes,
+    /// One scale per group.
+    Scales,
+    /// Packed zero points, one per group.
+    ZeroPoints,
+}
+
+impl Role {
+    /// What is appended to the weight's name to name the stored tensor.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Codes => "codes",
+            Self::Scales => "scales",
+            Self::ZeroPoints => "zero_points",
+        }
+    }
+}
+
+/// One stored tensor of a quantized weight. Its bytes are N rows of `row_bytes`, so blocks of rows
+/// can be written one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// What it holds.
+    pub role: Role,
+    /// Layout name, a key of [`crate::packing::PACKINGS`] or `"rows"` for plain elements.
+    pub layout: &'static str,
+    /// Bits per packed value; the dtype's width for plain elements.
+    pub bits: u8,
+    /// Element type of the stored tensor.
+    pub dtype: Dtype,
+    /// (N, elements per row).
+    pub shape: [usize; 2],
+    /// Bytes of one row.
+    pub row_bytes: usize,
+}
+
+impl Part {
+    /// Bytes of the whole stored tensor.
+    pub fn bytes(&self) -> usize {
+        self.shape[0] * self.row_bytes
+    }
+}
+
+/// A quantization scheme. One variant per way of giving codes a meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Scheme {
+    /// value = (code - zero point) * scale.
+    Affine(AffineScheme),
+}
+
+impl Scheme {
+    /// The stored tensors of a weight of `n` x `k`. Fails when the shape does not fit the scheme.
+    pub fn parts(&self, n: usize, k: usize) -> Result<Vec<Part>> {
+        match self {
+            Self::Affine(scheme) => scheme.parts(n, k),
+        }
+    }
+
+    /// Bits per weight of a weight of `n` x `k`, with everything stored counted.
+    pub fn bits_per_weight(&self, n: usize, k: usize) -> Result<f64> {
+        let bytes: usize = self.parts(n, k)?.iter().map(Part::bytes).sum();
+        Ok(bytes as f64 * 8.0 / (n as f64 * k as f64).max(1.0))
+    }
+
+    /// Bits of one code.
+    pub fn bits(&self) -> u8 {
+        match self {
+            Self::Affine(scheme) => scheme.bits(),
+        }
+    }
+
+    /// The formula that gives a weight's value, as written into the manifest.
+    pub fn formula(&self) -> &'static str {
+        match self {
+            Self::Affine(_) => affine::FORMULA,
+        }
+    }
+
+    /// The scheme with this name, e.g. `w4-sym-g64-bf16`.
+    pub fn parse(name: &str) -> Result<Self> {
+        AffineScheme::parse(name)
+            .map(Self::Affine)
+            .ok_or_else(|| FormatError::Scheme {
+                got: name.to_owned(),
+                expected: "expected a name such as w8-sym-row-bf16 or w4-zp-g64-f16".to_owned(),
+            })
+    }
+}
+
+impl std::fmt::Display for Scheme {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Affine(scheme) => scheme.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Scheme {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Scheme {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Self::parse(&name).map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,280 @@
+//! The neutral value every quantizer produces and every exporter lays out: codes one per byte,
+//! scales, zero points. [`QuantizedWeight::dequantize_row`] is the single definition of what the
+//! codes mean.
+
+use crate::packing::{LSB_ROWS, Packing};
+use crate::scheme::{AffineScheme, Part, Role, Scheme};
+use crate::{FormatError, Result};
+
+/// A function with the contract of [`Packing::pack`] of `lsb-rows`, so that a faster twin from the
+/// floor above can stand in for it.
+pub type PackFn<'a> = &'a dyn Fn(u8, usize, &[u8], &mut Vec<u8>) -> Result<()>;
+
+/// A quantized matrix, or a block of its rows.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum QuantizedWeight {
+    /// See [`AffineWeight`].
+    Affine(AffineWeight),
+}
+
+impl QuantizedWeight {
+    /// Its scheme.
+    pub fn scheme(&self) -> Scheme {
+        match self {
+            Self::Affine(w) => Scheme::Affine(w.scheme),
+        }
+    }
+
+    /// (N, K).
+    pub fn dims(&self) -> (usize, usize) {
+        match self {
+            Self::Affine(w) => (w.n, w.k),
+        }
+    }
+
+    /// Writes the values of row `n` (K of them) to `out`. Rows out of range and an `out` that is
+    /// not K long leave the surplus untouched.
+    pub fn dequantize_row(&self, n: usize, out: &mut [f32]) {
+        match self {
+            Self::Affine(w) => w.dequantize_row(n, out),
+        }
+    }
+
+    /// Codes, one per byte, (N, codes per row).
+    pub fn codes(&self) -> &[u8] {
+        match self {
+            Self::Affine(w) => &w.codes,
+        }
+    }
+
+    /// The bytes of each stored tensor, in the order of [`Scheme::parts`].
+    pub fn encode(&self, pack: PackFn<'_>) -> Result<Vec<Vec<u8>>> {
+        match self {
+            Self::Affine(w) => w.encode(pack),
+        }
+    }
+
+    /// Rebuilds a weight from the bytes of its stored tensors, in the order of [`Scheme::parts`].
+    pub fn decode(scheme: Scheme, n: usize, k: usize, parts: &[&[u8]]) -> Result<Self> {
+        match scheme {
+            Scheme::Affine(scheme) => AffineWeight::decode(scheme, n, k, parts).map(Self::Affine),
+        }
+    }
+}
+
+/// Codes of an affine scheme with their scales and, where the grid asks for them, zero points.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AffineWeight {
+    scheme: AffineScheme,
+    n: usize,
+    k: usize,
+    codes: Vec<u8>,
+    scales: Vec<f32>,
+    zeros: Vec<u8>,
+}
+
+impl AffineWeight {
+    /// Joins codes (N, K), scales (N, G) and zero points (N, G; empty for a symmetric grid).
+    ///
+    /// Fails when a length is wrong, a code or zero point is outside the scheme's range, or a
+    /// scale is not a positive finite value of the scheme's scale dtype.
+    pub fn new(
+        scheme: AffineScheme,
+        n: usize,
+        k: usize,
+        codes: Vec<u8>,
+        scales: Vec<f32>,
+        zeros: Vec<u8>,
+    ) -> Result<Self> {
+        let groups = scheme.groups(n, k)?;
+        let stored_zeros = if scheme.fixed_zero().is_none() {
+            n * groups
+        } else {
+            0
+        };
+        check_len("codes", n * k, codes.len())?;
+        check_len("scales", n * groups, scales.len())?;
+        check_len("zero points", stored_zeros, zeros.len())?;
+        let (low, high) = scheme.code_range();
+        for (what, values) in [("code", &codes), ("zero point", &zeros)] {
+            let (min, max) = values
+                .iter()
+                .fold((high, low), |(min, max), &v| (min.min(v), max.max(v)));
+            if min < low || max > high {
+                let got = if min < low { min } else { max };
+                return Err(FormatError::Weight {
+                    what,
+                    expected: format!("{low} to {high}"),
+                    got: got.to_string(),
+                });
+            }
+        }
+        let dtype = scheme.scale_dtype();
+        if let Some(scale) = scales
+            .iter()
+            .find(|&&s| !(s > 0.0 && s.is_finite() && dtype.round(s) == s))
+        {
+            return Err(FormatError::Weight {
+                what: "scale",
+                expected: format!("a positive finite {dtype} value"),
+                got: scale.to_string(),
+            });
+        }
+        Ok(Self {
+            scheme,
+            n,
+            k,
+            codes,
+            scales,
+            zeros,
+        })
+    }
+
+    /// Its scheme.
+    pub fn scheme(&self) -> AffineScheme {
+        self.scheme
+    }
+
+    /// Scales, (N, G).
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// Stored zero points, (N, G); empty for a symmetric grid.
+    pub fn zeros(&self) -> &[u8] {
+        &self.zeros
+    }
+
+    /// Codes, (N, K).
+    pub fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    fn dequantize_row(&self, n: usize, out: &mut [f32]) {
+        let len = self.scheme.grouping().len(self.k).max(1);
+        let groups = self.k / len;
+        let codes = self.codes.get(n * self.k..(n + 1) * self.k).unwrap_or_default();
+        let middle = i32::from(self.scheme.fixed_zero().unwrap_or(0));
+        for (g, (codes, out)) in codes.chunks(len).zip(out.chunks_mut(len)).enumerate() {
+            let at = n * groups + g;
+            let scale = self.scales.get(at).copied().unwrap_or(0.0);
+            let zero = self.zeros.get(at).map_or(middle, |&z| i32::from(z));
+            for (out, code) in out.iter_mut().zip(codes) {
+                *out = (i32::from(*code) - zero) as f32 * scale;
+            }
+        }
+    }
+
+    fn encode(&self, pack: PackFn<'_>) -> Result<Vec<Vec<u8>>> {
+        let bits = self.scheme.bits();
+        let mut codes = Vec::with_capacity(self.n * LSB_ROWS.row_bytes(bits, self.k));
+        pack(bits, self.k, &self.codes, &mut codes)?;
+        let mut scales = Vec::with_capacity(self.scales.len() * self.scheme.scale_dtype().bytes());
+        self.scales
+            .iter()
+            .for_each(|&s| self.scheme.scale_dtype().push(s, &mut scales));
+        let mut parts = vec![codes, scales];
+        if self.scheme.fixed_zero().is_none() {
+            let mut zeros = Vec::new();
+            LSB_ROWS.pack(bits, self.scheme.groups(self.n, self.k)?, &self.zeros, &mut zeros)?;
+            parts.push(zeros);
+        }
+        Ok(parts)
+    }
+
+    fn decode(scheme: AffineScheme, n: usize, k: usize, bytes: &[&[u8]]) -> Result<Self> {
+        let parts = scheme.parts(n, k)?;
+        check_len("stored tensors", parts.len(), bytes.len())?;
+        let groups = scheme.groups(n, k)?;
+        let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+        for (part, bytes) in parts.iter().zip(bytes) {
+            check_len("bytes of a stored tensor", Part::bytes(part), bytes.len())?;
+            match part.role {
+                Role::Codes => LSB_ROWS.unpack(scheme.bits(), k, bytes, &mut codes)?,
+                Role::Scales => scales = scheme.scale_dtype().widen(bytes),
+                Role::ZeroPoints => LSB_ROWS.unpack(scheme.bits(), groups, bytes, &mut zeros)?,
+            }
+        }
+        Self::new(scheme, n, k, codes, scales, zeros)
+    }
+}
+
+fn check_len(what: &'static str, expected: usize, got: usize) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(FormatError::Weight {
+        what,
+        expected: format!("{expected} of them"),
+        got: got.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scheme(name: &str) -> AffineScheme {
+        AffineScheme::parse(name).unwrap()
+    }
+
+    #[test]
+    fn values_by_hand() {
+        let codes = [0u8, 8, 15, 9].repeat(8);
+        let w = AffineWeight::new(scheme("w4-sym-g16-f32"), 2, 16, codes, vec![0.5, 2.0], vec![]).unwrap();
+        let w = QuantizedWeight::Affine(w);
+        let mut row = [0.0; 16];
+        w.dequantize_row(0, &mut row);
+        assert_eq!(row[..4], [-4.0, 0.0, 3.5, 0.5]);
+        w.dequantize_row(1, &mut row);
+        assert_eq!(row[..4], [-16.0, 0.0, 14.0, 2.0]);
+    }
+
+    #[test]
+    fn what_is_encoded_decodes_to_the_same() {
+        for name in [
+            "w4-zp-g32-bf16",
+            "w8-sym-row-f16",
+            "w2-zp-g16-f32",
+            "w3-sym-g32-f16",
+        ] {
+            let s = scheme(name);
+            let (n, k) = (3, 96);
+            let groups = s.groups(n, k).unwrap();
+            let (low, high) = s.code_range();
+            let span = u32::from(high - low) + 1;
+            let codes = (0..n * k).map(|i| low + (i as u32 * 7 % span) as u8).collect();
+            let scales = (0..n * groups).map(|i| 0.25 + i as f32).collect();
+            let zeros = if s.fixed_zero().is_none() {
+                vec![low + 1; n * groups]
+            } else {
+                vec![]
+            };
+            let w = QuantizedWeight::Affine(AffineWeight::new(s, n, k, codes, scales, zeros).unwrap());
+            let parts = w.encode(&|b, k, c, o| LSB_ROWS.pack(b, k, c, o)).unwrap();
+            for (part, bytes) in w.scheme().parts(n, k).unwrap().iter().zip(&parts) {
+                assert_eq!(part.bytes(), bytes.len(), "{name} {:?}", part.role);
+            }
+            let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+            assert_eq!(QuantizedWeight::decode(w.scheme(), n, k, &slices).unwrap(), w);
+        }
+    }
+
+    #[test]
+    fn forbidden_values_are_refused() {
+        let s = scheme("w8-sym-row-bf16");
+        let new = |codes: Vec<u8>, scales: Vec<f32>| AffineWeight::new(s, 1, 2, codes, scales, vec![]);
+        assert!(new(vec![1, 255], vec![1.0]).is_ok());
+        for bad in [
+            new(vec![0, 1], vec![1.0]),
+            new(vec![1], vec![1.0]),
+            new(vec![1, 1], vec![]),
+        ] {
+            assert!(bad.is_err());
+        }
+        for scale in [0.0, -1.0, f32::NAN, f32::INFINITY, 1.000001] {
+            assert!(new(vec![1, 1], vec![scale]).is_err(), "{scale}");
+        }
+    }
+}
