@@ -1,0 +1,1 @@
+//! The encoder against brute force and at its corners.
