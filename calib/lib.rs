@@ -1,1 +1,67 @@
-//! calib.
+//! Deciding codes: which quantizer each tensor gets, and which code each weight.
+//!
+//! Some decisions need evidence from a running model, some do not; both live here. This package
+//! knows no ecosystem and no model architecture: it sees tensor names, shapes and rows of `f32`.
+//!
+//! | Idea | Where |
+//! |---|---|
+//! | what can be asked of a tensor | [`options`] |
+//! | which tensor gets what | [`recipe`] |
+//! | plain absmax and min-max rounding | [`rtn`] |
+//! | clip search for the least squared error | [`clip`] |
+//! | error figures of a block of rows | [`measure`] |
+#![forbid(unsafe_code)]
+
+pub mod affine;
+pub mod clip;
+pub mod error;
+pub mod measure;
+pub mod options;
+pub mod recipe;
+pub mod rtn;
+
+use qtool_formats::{QuantizedWeight, Scheme};
+use qtool_kernels::Isa;
+
+pub use error::CalibError;
+pub use options::TensorOptions;
+pub use recipe::{Decision, Recipe};
+
+/// Result of this package.
+pub type Result<T, E = CalibError> = std::result::Result<T, E>;
+
+/// One way to choose codes for rows of weights.
+///
+/// A quantizer always sees whole rows, and treats each row by itself: the codes of a row do not
+/// depend on which other rows are in the block. Threads and memory are the caller's business.
+pub trait Quantizer: Send + Sync {
+    /// The scheme its results have.
+    fn scheme(&self) -> Scheme;
+
+    /// Name and options, as written into the manifest.
+    fn describe(&self) -> String;
+
+    /// Chooses codes for `x`, a block of `n` rows of `k` values, row-major.
+    ///
+    /// Fails when a value is not finite, or when a scale does not fit the scheme's scale dtype.
+    /// Every instruction set gives the same result.
+    fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight>;
+}
+
+/// A way of choosing codes, as listed for people.
+pub struct Method {
+    /// Value of `--clip` that selects it.
+    pub name: &'static str,
+    /// One line for `--help` and the docs.
+    pub summary: &'static str,
+    /// Makes the quantizer for these options.
+    pub build: fn(&TensorOptions) -> Result<Box<dyn Quantizer>>,
+}
+
+/// Every method.
+pub const METHODS: &[Method] = &[rtn::METHOD, clip::METHOD];
+
+/// The method of this name.
+pub fn find(name: &str) -> Option<&'static Method> {
+    METHODS.iter().find(|m| m.name == name)
+}

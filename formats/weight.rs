@@ -12,7 +12,6 @@ pub type PackFn<'a> = &'a dyn Fn(u8, usize, &[u8], &mut Vec<u8>) -> Result<()>;
 
 /// A quantized matrix, or a block of its rows.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub enum QuantizedWeight {
     /// See [`AffineWeight`].
     Affine(AffineWeight),

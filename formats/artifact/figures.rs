@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 /// How close the decoded values w' are to the source values w, and how well the codes are used.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
-    /// sum (w - w')^2 / sum w^2. `None` when all w are zero and some w' is not.
+    /// sum (w - w')^2 / sum w^2. `None` when all w are zero and some w' is not, or
+    /// when the sums overflow.
     pub relative_mse: Option<f64>,
     /// Signal to quantization noise: -10 log10(relative_mse), in dB. `None` when the error is zero
     /// (the ratio is infinite) or the source is all zero.
@@ -43,7 +44,7 @@ impl Figures {
     /// and the bits per weight.
     pub fn new(m: &ErrorMoments, histogram: &[u64; 256], code_range: (u8, u8), bits_per_weight: f64) -> Self {
         let relative_mse = if m.sum_w2 > 0.0 {
-            Some(m.sum_e2 / m.sum_w2)
+            Some(m.sum_e2 / m.sum_w2).filter(|r| r.is_finite())
         } else {
             (m.sum_e2 == 0.0).then_some(0.0)
         };
@@ -93,7 +94,10 @@ impl Figures {
             ));
         }
         match self.relative_mse {
-            None => faults.push("the source is all zero but the decoded weight is not".to_owned()),
+            None => faults.push(
+                "no error figure: the source is all zero but the decoded weight is not, or the sums overflow"
+                    .to_owned(),
+            ),
             Some(r) if r > 0.5 => faults.push(format!(
                 "relative MSE {r:.3}: more than half of the weight's energy is lost"
             )),

@@ -63,7 +63,6 @@ impl Part {
 
 /// A quantization scheme. One variant per way of giving codes a meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Scheme {
     /// value = (code - zero point) * scale.
     Affine(AffineScheme),

@@ -1,0 +1,77 @@
+//! Error figures of a block of rows: adds up what [`Figures`] are made from. Owns the bridge from
+//! the kernels' sums to the manifest's figures, no formula of its own.
+
+use qtool_formats::artifact::Figures;
+use qtool_formats::artifact::figures::ErrorMoments;
+use qtool_formats::{QuantizedWeight, Scheme};
+use qtool_kernels::{ErrorSums, Isa, code_histogram, row_error};
+
+/// Sums over any number of rows. Merge blocks in row order, so that the result does not depend on
+/// how rows were spread over threads.
+#[derive(Debug, Clone)]
+pub struct BlockFigures {
+    /// Error sums.
+    pub sums: ErrorSums,
+    /// How often each code occurs.
+    pub histogram: [u64; 256],
+}
+
+impl Default for BlockFigures {
+    fn default() -> Self {
+        Self {
+            sums: ErrorSums::default(),
+            histogram: [0; 256],
+        }
+    }
+}
+
+impl BlockFigures {
+    /// Adds the figures of the rows that follow.
+    pub fn merge(&mut self, next: &Self) {
+        self.sums.merge(&next.sums);
+        self.histogram
+            .iter_mut()
+            .zip(&next.histogram)
+            .for_each(|(sum, count)| *sum += count);
+    }
+
+    /// The manifest's figures.
+    pub fn figures(&self, scheme: &Scheme, bits_per_weight: f64) -> Figures {
+        let moments = ErrorMoments {
+            sum_w2: self.sums.sum_x2,
+            sum_e2: self.sums.sum_e2,
+            sum_we: self.sums.sum_xe,
+            max_abs_e: f64::from(self.sums.max_abs_e),
+        };
+        let Scheme::Affine(affine) = scheme;
+        Figures::new(&moments, &self.histogram, affine.code_range(), bits_per_weight)
+    }
+}
+
+/// Adds the errors and codes of `weight` against its source `x`, (N, K).
+pub fn measure(isa: Isa, x: &[f32], weight: &QuantizedWeight, into: &mut BlockFigures) {
+    let QuantizedWeight::Affine(affine) = weight;
+    let (n, k) = weight.dims();
+    let group = affine.scheme().grouping().len(k);
+    let groups = affine.scales().len() / n.max(1);
+    let middle = affine
+        .scheme()
+        .fixed_zero()
+        .map(|zero| vec![f32::from(zero); groups]);
+    let mut zeros = vec![0f32; groups];
+    for (row, (x, codes)) in x.chunks_exact(k).zip(affine.codes().chunks_exact(k)).enumerate() {
+        let at = row * groups..(row + 1) * groups;
+        let zeros = match &middle {
+            Some(middle) => middle,
+            None => {
+                zeros
+                    .iter_mut()
+                    .zip(&affine.zeros()[at.clone()])
+                    .for_each(|(f, &z)| *f = f32::from(z));
+                &zeros
+            }
+        };
+        row_error(isa, x, codes, group, &affine.scales()[at], zeros, &mut into.sums);
+    }
+    code_histogram(affine.codes(), &mut into.histogram);
+}
