@@ -155,12 +155,11 @@ pub fn encode_row(
         return Ok(zero_row(x.len()));
     }
     let plan = race::Plan::of(effort);
-    let typical = Book::new(pairs::PAIRS[0]);
-    row.find_group_scales(isa, &typical);
+    row.find_group_scales(isa, race::typical());
     let finalists = race.run(row, isa, plan);
     let mut best: Option<scales::Fitted> = None;
-    for pair in finalists {
-        let fitted = fit.run(row, isa, Book::new(pair), plan);
+    for book in finalists {
+        let fitted = fit.run(row, isa, book, plan);
         if best.as_ref().is_none_or(|best| fitted.error < best.error) {
             best = Some(fitted);
         }

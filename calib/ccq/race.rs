@@ -1,17 +1,36 @@
 //! Which pairs of code scale and code zero suit a channel. Owns the race: many pairs judged on a few groups,
 //! the better ones on more, the best on all. Does not own the list of pairs or the stored scales.
 
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use qtool_formats::packing::wint2::VECTORS_PER_GROUP;
 use qtool_kernels::Isa;
 
 use super::pairs::PAIRS;
 use super::row::Row;
 use super::{Book, Effort};
 
+/// One heat of the race.
+#[derive(Debug, Clone, Copy)]
+struct Heat {
+    /// Pairs that enter.
+    pairs: usize,
+    /// One over the part of the groups that judges them.
+    part: usize,
+    /// Scales tried for each group, of which the best counts, relative to the group's own.
+    scales: &'static [f32],
+}
+
+/// Only the group's own scale.
+const OWN: &[f32] = &[1.0];
+/// The own scale and a local step to both sides: how well a pair uses the freedom of local scales.
+const NEAR: &[f32] = &[1.0, 0.92, 1.085];
+
 /// How much work each effort does.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plan {
-    /// Heats: how many pairs enter, and which part (one over this) of the groups judges them.
-    heats: &'static [(usize, usize)],
+    heats: &'static [Heat],
     /// Pairs that are fitted completely.
     finalists: usize,
     /// Super scales fitted for each finalist.
@@ -22,49 +41,84 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn of(effort: Effort) -> Self {
+        const FAST: &[Heat] = &[Heat { pairs: 16, part: 4, scales: OWN }];
+        const DEFAULT: &[Heat] = &[
+            Heat { pairs: 128, part: 16, scales: OWN },
+            Heat { pairs: 32, part: 4, scales: OWN },
+            Heat { pairs: 8, part: 1, scales: NEAR },
+        ];
+        const BEST: &[Heat] =
+            &[Heat { pairs: 256, part: 4, scales: OWN }, Heat { pairs: 96, part: 1, scales: NEAR }];
         match effort {
-            Effort::Fast => Self { heats: &[(16, 4)], finalists: 1, supers: 1, rounds: 1 },
-            Effort::Default => Self { heats: &[(256, 16), (64, 4), (16, 1)], finalists: 1, supers: 2, rounds: 2 },
-            Effort::Best => Self { heats: &[(512, 4), (128, 1)], finalists: 4, supers: 4, rounds: 6 },
+            Effort::Fast => Self { heats: FAST, finalists: 1, supers: 1, rounds: 0 },
+            Effort::Default => Self { heats: DEFAULT, finalists: 1, supers: 2, rounds: 1 },
+            Effort::Best => Self { heats: BEST, finalists: 6, supers: 4, rounds: 6 },
         }
     }
+}
+
+/// Every pair of the list with its codebook.
+static BOOKS: LazyLock<Vec<Book>> = LazyLock::new(|| PAIRS.iter().map(|&pair| Book::new(pair)).collect());
+
+/// The first pair of the list, the best single one.
+pub(super) fn typical() -> &'static Book {
+    &BOOKS[0]
 }
 
 /// Working memory of the race.
 #[derive(Debug, Default)]
 pub(super) struct Race {
-    /// Gain so far, book.
-    runners: Vec<(f64, Book)>,
-    books: Vec<Book>,
+    /// Gain so far and place in the list.
+    runners: Vec<(f64, usize)>,
+    scale: Vec<f32>,
     inverse: Vec<f32>,
     codes: Vec<u8>,
     gains: Vec<f32>,
+    best: Vec<f32>,
 }
 
 impl Race {
-    /// The pairs that did best with the groups' real-valued scales, best first.
-    pub(super) fn run(&mut self, row: &Row, isa: Isa, plan: Plan) -> Vec<(u16, u16)> {
-        if self.books.is_empty() {
-            self.books = PAIRS.iter().map(|&pair| Book::new(pair)).collect();
-        }
+    /// The pairs that did best with the groups' real-valued scales, best first. Heats with the same scales
+    /// build on each other: only the groups not judged before are searched.
+    pub(super) fn run(&mut self, row: &Row, isa: Isa, plan: Plan) -> Vec<&'static Book> {
         let groups = row.groups();
-        let mut runners: Vec<(f64, usize)> = (0..PAIRS.len()).map(|i| (0.0, i)).collect();
-        let mut judged = 0;
-        for &(entering, part) in plan.heats {
-            runners.truncate(entering);
-            let until = groups.div_ceil(part);
-            let range = judged..until.max(judged);
-            self.codes.resize(range.len() * 16, 0);
-            self.gains.resize(range.len(), 0.0);
-            for (gain, index) in &mut runners {
-                let scale = &row.scale()[range.clone()];
-                let (codes, gains) = (&mut self.codes, &mut self.gains);
-                row.search(isa, &self.books[*index], range.clone(), scale, &mut self.inverse, codes, gains);
-                *gain += self.gains.iter().map(|g| f64::from(*g)).sum::<f64>();
+        let mut runners = std::mem::take(&mut self.runners);
+        runners.clear();
+        runners.extend((0..BOOKS.len()).map(|place| (0.0, place)));
+        let (mut judged, mut scales) = (0, OWN);
+        for heat in plan.heats {
+            runners.truncate(heat.pairs);
+            if heat.scales != scales {
+                (judged, scales) = (0, heat.scales);
+                runners.iter_mut().for_each(|(gain, _)| *gain = 0.0);
+            }
+            let range = judged..groups.div_ceil(heat.part).max(judged);
+            for (gain, place) in &mut runners {
+                *gain += self.gain(row, isa, &BOOKS[*place], range.clone(), scales);
             }
             runners.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             judged = range.end;
         }
-        runners.iter().take(plan.finalists).map(|&(_, index)| PAIRS[index]).collect()
+        let finalists = runners.iter().take(plan.finalists).map(|&(_, place)| &BOOKS[place]).collect();
+        self.runners = runners;
+        finalists
+    }
+
+    /// The gain of the groups in `range`, each with the best of `scales`.
+    fn gain(&mut self, row: &Row, isa: Isa, book: &Book, range: Range<usize>, scales: &[f32]) -> f64 {
+        self.codes.resize(range.len() * VECTORS_PER_GROUP, 0);
+        self.gains.resize(range.len(), 0.0);
+        self.best.clear();
+        self.best.resize(range.len(), 0.0);
+        for factor in scales {
+            self.scale.clear();
+            self.scale.extend(row.scale()[range.clone()].iter().map(|s| s * factor));
+            let (scale, codes, gains) = (&self.scale, &mut self.codes, &mut self.gains);
+            row.search(isa, book, range.clone(), scale, &mut self.inverse, codes, gains);
+            for (best, gain) in self.best.iter_mut().zip(&self.gains) {
+                *best = best.max(*gain);
+            }
+        }
+        self.best.iter().map(|gain| f64::from(*gain)).sum()
     }
 }

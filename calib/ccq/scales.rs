@@ -33,7 +33,7 @@ const SPREAD: f32 = 1.1;
 const AGREEMENT: f64 = 2e-4;
 
 impl Fit {
-    pub(super) fn run(&mut self, row: &Row, isa: Isa, book: Book, plan: Plan) -> Fitted {
+    pub(super) fn run(&mut self, row: &Row, isa: Isa, book: &Book, plan: Plan) -> Fitted {
         let mut short: Vec<(f64, f32)> =
             candidates(row).into_iter().map(|s| (forecast(row, s), s)).collect();
         short.sort_by(|a, b| a.0.total_cmp(&b.0).then(b.1.total_cmp(&a.1)));
@@ -41,7 +41,7 @@ impl Fit {
         let mut best: Option<Fitted> = None;
         for (_, super_scale) in short {
             let start: Vec<u8> = (0..row.groups()).map(|g| nearest_local(row, g, super_scale).0).collect();
-            let fitted = self.locals(row, isa, &book, super_scale, &start);
+            let fitted = self.locals(row, isa, book, super_scale, &start);
             if best.as_ref().is_none_or(|best| fitted.error < best.error) {
                 best = Some(fitted);
             }
@@ -56,12 +56,12 @@ impl Fit {
         let agreeing = best.unwrap_or_else(empty);
         let mut free = agreeing.clone();
         for _ in 0..plan.rounds {
-            let wanted = row.least_squares(&book, &free.local, &free.codes, free.super_scale).0;
+            let wanted = row.least_squares(book, &free.local, &free.codes, free.super_scale).0;
             let wanted = row.storable(wanted);
             if wanted == free.super_scale || wanted <= 0.0 {
                 break;
             }
-            let next = self.locals(row, isa, &book, wanted, &free.local);
+            let next = self.locals(row, isa, book, wanted, &free.local);
             if next.error >= free.error {
                 break;
             }
