@@ -73,7 +73,11 @@ pub struct CcqRow {
 impl CcqRow {
     /// The three numbers of the channel, as the codec takes them.
     pub fn channel(&self) -> Channel {
-        Channel { super_scale: self.super_scale, code_scale: self.code_scale, code_zp: self.code_zp }
+        Channel {
+            super_scale: self.super_scale,
+            code_scale: self.code_scale,
+            code_zp: self.code_zp,
+        }
     }
 }
 
@@ -129,7 +133,11 @@ struct Book {
 impl Book {
     fn new(pair: (u16, u16)) -> Self {
         let windows = wint2::codebook(f32::from(pair.0), f32::from(pair.1), Arithmetic::Gemm);
-        Self { pair, windows, words: Codewords::new(&windows) }
+        Self {
+            pair,
+            windows,
+            words: Codewords::new(&windows),
+        }
     }
 }
 
@@ -164,7 +172,9 @@ pub fn encode_row(
             best = Some(fitted);
         }
     }
-    let Some(best) = best else { return Ok(zero_row(x.len())) };
+    let Some(best) = best else {
+        return Ok(zero_row(x.len()));
+    };
     Ok(finish(row, &best))
 }
 
@@ -177,7 +187,10 @@ fn check(x: &[f32], weights: Option<&[f32]>) -> Result<(), CcqError> {
     }
     let Some(weights) = weights else { return Ok(()) };
     if weights.len() != x.len() {
-        return Err(CcqError::ImportanceLength { expected: x.len(), got: weights.len() });
+        return Err(CcqError::ImportanceLength {
+            expected: x.len(),
+            got: weights.len(),
+        });
     }
     match weights.iter().position(|w| !(w.is_finite() && *w >= 0.0)) {
         Some(column) => Err(CcqError::Importance { column }),
@@ -202,7 +215,10 @@ fn finish(row: &Row, fitted: &scales::Fitted) -> CcqRow {
     let mut out = zero_row(row.groups() * GROUP);
     out.super_scale = row.stored_scale(fitted.super_scale);
     (out.code_scale, out.code_zp) = (f32::from(fitted.pair.0), f32::from(fitted.pair.1));
-    let groups = fitted.codes.chunks_exact(wint2::VECTORS_PER_GROUP).zip(&fitted.local);
+    let groups = fitted
+        .codes
+        .chunks_exact(wint2::VECTORS_PER_GROUP)
+        .zip(&fitted.local);
     for ((codes, &local), &g) in groups.zip(row.order()) {
         out.local[g] = local;
         if local > 0 {
@@ -218,5 +234,11 @@ fn finish(row: &Row, fitted: &scales::Fitted) -> CcqRow {
 ///
 /// When the lengths disagree.
 pub fn decode_row(row: &CcqRow, arithmetic: Arithmetic, out: &mut [bf16]) -> qtool_formats::Result<()> {
-    wint2::decode_row(&row.code_bytes, &wint2::pack_locals(&row.local)?, row.channel(), arithmetic, out)
+    wint2::decode_row(
+        &row.code_bytes,
+        &wint2::pack_locals(&row.local)?,
+        row.channel(),
+        arithmetic,
+        out,
+    )
 }

@@ -41,18 +41,59 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn of(effort: Effort) -> Self {
-        const FAST: &[Heat] = &[Heat { pairs: 16, part: 4, scales: OWN }];
+        const FAST: &[Heat] = &[Heat {
+            pairs: 16,
+            part: 4,
+            scales: OWN,
+        }];
         const DEFAULT: &[Heat] = &[
-            Heat { pairs: 128, part: 16, scales: OWN },
-            Heat { pairs: 32, part: 4, scales: OWN },
-            Heat { pairs: 8, part: 1, scales: NEAR },
+            Heat {
+                pairs: 128,
+                part: 16,
+                scales: OWN,
+            },
+            Heat {
+                pairs: 32,
+                part: 4,
+                scales: OWN,
+            },
+            Heat {
+                pairs: 8,
+                part: 1,
+                scales: NEAR,
+            },
         ];
-        const BEST: &[Heat] =
-            &[Heat { pairs: 256, part: 4, scales: OWN }, Heat { pairs: 96, part: 1, scales: NEAR }];
+        const BEST: &[Heat] = &[
+            Heat {
+                pairs: 256,
+                part: 4,
+                scales: OWN,
+            },
+            Heat {
+                pairs: 96,
+                part: 1,
+                scales: NEAR,
+            },
+        ];
         match effort {
-            Effort::Fast => Self { heats: FAST, finalists: 1, supers: 1, rounds: 0 },
-            Effort::Default => Self { heats: DEFAULT, finalists: 1, supers: 2, rounds: 1 },
-            Effort::Best => Self { heats: BEST, finalists: 6, supers: 4, rounds: 6 },
+            Effort::Fast => Self {
+                heats: FAST,
+                finalists: 1,
+                supers: 1,
+                rounds: 0,
+            },
+            Effort::Default => Self {
+                heats: DEFAULT,
+                finalists: 1,
+                supers: 2,
+                rounds: 1,
+            },
+            Effort::Best => Self {
+                heats: BEST,
+                finalists: 6,
+                supers: 4,
+                rounds: 6,
+            },
         }
     }
 }
@@ -99,7 +140,11 @@ impl Race {
             runners.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             judged = range.end;
         }
-        let finalists = runners.iter().take(plan.finalists).map(|&(_, place)| &BOOKS[place]).collect();
+        let finalists = runners
+            .iter()
+            .take(plan.finalists)
+            .map(|&(_, place)| &BOOKS[place])
+            .collect();
         self.runners = runners;
         finalists
     }
@@ -112,7 +157,8 @@ impl Race {
         self.best.resize(range.len(), 0.0);
         for factor in scales {
             self.scale.clear();
-            self.scale.extend(row.scale()[range.clone()].iter().map(|s| s * factor));
+            self.scale
+                .extend(row.scale()[range.clone()].iter().map(|s| s * factor));
             let (scale, codes, gains) = (&self.scale, &mut self.codes, &mut self.gains);
             row.search(isa, book, range.clone(), scale, &mut self.inverse, codes, gains);
             for (best, gain) in self.best.iter_mut().zip(&self.gains) {

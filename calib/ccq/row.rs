@@ -3,7 +3,7 @@
 //! real-valued scale. Does not own pairs or stored scales.
 
 use half::bf16;
-use qtool_formats::packing::wint2::{GROUP, MAX_LOCAL, VECTOR, VECTORS_PER_GROUP};
+use qtool_formats::packing::wint2::{GROUP, VECTOR, VECTORS_PER_GROUP};
 use qtool_kernels::{Isa, SearchWeights, nearest_codewords};
 use std::ops::Range;
 
@@ -74,14 +74,18 @@ impl Row {
         let step = stride(groups);
         self.order.extend((0..groups).map(|i| i * step % groups));
         self.x.resize(x.len(), 0.0);
-        let mean = weights.map_or(0.0, |w| w.iter().map(|w| f64::from(*w)).sum::<f64>() / w.len() as f64);
+        let mean = weights.map_or(0.0, |w| {
+            w.iter().map(|w| f64::from(*w)).sum::<f64>() / w.len() as f64
+        });
         let weights = weights.filter(|_| mean > 0.0);
         let weighted = weights.map_or(0, <[f32]>::len);
         self.w.resize(weighted, 0.0);
         self.wx.resize(weighted, 0.0);
         for (slot, &g) in self.order.iter().enumerate() {
             let out = slot * GROUP..(slot + 1) * GROUP;
-            spread(&x[g * GROUP..][..GROUP], &mut self.x[out.clone()], |x| (f64::from(x) * shrink) as f32);
+            spread(&x[g * GROUP..][..GROUP], &mut self.x[out.clone()], |x| {
+                (f64::from(x) * shrink) as f32
+            });
             if let Some(weights) = weights {
                 let relative = |w: f32| ((f64::from(w) / mean) as f32).max(LEAST_IMPORTANCE);
                 spread(&weights[g * GROUP..][..GROUP], &mut self.w[out.clone()], relative);
@@ -131,7 +135,10 @@ impl Row {
         let weights = if self.w.is_empty() {
             SearchWeights::Even { x: &self.x[of] }
         } else {
-            SearchWeights::Weighted { wx: &self.wx[of.clone()], w: &self.w[of] }
+            SearchWeights::Weighted {
+                wx: &self.wx[of.clone()],
+                w: &self.w[of],
+            }
         };
         nearest_codewords(isa, &book.words, weights, inverse, codes, gains);
         for (gain, scale) in gains.iter_mut().zip(scale) {
@@ -174,52 +181,78 @@ impl Row {
                 }
                 centre *= if up { STEP } else { 1.0 / STEP };
                 let next = [centre * if up { STEP } else { 1.0 / STEP }];
-                self.search(isa, book, g..g + 1, &next, &mut inverse, &mut codes[..16], &mut gains[..1]);
-                three = if up { [three[1], three[2], gains[0]] } else { [gains[0], three[0], three[1]] };
+                self.search(
+                    isa,
+                    book,
+                    g..g + 1,
+                    &next,
+                    &mut inverse,
+                    &mut codes[..16],
+                    &mut gains[..1],
+                );
+                three = if up {
+                    [three[1], three[2], gains[0]]
+                } else {
+                    [gains[0], three[0], three[1]]
+                };
             }
             self.scale[g] = centre * STEP.powf(vertex(three));
         }
         (self.inverse, self.codes, self.gains) = (inverse, codes, gains);
     }
 
-    /// Least-squares super scale for given codes and local scales, and the (weighted) error with the present
-    /// one, both in units of the scaled row.
-    pub(super) fn least_squares(&self, book: &Book, local: &[u8], codes: &[u8], super_scale: f32) -> (f32, f64) {
-        let (mut xy, mut yy, mut error) = (0.0, 0.0, 0.0);
-        for (g, (&local, codes)) in local.iter().zip(codes.chunks_exact(VECTORS_PER_GROUP)).enumerate() {
-            if local == 0 {
-                error += self.energy[g];
-                continue;
-            }
-            let l = f64::from(local.min(MAX_LOCAL));
-            let (mut xy_group, mut yy_group) = (0.0_f32, 0.0_f32);
+    /// The super scale of least (weighted) error for given codes and local scales, in units of the scaled row;
+    /// `None` when nothing in the row has a scale above zero.
+    pub(super) fn least_squares(&self, book: &Book, local: &[u8], codes: &[u8]) -> Option<f32> {
+        let (mut xy, mut yy) = (0.0, 0.0);
+        for (g, (&local, codes)) in local
+            .iter()
+            .zip(codes.chunks_exact(VECTORS_PER_GROUP))
+            .enumerate()
+        {
             let range = g * GROUP..(g + 1) * GROUP;
-            let plain = &self.x[range.clone()];
-            let wx = if self.w.is_empty() { plain } else { &self.wx[range.clone()] };
-            for i in 0..VECTOR {
-                for (v, &code) in codes.iter().enumerate() {
-                    let k = i * VECTORS_PER_GROUP + v;
-                    let c = f32::from(book.windows[usize::from(code)][i]);
-                    let w = if self.w.is_empty() { 1.0 } else { self.w[range.start + k] };
-                    xy_group += wx[k] * c;
-                    yy_group += w * c * c;
+            let mut c = [0.0; GROUP];
+            for (v, &code) in codes.iter().enumerate() {
+                for (i, &w) in book.windows[usize::from(code)].iter().enumerate() {
+                    c[i * VECTORS_PER_GROUP + v] = f32::from(w);
                 }
             }
-            let (xy_group, yy_group) = (f64::from(xy_group) * l, f64::from(yy_group) * l * l);
-            let s = f64::from(super_scale);
-            error += self.energy[g] - 2.0 * s * xy_group + s * s * yy_group;
-            xy += xy_group;
-            yy += yy_group;
+            let (xc, cc) = if self.w.is_empty() {
+                (lane_dot(&self.x[range], &c), lane_dot(&c, &c))
+            } else {
+                let mut wc = c;
+                wc.iter_mut()
+                    .zip(&self.w[range.clone()])
+                    .for_each(|(c, w)| *c *= w);
+                (lane_dot(&self.wx[range], &c), lane_dot(&wc, &c))
+            };
+            let l = f64::from(local);
+            xy += f64::from(xc) * l;
+            yy += f64::from(cc) * l * l;
         }
-        let best = if yy > 0.0 && xy > 0.0 { (xy / yy) as f32 } else { super_scale };
-        (best, error)
+        (yy > 0.0 && xy > 0.0).then(|| (xy / yy) as f32)
     }
+}
+
+/// Sum of products of 64 values: 16 lanes in order, then the lanes in order.
+fn lane_dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; 16];
+    for (a, b) in a.chunks_exact(16).zip(b.chunks_exact(16)) {
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += a * b;
+        }
+    }
+    lanes.iter().sum()
 }
 
 /// Where between -1 and 1 a parabola through three gains, one step apart, is highest.
 fn vertex([low, middle, high]: [f32; 3]) -> f32 {
     let bend = 2.0 * middle - low - high;
-    if bend > 0.0 { (0.5 * (high - low) / bend).clamp(-1.0, 1.0) } else { 0.0 }
+    if bend > 0.0 {
+        (0.5 * (high - low) / bend).clamp(-1.0, 1.0)
+    } else {
+        0.0
+    }
 }
 
 /// The group's weights from their order along K to component-major.

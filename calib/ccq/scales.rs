@@ -34,13 +34,17 @@ const AGREEMENT: f64 = 2e-4;
 
 impl Fit {
     pub(super) fn run(&mut self, row: &Row, isa: Isa, book: &Book, plan: Plan) -> Fitted {
-        let mut short: Vec<(f64, f32)> =
-            candidates(row).into_iter().map(|s| (forecast(row, s), s)).collect();
+        let mut short: Vec<(f64, f32)> = candidates(row)
+            .into_iter()
+            .map(|s| (forecast(row, s), s))
+            .collect();
         short.sort_by(|a, b| a.0.total_cmp(&b.0).then(b.1.total_cmp(&a.1)));
         short.truncate(plan.supers);
         let mut best: Option<Fitted> = None;
         for (_, super_scale) in short {
-            let start: Vec<u8> = (0..row.groups()).map(|g| nearest_local(row, g, super_scale).0).collect();
+            let start: Vec<u8> = (0..row.groups())
+                .map(|g| nearest_local(row, g, super_scale).0)
+                .collect();
             let fitted = self.locals(row, isa, book, super_scale, &start);
             if best.as_ref().is_none_or(|best| fitted.error < best.error) {
                 best = Some(fitted);
@@ -56,7 +60,9 @@ impl Fit {
         let agreeing = best.unwrap_or_else(empty);
         let mut free = agreeing.clone();
         for _ in 0..plan.rounds {
-            let wanted = row.least_squares(book, &free.local, &free.codes, free.super_scale).0;
+            let wanted = row
+                .least_squares(book, &free.local, &free.codes)
+                .unwrap_or(free.super_scale);
             let wanted = row.storable(wanted);
             if wanted == free.super_scale || wanted <= 0.0 {
                 break;
@@ -67,7 +73,11 @@ impl Fit {
             }
             free = next;
         }
-        if free.error < agreeing.error * (1.0 - AGREEMENT) { free } else { agreeing }
+        if free.error < agreeing.error * (1.0 - AGREEMENT) {
+            free
+        } else {
+            agreeing
+        }
     }
 
     /// The best local scale of each group near `start`, and its codes.
@@ -86,7 +96,8 @@ impl Fit {
         for offset in [0_i32, 1, -1] {
             let local = |g: usize| (i32::from(start[g]) + offset).clamp(0, i32::from(MAX_LOCAL)) as u8;
             self.scale.clear();
-            self.scale.extend((0..groups).map(|g| f32::from(local(g)) * super_scale));
+            self.scale
+                .extend((0..groups).map(|g| f32::from(local(g)) * super_scale));
             let (scale, codes, gains) = (&self.scale, &mut self.codes, &mut self.gains);
             row.search(isa, book, 0..groups, scale, &mut self.inverse, codes, gains);
             for g in 0..groups {
@@ -114,7 +125,7 @@ impl Fit {
                 self.take(&mut fitted, g, 0, next as u8);
             }
         }
-        fitted.error = row.least_squares(book, &fitted.local, &fitted.codes, super_scale).1;
+        fitted.error = row.energy().iter().sum::<f64>() - best.iter().map(|g| f64::from(*g)).sum::<f64>();
         fitted
     }
 
@@ -130,7 +141,9 @@ impl Fit {
 fn candidates(row: &Row) -> Vec<f32> {
     let mut scales: Vec<f32> = row.scale().iter().copied().filter(|s| *s > 0.0).collect();
     scales.sort_by(f32::total_cmp);
-    let (Some(&largest), Some(&median)) = (scales.last(), scales.get(scales.len() / 2)) else { return vec![] };
+    let (Some(&largest), Some(&median)) = (scales.last(), scales.get(scales.len() / 2)) else {
+        return vec![];
+    };
     let full = f32::from(MAX_LOCAL);
     let mut candidate = four_bits(2.0 * largest / full);
     let least = median / full / SPREAD;
@@ -178,5 +191,9 @@ fn excess(ratio: f32) -> f64 {
 
 /// What error beyond the best to expect of a super scale.
 fn forecast(row: &Row, super_scale: f32) -> f64 {
-    row.energy().iter().enumerate().map(|(g, e)| e * nearest_local(row, g, super_scale).1).sum()
+    row.energy()
+        .iter()
+        .enumerate()
+        .map(|(g, e)| e * nearest_local(row, g, super_scale).1)
+        .sum()
 }

@@ -128,7 +128,10 @@ fn main() {
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut kept: Vec<(f64, u32, u32, f32)> = vec![];
     for f in &found {
-        let far = |k: &(f64, u32, u32, f32)| { let d = (k.2 % k.1).abs_diff(f.2 % f.1); d.min(f.1 - d) > 1 || k.2.abs_diff(f.2) > 6 * f.1 };
+        let far = |k: &(f64, u32, u32, f32)| {
+            let d = (k.2 % k.1).abs_diff(f.2 % f.1);
+            d.min(f.1 - d) > 1 || k.2.abs_diff(f.2) > 6 * f.1
+        };
         if kept.iter().all(|k| k.1 != f.1 || far(k)) {
             kept.push(*f);
         }

@@ -40,6 +40,17 @@ fn row(kind: &str, k: usize, r: &mut Rng) -> Vec<f32> {
         .collect()
 }
 
+/// User time of this process so far, in seconds, from the kernel's account in ticks of 10 ms.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    fields
+        .get(11)
+        .and_then(|t| t.parse::<f64>().ok())
+        .unwrap_or(f64::NAN)
+        / 100.0
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let n: usize = args.get(1).map_or(48, |s| s.parse().unwrap());
@@ -50,8 +61,10 @@ fn main() {
         let mut r = Rng(42);
         let rows: Vec<Vec<f32>> = (0..n).map(|_| row(kind, k, &mut r)).collect();
         for effort in [Effort::Fast, Effort::Default, Effort::Best] {
-            if only.as_ref().is_some_and(|o| *o != format!("{effort:?}")) { continue; }
-            let t = Instant::now();
+            if only.as_ref().is_some_and(|o| *o != format!("{effort:?}")) {
+                continue;
+            }
+            let (t, cpu) = (Instant::now(), cpu_seconds());
             let res: Vec<[f64; 4]> = rows
                 .par_iter()
                 .map_init(Scratch::default, |scratch, x| {
@@ -71,7 +84,14 @@ fn main() {
                 .collect();
             let dt = t.elapsed().as_secs_f64();
             let s = |i: usize| res.iter().map(|r| r[i]).sum::<f64>();
-            println!("{kind:8} {effort:?} a {:.5} b {:.5} agree {}/{n}  {:.2} Mw/s wall", s(1) / s(0), s(2) / s(0), s(3), n as f64 * k as f64 / dt / 1e6);
+            println!(
+                "{kind:8} {effort:?} a {:.5} b {:.5} agree {}/{n}  {:.2} Mw/s wall {:.2} Mw/s per core second",
+                s(1) / s(0),
+                s(2) / s(0),
+                s(3),
+                n as f64 * k as f64 / dt / 1e6,
+                n as f64 * k as f64 / (cpu_seconds() - cpu) / 1e6
+            );
         }
     }
 }

@@ -51,11 +51,11 @@ const SMALLEST: f32 = 1e-30;
 #[derive(Debug, Clone)]
 pub struct Codewords {
     entries: [Entry; 256],
+    squares: [Squares; 256],
 }
 
 /// One codeword as the inner loop wants it: pairs of i16, the first in the low half.
 #[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
 struct Entry {
     /// 512 c0, 512 c1.
     first: i32,
@@ -63,10 +63,15 @@ struct Entry {
     second: i32,
     /// -16384 c.c + 255 - byte.
     bias: i32,
+}
+
+/// What the search with weights needs besides: pairs of i16 likewise.
+#[derive(Debug, Clone, Copy, Default)]
+struct Squares {
     /// -8 c0^2, -8 c1^2.
-    first_square: i32,
+    first: i32,
     /// -8 c2^2, -8 c3^2.
-    second_square: i32,
+    second: i32,
     /// 255 - byte.
     index: i32,
 }
@@ -80,6 +85,7 @@ impl Codewords {
     pub fn new(book: &[[i8; 4]; 256]) -> Self {
         let mut words = Self {
             entries: [Entry::default(); 256],
+            squares: [Squares::default(); 256],
         };
         words.set(book);
         words
@@ -92,7 +98,8 @@ impl Codewords {
     /// On a component outside -32..=31.
     pub fn set(&mut self, book: &[[i8; 4]; 256]) {
         let pair = |lo: i32, hi: i32| (lo & 0xFFFF) | (hi << 16);
-        for (index, (entry, word)) in self.entries.iter_mut().zip(book).enumerate() {
+        let tables = self.entries.iter_mut().zip(&mut self.squares);
+        for (index, ((entry, squares), word)) in tables.zip(book).enumerate() {
             assert!(
                 word.iter().all(|c| (-32..=31).contains(c)),
                 "codeword {word:?} outside -32..=31"
@@ -104,8 +111,10 @@ impl Codewords {
                 first: pair(512 * c[0], 512 * c[1]),
                 second: pair(512 * c[2], 512 * c[3]),
                 bias: index - 16_384 * square.iter().sum::<i32>(),
-                first_square: pair(-8 * square[0], -8 * square[1]),
-                second_square: pair(-8 * square[2], -8 * square[3]),
+            };
+            *squares = Squares {
+                first: pair(-8 * square[0], -8 * square[1]),
+                second: pair(-8 * square[2], -8 * square[3]),
                 index,
             };
         }
@@ -215,7 +224,7 @@ trait Objective: Copy {
     /// A codeword, in all lanes.
     type Word<D: Dot16>: Copy;
     /// Spreads a codeword.
-    fn spread<D: Dot16>(d: D, entry: &Entry) -> Self::Word<D>;
+    fn spread<D: Dot16>(d: D, book: &Codewords, byte: usize) -> Self::Word<D>;
     /// The score of a codeword for each vector.
     fn score<D: Dot16>(d: D, group: Self::Group<D>, word: Self::Word<D>) -> D::I;
     /// The gain of each vector from its best score.
@@ -255,7 +264,8 @@ impl Objective for Even<'_> {
         [d.pair(rounded[0], rounded[1]), d.pair(rounded[2], rounded[3])]
     }
     #[inline(always)]
-    fn spread<D: Dot16>(d: D, entry: &Entry) -> Self::Word<D> {
+    fn spread<D: Dot16>(d: D, book: &Codewords, byte: usize) -> Self::Word<D> {
+        let entry = &book.entries[byte];
         [
             d.splat_i(entry.first),
             d.splat_i(entry.second),
@@ -305,13 +315,14 @@ impl Objective for Weighted<'_> {
         )
     }
     #[inline(always)]
-    fn spread<D: Dot16>(d: D, entry: &Entry) -> Self::Word<D> {
+    fn spread<D: Dot16>(d: D, book: &Codewords, byte: usize) -> Self::Word<D> {
+        let (entry, squares) = (&book.entries[byte], &book.squares[byte]);
         [
             d.splat_i(entry.first),
             d.splat_i(entry.second),
-            d.splat_i(entry.first_square),
-            d.splat_i(entry.second_square),
-            d.splat_i(entry.index),
+            d.splat_i(squares.first),
+            d.splat_i(squares.second),
+            d.splat_i(squares.index),
         ]
     }
     #[inline(always)]
@@ -356,8 +367,8 @@ impl<O: Objective> Search<'_, O> {
             *group = self.prepare.read(d, first + i, self.inv_scales[first + i]);
         }
         let mut best = [d.splat_i(i32::MIN); COUNT];
-        for entry in &self.book.entries {
-            let word = O::spread(d, entry);
+        for byte in 0..256 {
+            let word = O::spread(d, self.book, byte);
             for i in 0..COUNT {
                 best[i] = d.max_i(best[i], O::score(d, groups[i], word));
             }
