@@ -172,10 +172,8 @@ pub fn encode_row(
             best = Some(fitted);
         }
     }
-    let Some(best) = best else {
-        return Ok(zero_row(x.len()));
-    };
-    Ok(finish(row, &best))
+    let best = best.filter(|best| best.super_scale > 0.0);
+    Ok(best.map_or_else(|| zero_row(x.len()), |best| finish(row, &best)))
 }
 
 fn check(x: &[f32], weights: Option<&[f32]>) -> Result<(), CcqError> {

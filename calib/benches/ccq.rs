@@ -15,10 +15,18 @@ const ROWS: usize = 256;
 fn rows() -> Vec<Vec<f32>> {
     let mut state = 1_u64;
     let mut uniform = move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / 16_777_216.0
     };
-    (0..ROWS).map(|_| (0..K).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()).collect()
+    (0..ROWS)
+        .map(|_| {
+            (0..K)
+                .map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0)
+                .collect()
+        })
+        .collect()
 }
 
 fn main() {
@@ -37,9 +45,11 @@ fn main() {
             }
             times.sort_by(f64::total_cmp);
             let start = Instant::now();
-            rows[..count].par_iter().for_each_init(Scratch::default, |scratch, row| {
-                black_box(encode_row(row, weights, effort, isa, scratch)).ok();
-            });
+            rows[..count]
+                .par_iter()
+                .for_each_init(Scratch::default, |scratch, row| {
+                    black_box(encode_row(row, weights, effort, isa, scratch)).ok();
+                });
             let all = start.elapsed().as_secs_f64();
             let rate = |seconds: f64, rows: usize| (rows * K) as f64 / seconds / 1e6;
             println!(

@@ -1,4 +1,16 @@
-//! The short list of code pairs that the encoder tries on every output channel.
+//! The list of code pairs that the encoder tries on every output channel. Owns the numbers and the account of
+//! how they were found; `examples/ccq_pairs.rs` finds them again.
+//!
+//! All 107,242 integer pairs with a code scale of 100 to 128 and all 256 codes in 0..=32767 were judged on 64
+//! Gaussian groups, the best 20,000 of them on 512 others, each at its best of three scales for all groups.
+//! Best first, a pair was kept unless one before it has the same code scale, nearly the same remainder of the
+//! code zero (within 1 of it) and a code zero less than six code scales away: such pairs share nearly all
+//! codewords, and the race over a channel lives on codebooks that differ. The first 256 remain.
+//!
+//! Pairs whose codes run past 15 bits (any code scale up to 32767) were searched too, four million of them. They
+//! give 0.3 % less error on Gaussian and 0.7 % less on Student-t weights, through variety rather than quality of
+//! single pairs. They are not used, because FastDeploy's third decoder computes codes in 16 bits, where such
+//! codes are undefined.
 
 /// (code scale, code zero), best first on independent Gaussian weights.
 #[rustfmt::skip]

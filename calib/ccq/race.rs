@@ -41,61 +41,28 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn of(effort: Effort) -> Self {
-        const FAST: &[Heat] = &[Heat {
-            pairs: 16,
-            part: 4,
-            scales: OWN,
-        }];
-        const DEFAULT: &[Heat] = &[
-            Heat {
-                pairs: 128,
-                part: 16,
-                scales: OWN,
-            },
-            Heat {
-                pairs: 32,
-                part: 4,
-                scales: OWN,
-            },
-            Heat {
-                pairs: 8,
-                part: 1,
-                scales: NEAR,
-            },
-        ];
-        const BEST: &[Heat] = &[
-            Heat {
-                pairs: 256,
-                part: 4,
-                scales: OWN,
-            },
-            Heat {
-                pairs: 96,
-                part: 1,
-                scales: NEAR,
-            },
-        ];
+        const FAST: &[Heat] = &[heat(12, 6, OWN)];
+        const DEFAULT: &[Heat] = &[heat(64, 16, OWN), heat(16, 4, OWN), heat(5, 1, NEAR)];
+        const BEST: &[Heat] = &[heat(256, 4, OWN), heat(96, 1, NEAR)];
         match effort {
-            Effort::Fast => Self {
-                heats: FAST,
-                finalists: 1,
-                supers: 1,
-                rounds: 0,
-            },
-            Effort::Default => Self {
-                heats: DEFAULT,
-                finalists: 1,
-                supers: 2,
-                rounds: 1,
-            },
-            Effort::Best => Self {
-                heats: BEST,
-                finalists: 6,
-                supers: 4,
-                rounds: 6,
-            },
+            Effort::Fast => Self::new(FAST, 1, 1, 0),
+            Effort::Default => Self::new(DEFAULT, 1, 1, 1),
+            Effort::Best => Self::new(BEST, 6, 4, 6),
         }
     }
+
+    fn new(heats: &'static [Heat], finalists: usize, supers: usize, rounds: usize) -> Self {
+        Self {
+            heats,
+            finalists,
+            supers,
+            rounds,
+        }
+    }
+}
+
+const fn heat(pairs: usize, part: usize, scales: &'static [f32]) -> Heat {
+    Heat { pairs, part, scales }
 }
 
 /// Every pair of the list with its codebook.

@@ -63,12 +63,13 @@ impl Row {
 
     /// Takes in a row of finite weights. False when all are zero.
     pub(super) fn load(&mut self, x: &[f32], weights: Option<&[f32]>) -> bool {
-        let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        let largest = largest(x);
         if largest == 0.0 {
             return false;
         }
         self.exponent = exponent(largest);
         let shrink = power_of_two(-self.exponent);
+        let shrink_f32 = (self.exponent.abs() <= 126).then_some(shrink as f32);
         let groups = x.len() / GROUP;
         self.order.clear();
         let step = stride(groups);
@@ -83,9 +84,11 @@ impl Row {
         self.wx.resize(weighted, 0.0);
         for (slot, &g) in self.order.iter().enumerate() {
             let out = slot * GROUP..(slot + 1) * GROUP;
-            spread(&x[g * GROUP..][..GROUP], &mut self.x[out.clone()], |x| {
-                (f64::from(x) * shrink) as f32
-            });
+            let (from, to) = (&x[g * GROUP..][..GROUP], &mut self.x[out.clone()]);
+            match shrink_f32 {
+                Some(shrink) => spread(from, to, |x| x * shrink),
+                None => spread(from, to, |x| (f64::from(x) * shrink) as f32),
+            }
             if let Some(weights) = weights {
                 let relative = |w: f32| ((f64::from(w) / mean) as f32).max(LEAST_IMPORTANCE);
                 spread(&weights[g * GROUP..][..GROUP], &mut self.w[out.clone()], relative);
@@ -98,10 +101,10 @@ impl Row {
         for g in 0..groups {
             let x = &self.x[g * GROUP..][..GROUP];
             let energy = match self.w.get(g * GROUP..(g + 1) * GROUP) {
-                Some(_) => dot(x, &self.wx[g * GROUP..][..GROUP]),
-                None => dot(x, x),
+                Some(_) => lane_dot(x, &self.wx[g * GROUP..][..GROUP]),
+                None => lane_dot(x, x),
             };
-            self.energy.push(energy);
+            self.energy.push(f64::from(energy));
         }
         true
     }
@@ -154,7 +157,7 @@ impl Row {
         let tiny = NEGLIGIBLE;
         for g in 0..groups {
             let x = &self.x[g * GROUP..][..GROUP];
-            let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+            let largest = largest(x);
             let mass = self.w.get(g * GROUP..(g + 1) * GROUP).map_or(GROUP as f64, sum);
             let rms = (self.energy[g] / mass).sqrt() as f32;
             let guess = (SCALE_OVER_RMS * rms).max(largest / LARGEST_OVER_SCALE);
@@ -264,8 +267,16 @@ fn spread(from: &[f32], to: &mut [f32], map: impl Fn(f32) -> f32) {
     }
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+/// Largest magnitude of a whole number of groups.
+fn largest(x: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; 16];
+    for x in x.chunks_exact(16) {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            let x = x.abs();
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    lanes.into_iter().fold(0.0, f32::max)
 }
 
 fn sum(a: &[f32]) -> f64 {

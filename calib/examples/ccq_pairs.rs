@@ -1,10 +1,19 @@
-//! Finds good pairs.
-use qtool_formats::packing::wint2::{Arithmetic, codebook};
-use qtool_kernels::{Codewords, Isa, SearchWeights, nearest_codewords};
-use std::time::Instant;
+//! Finds the pairs of code scale and code zero in `calib/ccq/pairs.rs`. Without arguments it prints that list;
+//! `wide COUNT` judges COUNT random pairs instead whose codes may run past 15 bits. A minute at most, but for
+//! `wide` with millions.
 
-struct Rng(u64);
-impl Rng {
+use qtool_formats::packing::wint2::{Arithmetic, MAX_CODE, codebook};
+use qtool_kernels::{Codewords, Isa, SearchWeights, nearest_codewords};
+
+/// Pairs printed.
+const KEEP: usize = 256;
+/// Pairs that come to the second judgement.
+const SECOND: usize = 20_000;
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -12,18 +21,22 @@ impl Rng {
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
     }
+
     fn uniform(&mut self) -> f64 {
-        ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+        ((self.next() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
     }
-    fn gauss(&mut self) -> f64 {
+
+    fn gaussian(&mut self) -> f64 {
         (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
     }
-    fn below(&mut self, n: u32) -> u32 {
-        (self.next() % u64::from(n)) as u32
+
+    fn code(&mut self) -> u32 {
+        (self.next() % (MAX_CODE as u64 + 1)) as u32
     }
 }
 
-struct Eval {
+/// Gaussian groups on which pairs are judged.
+struct Judge {
     x: Vec<f32>,
     energy: f64,
     words: Codewords,
@@ -31,10 +44,10 @@ struct Eval {
     gains: Vec<f32>,
 }
 
-impl Eval {
+impl Judge {
     fn new(groups: usize, seed: u64) -> Self {
-        let mut r = Rng(seed);
-        let x: Vec<f32> = (0..groups * 64).map(|_| r.gauss() as f32).collect();
+        let mut random = Random(seed);
+        let x: Vec<f32> = (0..groups * 64).map(|_| random.gaussian() as f32).collect();
         let energy = x.iter().map(|x| f64::from(*x).powi(2)).sum();
         let words = Codewords::new(&[[0; 4]; 256]);
         Self {
@@ -45,106 +58,79 @@ impl Eval {
             gains: vec![0.0; groups],
         }
     }
-    /// single scale error
-    fn at(&mut self, isa: Isa, s: f32) -> f64 {
-        let n = self.gains.len();
-        nearest_codewords(
-            isa,
-            &self.words,
-            SearchWeights::Even { x: &self.x },
-            &vec![1.0 / s; n],
-            &mut self.codes,
-            &mut self.gains,
-        );
-        1.0 - self.gains.iter().map(|g| f64::from(*g)).sum::<f64>() * f64::from(s * s) / self.energy
-    }
-    fn set(&mut self, cs: u32, zp: u32) {
-        self.words.set(&codebook(cs as f32, zp as f32, Arithmetic::Unzip));
-    }
-    /// local 4-bit error: per group the best of locals, for super s/12
-    fn local(&mut self, isa: Isa, base: f32) -> f64 {
-        let n = self.gains.len();
-        let mut best = vec![0.0f64; n];
-        for l in 7..=15 {
-            let s = base * l as f32;
+
+    /// Relative squared error of a pair, the same scale for all groups, at the best of `scales`.
+    fn error(&mut self, pair: (u32, u32), scales: [f32; 3]) -> f64 {
+        self.words
+            .set(&codebook(pair.0 as f32, pair.1 as f32, Arithmetic::Unzip));
+        let at = |scale: f32| {
+            let inverse = vec![1.0 / scale; self.gains.len()];
+            let x = SearchWeights::Even { x: &self.x };
             nearest_codewords(
-                isa,
+                Isa::best(),
                 &self.words,
-                SearchWeights::Even { x: &self.x },
-                &vec![1.0 / s; n],
+                x,
+                &inverse,
                 &mut self.codes,
                 &mut self.gains,
             );
-            for (b, g) in best.iter_mut().zip(&self.gains) {
-                *b = b.max(f64::from(*g) * f64::from(s * s));
-            }
+            let gain: f64 = self.gains.iter().map(|gain| f64::from(*gain)).sum();
+            1.0 - gain * f64::from(scale * scale) / self.energy
+        };
+        scales.map(at).into_iter().fold(f64::INFINITY, f64::min)
+    }
+
+    /// Judges all pairs and sorts them, best first.
+    fn sort(&mut self, pairs: &mut [(f64, (u32, u32))], scales: [f32; 3]) {
+        for (error, pair) in pairs.iter_mut() {
+            *error = self.error(*pair, scales);
         }
-        1.0 - best.iter().sum::<f64>() / self.energy
+        pairs.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     }
 }
 
+/// Whether two pairs share nearly all codewords.
+fn alike(a: (u32, u32), b: (u32, u32)) -> bool {
+    let apart = (a.1 % a.0.max(1)).abs_diff(b.1 % b.0.max(1));
+    a.0 == b.0 && apart.min(a.0.abs_diff(apart)) <= 1 && a.1.abs_diff(b.1) <= 6 * a.0
+}
+
 fn main() {
-    let mut args = std::env::args().skip(1);
-    let mode = args.next().unwrap_or("narrow".into());
-    let count: usize = args.next().map_or(100_000, |s| s.parse().unwrap());
-    let keep: usize = args.next().map_or(512, |s| s.parse().unwrap());
-    let isa = Isa::best();
-    let mut small = Eval::new(64, 1);
-    let mut r = Rng(77);
-    let mut found: Vec<(f64, u32, u32, f32)> = vec![];
-    if mode == "wide" {
-        for _ in 0..count {
-            found.push((9.0, r.below(32768), r.below(32768), 0.0));
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut pairs: Vec<(f64, (u32, u32))> = match arguments.as_slice() {
+        [mode, count] if mode == "wide" => {
+            let mut random = Random(77);
+            let count = count.parse().expect("wide COUNT, a number");
+            (0..count)
+                .map(|_| (0.0, (random.code(), random.code())))
+                .collect()
         }
-    } else {
-        for cs in 100..=128 {
-            for zp in 0..32768 - 255 * cs {
-                found.push((9.0, cs, zp, 0.0));
-            }
+        _ => {
+            let zeros = |scale: u32| 0..=MAX_CODE as u32 - 255 * scale;
+            (100..=128)
+                .flat_map(|scale| zeros(scale).map(move |zero| (0.0, (scale, zero))))
+                .collect()
         }
-    }
-    let t = Instant::now();
-    for f in &mut found {
-        small.set(f.1, f.2);
-        for s in [0.056, 0.062, 0.068] {
-            f.0 = f.0.min(small.at(isa, s));
-        }
-    }
-    eprintln!("stage 1: {:?} of {}", t.elapsed(), found.len());
-    found.sort_by(|a, b| a.0.total_cmp(&b.0));
-    found.truncate(20_000);
-    let mut mid = Eval::new(512, 2);
-    for f in &mut found {
-        mid.set(f.1, f.2);
-        f.0 = 9.0;
-        for s in [0.058, 0.062, 0.066] {
-            let err = mid.at(isa, s);
-            if err < f.0 {
-                f.0 = err;
-                f.3 = s;
-            }
+    };
+    Judge::new(64, 1).sort(&mut pairs, [0.056, 0.062, 0.068]);
+    pairs.truncate(SECOND);
+    Judge::new(512, 2).sort(&mut pairs, [0.058, 0.062, 0.066]);
+    let mut kept: Vec<(f64, (u32, u32))> = Vec::new();
+    for pair in pairs {
+        if kept.len() < KEEP && kept.iter().all(|kept| !alike(kept.1, pair.1)) {
+            kept.push(pair);
         }
     }
-    found.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let mut kept: Vec<(f64, u32, u32, f32)> = vec![];
-    for f in &found {
-        let far = |k: &(f64, u32, u32, f32)| {
-            let d = (k.2 % k.1).abs_diff(f.2 % f.1);
-            d.min(f.1 - d) > 1 || k.2.abs_diff(f.2) > 6 * f.1
-        };
-        if kept.iter().all(|k| k.1 != f.1 || far(k)) {
-            kept.push(*f);
-        }
+    eprintln!(
+        "relative error of the first {:.5}, of the last {:.5}",
+        kept[0].0,
+        kept[kept.len() - 1].0
+    );
+    for eight in kept.chunks(8) {
+        let line: Vec<String> = eight
+            .iter()
+            .map(|(_, (scale, zero))| format!("({scale}, {zero}),"))
+            .collect();
+        println!("    {}", line.join(" "));
     }
-    eprintln!("stage 2: {:?}, kept {}", t.elapsed(), kept.len());
-    for i in [0, 10, 50, 100, 200, 500, 1000, 2000, 4000] {
-        if i < kept.len() {
-            eprintln!("{i} {:?}", kept[i]);
-        }
-    }
-    let mut line = String::new();
-    for f in kept.iter().take(keep) {
-        line += &format!("({}, {}), ", f.1, f.2);
-    }
-    println!("{line}");
 }
