@@ -4,11 +4,10 @@
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use qtool_formats::packing::wint2::VECTORS_PER_GROUP;
 use qtool_kernels::Isa;
 
 use super::pairs::PAIRS;
-use super::row::Row;
+use super::row::{Found, Row};
 use super::{Book, Effort};
 
 /// One heat of the race.
@@ -79,9 +78,7 @@ pub(super) struct Race {
     /// Gain so far and place in the list.
     runners: Vec<(f64, usize)>,
     scale: Vec<f32>,
-    inverse: Vec<f32>,
-    codes: Vec<u8>,
-    gains: Vec<f32>,
+    found: Found,
     best: Vec<f32>,
 }
 
@@ -118,17 +115,14 @@ impl Race {
 
     /// The gain of the groups in `range`, each with the best of `scales`.
     fn gain(&mut self, row: &Row, isa: Isa, book: &Book, range: Range<usize>, scales: &[f32]) -> f64 {
-        self.codes.resize(range.len() * VECTORS_PER_GROUP, 0);
-        self.gains.resize(range.len(), 0.0);
         self.best.clear();
         self.best.resize(range.len(), 0.0);
         for factor in scales {
             self.scale.clear();
             self.scale
                 .extend(row.scale()[range.clone()].iter().map(|s| s * factor));
-            let (scale, codes, gains) = (&self.scale, &mut self.codes, &mut self.gains);
-            row.search(isa, book, range.clone(), scale, &mut self.inverse, codes, gains);
-            for (best, gain) in self.best.iter_mut().zip(&self.gains) {
+            row.search(isa, book, range.clone(), &self.scale, &mut self.found);
+            for (best, gain) in self.best.iter_mut().zip(&self.found.gains) {
                 *best = best.max(*gain);
             }
         }

@@ -24,6 +24,14 @@ const NEGLIGIBLE: f32 = 1e-6;
 /// Above this super scale a decoded weight (at most 480 times it) could overflow bf16.
 const LARGEST_SUPER: f64 = 6.6e35;
 
+/// What a search found, and its working memory.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    inverse: Vec<f32>,
+    pub(super) codes: Vec<u8>,
+    pub(super) gains: Vec<f32>,
+}
+
 /// A row of G groups; groups are numbered in visiting order everywhere below.
 #[derive(Debug, Default)]
 pub(super) struct Row {
@@ -41,10 +49,8 @@ pub(super) struct Row {
     energy: Vec<f64>,
     /// Best real-valued scale of each group, zero for a group of zeros, (G).
     scale: Vec<f32>,
-    /// Working memory, (G) and (G * 16).
-    inverse: Vec<f32>,
-    gains: Vec<f32>,
-    codes: Vec<u8>,
+    /// Working memory.
+    found: Found,
 }
 
 impl Row {
@@ -120,20 +126,25 @@ impl Row {
         (self.stored_scale(super_scale).to_f64() * power_of_two(-self.exponent)) as f32
     }
 
-    /// Searches the groups of `range` with `scale` (one per group of the range; zero gives gain zero): codes
-    /// (16 each) and how much smaller than its energy each group's error is, both in `range`'s order.
+    /// Searches the groups of `range` with `scale` (one per group of the range; zero gives gain zero). The codes
+    /// (16 a group) and how much smaller than its energy each group's error is come in `range`'s order.
     pub(super) fn search(
         &self,
         isa: Isa,
         book: &Book,
         range: Range<usize>,
         scale: &[f32],
-        inverse: &mut Vec<f32>,
-        codes: &mut [u8],
-        gains: &mut [f32],
+        found: &mut Found,
     ) {
+        let Found {
+            inverse,
+            codes,
+            gains,
+        } = found;
         inverse.clear();
         inverse.extend(scale.iter().map(|&s| if s > 0.0 { 1.0 / s } else { 0.0 }));
+        codes.resize(range.len() * VECTORS_PER_GROUP, 0);
+        gains.resize(range.len(), 0.0);
         let of = range.start * GROUP..range.end * GROUP;
         let weights = if self.w.is_empty() {
             SearchWeights::Even { x: &self.x[of] }
@@ -154,54 +165,42 @@ impl Row {
     pub(super) fn find_group_scales(&mut self, isa: Isa, book: &Book) {
         let groups = self.groups();
         self.scale.clear();
-        let tiny = NEGLIGIBLE;
         for g in 0..groups {
             let x = &self.x[g * GROUP..][..GROUP];
             let largest = largest(x);
             let mass = self.w.get(g * GROUP..(g + 1) * GROUP).map_or(GROUP as f64, sum);
             let rms = (self.energy[g] / mass).sqrt() as f32;
             let guess = (SCALE_OVER_RMS * rms).max(largest / LARGEST_OVER_SCALE);
-            self.scale.push(if largest < tiny { 0.0 } else { guess });
+            self.scale.push(if largest < NEGLIGIBLE { 0.0 } else { guess });
         }
-        let mut at = [vec![0.0; groups], vec![0.0; groups], vec![0.0; groups]];
-        let mut inverse = std::mem::take(&mut self.inverse);
-        let mut codes = std::mem::take(&mut self.codes);
-        let mut gains = std::mem::take(&mut self.gains);
-        codes.resize(groups * VECTORS_PER_GROUP, 0);
-        gains.resize(groups, 0.0);
-        for (factor, at) in [1.0 / STEP, 1.0, STEP].into_iter().zip(&mut at) {
+        let mut found = std::mem::take(&mut self.found);
+        let mut at = [1.0 / STEP, 1.0, STEP].map(|factor| {
             let scale: Vec<f32> = self.scale.iter().map(|s| s * factor).collect();
-            self.search(isa, book, 0..groups, &scale, &mut inverse, &mut codes, at);
-        }
+            self.search(isa, book, 0..groups, &scale, &mut found);
+            found.gains.clone().into_iter()
+        });
         for g in 0..groups {
             let mut centre = self.scale[g];
-            let mut three = [at[0][g], at[1][g], at[2][g]];
+            let mut three = at.each_mut().map(|gains| gains.next().unwrap_or(0.0));
             for _ in 0..MAX_WALK {
                 let up = three[2] > three[1] && three[2] >= three[0];
                 let down = three[0] > three[1] && !up;
                 if !(up || down) {
                     break;
                 }
-                centre *= if up { STEP } else { 1.0 / STEP };
-                let next = [centre * if up { STEP } else { 1.0 / STEP }];
-                self.search(
-                    isa,
-                    book,
-                    g..g + 1,
-                    &next,
-                    &mut inverse,
-                    &mut codes[..16],
-                    &mut gains[..1],
-                );
+                let factor = if up { STEP } else { 1.0 / STEP };
+                centre *= factor;
+                self.search(isa, book, g..g + 1, &[centre * factor], &mut found);
+                let next = found.gains[0];
                 three = if up {
-                    [three[1], three[2], gains[0]]
+                    [three[1], three[2], next]
                 } else {
-                    [gains[0], three[0], three[1]]
+                    [next, three[0], three[1]]
                 };
             }
             self.scale[g] = centre * STEP.powf(vertex(three));
         }
-        (self.inverse, self.codes, self.gains) = (inverse, codes, gains);
+        self.found = found;
     }
 
     /// The super scale of least (weighted) error for given codes and local scales, in units of the scaled row;

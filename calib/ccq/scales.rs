@@ -6,7 +6,7 @@ use qtool_kernels::Isa;
 
 use super::Book;
 use super::race::Plan;
-use super::row::Row;
+use super::row::{Found, Row};
 
 /// A complete encoding, in visiting order and units of the scaled row.
 #[derive(Debug, Clone)]
@@ -21,13 +21,11 @@ pub(super) struct Fitted {
 /// Working memory.
 #[derive(Debug, Default)]
 pub(super) struct Fit {
-    inverse: Vec<f32>,
     scale: Vec<f32>,
-    codes: Vec<u8>,
-    gains: Vec<f32>,
+    found: Found,
 }
 
-/// Super scales tried reach down to this part of the typical group's scale over 15.
+/// Super scales tried reach down to the median group's scale over 15, divided by this.
 const SPREAD: f32 = 1.1;
 /// How much larger (relatively) an error may be for a super scale with which both arithmetics agree.
 const AGREEMENT: f64 = 2e-4;
@@ -91,37 +89,34 @@ impl Fit {
             error: 0.0,
         };
         let mut best = vec![0.0_f32; groups];
-        self.codes.resize(groups * VECTORS_PER_GROUP, 0);
-        self.gains.resize(groups, 0.0);
         for offset in [0_i32, 1, -1] {
-            let local = |g: usize| (i32::from(start[g]) + offset).clamp(0, i32::from(MAX_LOCAL)) as u8;
+            let tried = start
+                .iter()
+                .map(|&l| (i32::from(l) + offset).clamp(0, i32::from(MAX_LOCAL)) as u8);
             self.scale.clear();
             self.scale
-                .extend((0..groups).map(|g| f32::from(local(g)) * super_scale));
-            let (scale, codes, gains) = (&self.scale, &mut self.codes, &mut self.gains);
-            row.search(isa, book, 0..groups, scale, &mut self.inverse, codes, gains);
-            for g in 0..groups {
-                if self.gains[g] > best[g] {
-                    best[g] = self.gains[g];
-                    self.take(&mut fitted, g, g, local(g));
+                .extend(tried.clone().map(|local| f32::from(local) * super_scale));
+            row.search(isa, book, 0..groups, &self.scale, &mut self.found);
+            for (g, (best, local)) in best.iter_mut().zip(tried).enumerate() {
+                if self.found.gains[g] > *best {
+                    *best = self.found.gains[g];
+                    self.take(&mut fitted, g, g, local);
                 }
             }
         }
-        for g in 0..groups {
+        for (g, best) in best.iter_mut().enumerate() {
             // Walk on where the best lies at an end of the three.
             let direction = i32::from(fitted.local[g]) - i32::from(start[g]);
-            while best[g] > 0.0 && direction != 0 {
+            while *best > 0.0 && direction != 0 {
                 let next = i32::from(fitted.local[g]) + direction.signum();
                 if !(1..=i32::from(MAX_LOCAL)).contains(&next) {
                     break;
                 }
-                let scale = [next as f32 * super_scale];
-                let (codes, gains) = (&mut self.codes[..VECTORS_PER_GROUP], &mut self.gains[..1]);
-                row.search(isa, book, g..g + 1, &scale, &mut self.inverse, codes, gains);
-                if self.gains[0] <= best[g] {
+                row.search(isa, book, g..g + 1, &[next as f32 * super_scale], &mut self.found);
+                if self.found.gains[0] <= *best {
                     break;
                 }
-                best[g] = self.gains[0];
+                *best = self.found.gains[0];
                 self.take(&mut fitted, g, 0, next as u8);
             }
         }
@@ -132,7 +127,7 @@ impl Fit {
     fn take(&self, fitted: &mut Fitted, g: usize, from: usize, local: u8) {
         let part = |g: usize| g * VECTORS_PER_GROUP..(g + 1) * VECTORS_PER_GROUP;
         fitted.local[g] = local;
-        fitted.codes[part(g)].copy_from_slice(&self.codes[part(from)]);
+        fitted.codes[part(g)].copy_from_slice(&self.found.codes[part(from)]);
     }
 }
 
