@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod affine;
+pub mod ccq;
 pub mod clip;
 pub mod error;
 pub mod measure;

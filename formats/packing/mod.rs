@@ -5,6 +5,8 @@
 pub mod lsb_rows;
 pub mod paddle_int4;
 pub mod paddle_int8;
+pub mod wint2;
+pub mod wint25;
 
 use crate::{FormatError, Result};
 
