@@ -30,6 +30,7 @@
 //! overflow are clipped at about 1.6e38; rows below bf16's smallest numbers decode to zero.
 
 mod pairs;
+mod quantizer;
 mod race;
 mod row;
 mod scales;
@@ -41,6 +42,7 @@ use qtool_formats::packing::wint2::{self, Arithmetic, CODEWORDS, Channel, GROUP,
 use qtool_kernels::{Codewords, Isa};
 use thiserror::Error;
 
+pub use quantizer::METHOD;
 use row::Row;
 
 /// How long to look for good pairs and scales. Each step costs a few times the one before.
@@ -53,6 +55,26 @@ pub enum Effort {
     Default,
     /// The whole list, several finalists fitted completely, and a walk around the best of them.
     Best,
+}
+
+impl Effort {
+    /// Every level, quickest first.
+    pub const ALL: [Self; 3] = [Self::Fast, Self::Default, Self::Best];
+
+    /// Its name in options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Default => "default",
+            Self::Best => "best",
+        }
+    }
+}
+
+impl std::fmt::Display for Effort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// One encoded output channel.

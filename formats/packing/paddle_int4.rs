@@ -159,7 +159,10 @@ mod tests {
             134, 134, 202, 202, 30, 30, 83, 83, 151, 151, 219,
         ];
         assert_eq!(bytes[..32], first);
-        let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let digest: String = Sha256::digest(&bytes)
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
         assert_eq!(
             digest,
             "a8954c0b390dd06d148877d866f385d2d5bb6ba50e2119bbfb67b3accbda3148"
@@ -195,9 +198,15 @@ mod tests {
     fn what_does_not_tile_is_refused() {
         for (bits, k, len) in [(4, 64, 128), (4, 32, 128), (8, 64, 256), (4, 0, 0), (4, 64, 260)] {
             let mut out = Vec::new();
-            assert!(PADDLE_INT4.pack(bits, k, &vec![0; len], &mut out).is_err(), "{bits} {k} {len}");
+            assert!(
+                PADDLE_INT4.pack(bits, k, &vec![0; len], &mut out).is_err(),
+                "{bits} {k} {len}"
+            );
             let half = len / 2;
-            assert!(PADDLE_INT4.unpack(bits, k, &vec![0; half], &mut out).is_err(), "{bits} {k} {half}");
+            assert!(
+                PADDLE_INT4.unpack(bits, k, &vec![0; half], &mut out).is_err(),
+                "{bits} {k} {half}"
+            );
         }
     }
 }

@@ -110,7 +110,10 @@ mod tests {
             190, 141, 197, 148, 204, 155, 211, 162, 218,
         ];
         assert_eq!(bytes[..32], first);
-        let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let digest: String = Sha256::digest(&bytes)
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
         assert_eq!(
             digest,
             "da8e4aff6231121a170ef0f3aefc57c4933f56b4a9d4fd1fab9ec0ce59569c13"
@@ -144,8 +147,14 @@ mod tests {
     fn what_does_not_tile_is_refused() {
         for (bits, k, len) in [(8, 64, 64), (8, 32, 64), (4, 64, 128), (8, 0, 0), (8, 64, 130)] {
             let mut out = Vec::new();
-            assert!(PADDLE_INT8.pack(bits, k, &vec![0; len], &mut out).is_err(), "{bits} {k} {len}");
-            assert!(PADDLE_INT8.unpack(bits, k, &vec![0; len], &mut out).is_err(), "{bits} {k} {len}");
+            assert!(
+                PADDLE_INT8.pack(bits, k, &vec![0; len], &mut out).is_err(),
+                "{bits} {k} {len}"
+            );
+            assert!(
+                PADDLE_INT8.unpack(bits, k, &vec![0; len], &mut out).is_err(),
+                "{bits} {k} {len}"
+            );
         }
     }
 }

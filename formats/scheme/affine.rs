@@ -92,7 +92,9 @@ impl AffineScheme {
             return Err(fault("affine codes have 2, 3, 4 or 8 bits"));
         }
         if grid == Grid::Narrow && bits == 8 {
-            return Err(fault("at 8 bits the symmetric grid is narrow already: ask for sym"));
+            return Err(fault(
+                "at 8 bits the symmetric grid is narrow already: ask for sym",
+            ));
         }
         if let Grouping::Columns(len) = grouping
             && !GROUP_LENGTHS.contains(&len)

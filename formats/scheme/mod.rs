@@ -5,6 +5,7 @@
 //! built through checked constructors, so impossible combinations do not exist.
 
 pub mod affine;
+pub mod ccq;
 pub mod family;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -25,6 +26,14 @@ pub enum Role {
     Scales,
     /// Packed zero points, one per group.
     ZeroPoints,
+    /// WINT2: packed 4-bit scales, one per group of 64.
+    LocalScales,
+    /// WINT2: scale of each output channel.
+    SuperScales,
+    /// WINT2: slope of byte to code, one per output channel.
+    CodeScales,
+    /// WINT2: offset of byte to code, one per output channel.
+    CodeZeroPoints,
 }
 
 impl Role {
@@ -34,6 +43,10 @@ impl Role {
             Self::Codes => "codes",
             Self::Scales => "scales",
             Self::ZeroPoints => "zero_points",
+            Self::LocalScales => "local_scales",
+            Self::SuperScales => "super_scales",
+            Self::CodeScales => "code_scales",
+            Self::CodeZeroPoints => "code_zero_points",
         }
     }
 }
@@ -74,6 +87,8 @@ impl Part {
 pub enum Scheme {
     /// value = (code - zero point) * scale.
     Affine(AffineScheme),
+    /// The 2-bit convolutional code, see [`ccq`].
+    Ccq,
 }
 
 impl Scheme {
@@ -88,6 +103,7 @@ impl Scheme {
     pub fn parts_in(&self, family: Family, n: usize, k: usize) -> Result<Vec<Part>> {
         match self {
             Self::Affine(scheme) => scheme.parts_in(family, n, k),
+            Self::Ccq => ccq::parts(family, n, k),
         }
     }
 
@@ -97,10 +113,19 @@ impl Scheme {
         Ok(bytes as f64 * 8.0 / (n as f64 * k as f64).max(1.0))
     }
 
-    /// Bits of one code.
+    /// Bits of one code: of one weight in an affine scheme, of four weights in WINT2.
     pub fn bits(&self) -> u8 {
         match self {
             Self::Affine(scheme) => scheme.bits(),
+            Self::Ccq => 8,
+        }
+    }
+
+    /// Smallest and largest code.
+    pub fn code_range(&self) -> (u8, u8) {
+        match self {
+            Self::Affine(scheme) => scheme.code_range(),
+            Self::Ccq => (0, u8::MAX),
         }
     }
 
@@ -108,16 +133,20 @@ impl Scheme {
     pub fn formula(&self) -> &'static str {
         match self {
             Self::Affine(_) => affine::FORMULA,
+            Self::Ccq => ccq::FORMULA,
         }
     }
 
     /// The scheme with this name, e.g. `w4-sym-g64-bf16`.
     pub fn parse(name: &str) -> Result<Self> {
+        if name == ccq::NAME {
+            return Ok(Self::Ccq);
+        }
         AffineScheme::parse(name)
             .map(Self::Affine)
             .ok_or_else(|| FormatError::Scheme {
                 got: name.to_owned(),
-                expected: "expected a name such as w8-sym-row-bf16 or w4-zp-g64-f16".to_owned(),
+                expected: "expected a name such as w8-sym-row-bf16, w4-zp-g64-f16 or wint2".to_owned(),
             })
     }
 }
@@ -126,6 +155,7 @@ impl std::fmt::Display for Scheme {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Affine(scheme) => scheme.fmt(f),
+            Self::Ccq => f.write_str(ccq::NAME),
         }
     }
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use console::style;
-use qtool_calib::options::{PartialOptions, parse_clip, parse_grid, parse_grouping, parse_scale};
+use qtool_calib::options::{
+    PartialOptions, parse_clip, parse_effort, parse_grid, parse_grouping, parse_scale,
+};
 use qtool_calib::{METHODS, Recipe};
 use qtool_formats::artifact::{Manifest, Stored};
 use qtool_formats::checkpoint::Checkpoint;
@@ -27,7 +29,7 @@ pub struct Args {
     /// Folder to create
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
-    /// Bits per code: 8 or 4
+    /// Bits per weight: 8, 4, or 2 (WINT2)
     #[arg(short, long, value_name = "BITS", value_parser = qtool_calib::options::parse_bits)]
     pub bits: u8,
     /// Columns that share a scale: 16 to 512, or "row" [default: row at 8 bits, 64 at 4]
@@ -39,6 +41,9 @@ pub struct Args {
     /// How scales are chosen: none or mse [default: none at 8 bits, mse at 4]
     #[arg(long, value_name = "METHOD")]
     pub clip: Option<String>,
+    /// How long to search at 2 bits: fast, default or best [default: default]
+    #[arg(long, value_name = "LEVEL")]
+    pub effort: Option<String>,
     /// Type scales are stored in: bf16, f16 or f32 [default: bf16]
     #[arg(long, value_name = "DTYPE")]
     pub scale_dtype: Option<String>,
@@ -88,8 +93,8 @@ fn after_help() -> String {
     format!(
         "\
 Embeddings, norms, output heads, routers, biases and everything that is no float matrix stay as
-they are unless a --rule names them. Rules: bits:8|4, group:N|row, grid:sym|zp, clip:none|mse,
-scale:bf16|f16|f32, in any number, separated by commas; or keep.
+they are unless a --rule names them. Rules: bits:8|4|2, group:N|row, grid:sym|zp, clip:none|mse,
+scale:bf16|f16|f32, effort:fast|default|best, in any number, separated by commas; or keep.
 
 Clip methods:
 {}
@@ -138,6 +143,7 @@ impl Args {
             },
             clip: self.clip.as_deref().map(parse_clip).transpose()?,
             scale: self.scale_dtype.as_deref().map(parse_scale).transpose()?,
+            effort: self.effort.as_deref().map(parse_effort).transpose()?,
         };
         Ok(Options {
             target: self.output.clone(),
