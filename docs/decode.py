@@ -85,7 +85,7 @@ def stored(folder, files, file, name):
         files[file] = json.loads(data[8:start].tobytes()), data[start:]
     header, data = files[file]
     begin, end = header[name]["data_offsets"]
-    return header[name], np.asarray(data[begin:end])
+    return header[name], np.array(data[begin:end])
 
 
 def matrix(folder, files, manifest, record):

@@ -23,6 +23,7 @@ pub mod interrupt;
 pub mod plan;
 pub mod progress;
 pub mod quantize;
+pub mod record;
 pub mod scan;
 pub mod table;
 pub mod verify;

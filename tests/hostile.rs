@@ -6,6 +6,7 @@
 mod folder;
 mod header;
 mod manifest;
+mod program;
 
 /// Asserts that `message` is one line and holds every fragment.
 #[track_caller]

@@ -6,15 +6,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{FORMAT, FORMAT_VERSION, Figures};
+use super::{FORMAT, FORMAT_VERSION, Figures, PieceRecord};
 use crate::checkpoint::shards::{is_plain_name, read_bounded};
 use crate::checkpoint::{Naming, Orientation};
-use crate::dtype::{Dtype, FloatDtype};
+use crate::dtype::Dtype;
 use crate::error::quoted;
 use crate::packing::{self, wint2};
-use crate::piece::Piece;
 use crate::scheme::{Family, Part, Role, Scheme};
 use crate::{FormatError, Result, limits};
 
@@ -26,6 +25,7 @@ pub struct Manifest {
     /// [`FORMAT_VERSION`] of the writer.
     pub version: u32,
     /// Name and version of the writing program.
+    #[serde(deserialize_with = "printable")]
     pub tool: String,
     /// The checkpoint it was made from.
     pub source: SourceRecord,
@@ -50,6 +50,7 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceRecord {
     /// Last component of the path it was opened with.
+    #[serde(deserialize_with = "printable")]
     pub name: String,
     /// Name family of its tensors.
     pub naming: Naming,
@@ -58,7 +59,11 @@ pub struct SourceRecord {
     /// Its weight files.
     pub files: Vec<FileRecord>,
     /// Tensors that were left out on purpose; absent when there are none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "all_printable"
+    )]
     pub dropped: Vec<String>,
 }
 
@@ -144,7 +149,11 @@ pub struct TensorRecord {
     /// Element type in the source; of an assembled kept tensor its own.
     pub dtype: Dtype,
     /// Digest of its bytes in the source; absent when it has `sources`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "maybe_printable"
+    )]
     pub source_digest: Option<String>,
     /// What it was assembled from, stacked along N in this order; absent when it is a tensor of the
     /// source as a whole, under its own name.
@@ -155,47 +164,6 @@ pub struct TensorRecord {
     pub stored: Stored,
 }
 
-/// A rectangle of a source tensor, see [`Piece`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PieceRecord {
-    /// Name of the source tensor.
-    pub tensor: String,
-    /// Its shape in the source.
-    pub shape: Vec<usize>,
-    /// Its element type in the source.
-    pub dtype: Dtype,
-    /// Digest of all its bytes in the source.
-    pub digest: String,
-    /// Whether the (N, K) matrix is the source tensor (`out_in`) or its transpose (`in_out`).
-    pub orientation: Orientation,
-    /// First row and the one after the last, of the (N, K) matrix.
-    pub rows: [usize; 2],
-    /// First column and the one after the last.
-    pub columns: [usize; 2],
-}
-
-impl PieceRecord {
-    /// The piece of this record, or `None` when the tensor is no matrix of floats or the rectangle
-    /// lies outside of it.
-    pub fn piece(&self) -> Option<Piece> {
-        let (columns, rows) = self.shape.split_last().map_or((1, &[][..]), |(c, r)| (*c, r));
-        let rows = rows.iter().try_fold(1usize, |p, &d| p.checked_mul(d))?;
-        let dims = match self.orientation {
-            Orientation::OutIn => (rows, columns),
-            Orientation::InOut => (columns, rows),
-        };
-        let range = |[from, to]: [usize; 2], end: usize| (from <= to && to <= end).then_some(from..to);
-        Some(Piece {
-            tensor: self.tensor.clone(),
-            dtype: FloatDtype::from_dtype(self.dtype)?,
-            orientation: self.orientation,
-            dims,
-            rows: range(self.rows, dims.0)?,
-            columns: range(self.columns, dims.1)?,
-        })
-    }
-}
-
 /// How a tensor is stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "stored", rename_all = "lowercase")]
@@ -203,11 +171,16 @@ pub enum Stored {
     /// Under its own name; byte for byte as in the source unless it has `sources`.
     Kept {
         /// Why.
+        #[serde(deserialize_with = "printable")]
         reason: String,
         /// File it lies in.
         file: String,
         /// Digest of its stored bytes; absent when the source's is the same.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(
+            default,
+            skip_serializing_if = "Option::is_none",
+            deserialize_with = "maybe_printable"
+        )]
         digest: Option<String>,
     },
     /// As codes.
@@ -220,6 +193,7 @@ pub struct QuantizedRecord {
     /// Name of the scheme, a key of [`Manifest::schemes`].
     pub scheme: Scheme,
     /// Which quantizer chose the codes, with its options.
+    #[serde(deserialize_with = "printable")]
     pub method: String,
     /// N: output rows of the decoded matrix.
     pub rows: usize,
@@ -232,7 +206,11 @@ pub struct QuantizedRecord {
     /// How good it is.
     pub figures: Figures,
     /// What is suspicious about it; empty when nothing is.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "all_printable"
+    )]
     pub faults: Vec<String>,
 }
 
@@ -256,6 +234,7 @@ pub struct PartRecord {
     /// Bytes of one row; all parts have N rows.
     pub row_bytes: usize,
     /// Digest of its bytes.
+    #[serde(deserialize_with = "printable")]
     pub digest: String,
 }
 
@@ -273,6 +252,30 @@ impl PartRecord {
             row_bytes: part.row_bytes,
             digest,
         }
+    }
+}
+
+/// Free text of a manifest, fit for a screen: control characters are escaped as it is read, so that
+/// a foreign artifact cannot write to the terminal of whoever inspects it.
+pub(super) fn printable<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<String, D::Error> {
+    Ok(escaped(String::deserialize(deserializer)?))
+}
+
+pub(super) fn maybe_printable<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<String>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.map(escaped))
+}
+
+fn all_printable<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<String>, D::Error> {
+    Ok(Vec::deserialize(deserializer)?.into_iter().map(escaped).collect())
+}
+
+fn escaped(text: String) -> String {
+    if text.chars().any(char::is_control) {
+        text.escape_debug().to_string()
+    } else {
+        text
     }
 }
 
@@ -328,7 +331,7 @@ impl Manifest {
             return Err(bad("files".to_owned(), "names of files of this folder", got));
         }
         for tensor in &self.tensors {
-            self.check_sources(path, tensor)?;
+            tensor.check_sources(path)?;
             let Stored::Quantized(record) = &tensor.stored else {
                 continue;
             };
@@ -386,52 +389,6 @@ impl Manifest {
             }
         }
         Ok(())
-    }
-
-    /// The pieces of an assembled tensor must lie inside their sources and, for a quantized one, make
-    /// up its rows and columns.
-    fn check_sources(&self, path: &Path, tensor: &TensorRecord) -> Result<()> {
-        let bad = |expected: &str, got: String| FormatError::Manifest {
-            path: path.to_owned(),
-            what: format!("sources of tensor {}", tensor.name),
-            expected: expected.to_owned(),
-            got,
-        };
-        if tensor.sources.is_empty() == tensor.source_digest.is_none() {
-            let got = if tensor.sources.is_empty() {
-                "neither"
-            } else {
-                "both"
-            };
-            return Err(bad("either source_digest or sources", got.to_owned()));
-        }
-        let quantized = match &tensor.stored {
-            Stored::Quantized(record) => Some(record),
-            Stored::Kept { .. } => None,
-        };
-        let mut rows = 0usize;
-        for source in &tensor.sources {
-            // A kept tensor of another type than float can only have been renamed.
-            let Some(piece) = source.piece() else {
-                if quantized.is_none() && tensor.sources.len() == 1 && source.dtype == tensor.dtype {
-                    return Ok(());
-                }
-                return Err(bad(
-                    "rectangles of float matrices",
-                    quoted(&format!("{source:?}")),
-                ));
-            };
-            rows = rows.saturating_add(piece.rows.len());
-            if quantized.is_some_and(|record| record.columns != piece.columns.len()) {
-                return Err(bad("pieces of K columns", quoted(&format!("{source:?}"))));
-            }
-        }
-        match quantized {
-            Some(record) if !tensor.sources.is_empty() && rows != record.rows => {
-                Err(bad(&format!("{} rows in all", record.rows), rows.to_string()))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Every mention of a file that holds a stored tensor.

@@ -15,13 +15,15 @@
 
 pub mod figures;
 pub mod manifest;
+pub mod ranks;
 pub mod reader;
+pub mod sources;
 
 pub use figures::Figures;
-pub use manifest::{
-    FileRecord, Manifest, PartRecord, PieceRecord, SchemeRecord, SourceRecord, Stored, TensorRecord,
-};
+pub use manifest::{FileRecord, Manifest, PartRecord, SchemeRecord, SourceRecord, Stored, TensorRecord};
+pub use ranks::RankIndex;
 pub use reader::Artifact;
+pub use sources::PieceRecord;
 
 /// File name of the manifest.
 pub const MANIFEST_FILE: &str = "qtool.json";

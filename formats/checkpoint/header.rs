@@ -116,17 +116,8 @@ fn check_tiling(path: &Path, tensors: &[(String, TensorInfo)]) -> Result<usize> 
             reason,
         };
         let (start, end) = info.data_offsets;
-        if name.is_empty() || name.len() > limits::MAX_NAME_BYTES {
-            return Err(bad(format!(
-                "a name of {} bytes; 1 to {} are accepted",
-                name.len(),
-                limits::MAX_NAME_BYTES
-            )));
-        }
-        if name.chars().any(char::is_control) {
-            return Err(bad(
-                "a name with control characters; only printable names are accepted".to_owned(),
-            ));
+        if let Some(fault) = name_fault(name) {
+            return Err(bad(fault));
         }
         if info.shape.len() > limits::MAX_DIMS {
             return Err(bad(format!(
@@ -162,6 +153,20 @@ fn check_tiling(path: &Path, tensors: &[(String, TensorInfo)]) -> Result<usize> 
         expected_start = end;
     }
     Ok(expected_start)
+}
+
+/// Why a tensor of this name is not accepted, or `None`.
+pub(crate) fn name_fault(name: &str) -> Option<String> {
+    if name.is_empty() || name.len() > limits::MAX_NAME_BYTES {
+        return Some(format!(
+            "a name of {} bytes; 1 to {} are accepted",
+            name.len(),
+            limits::MAX_NAME_BYTES
+        ));
+    }
+    name.chars()
+        .any(char::is_control)
+        .then(|| "a name with control characters; only printable names are accepted".to_owned())
 }
 
 /// Header entries in document order, so that a name given twice is seen.

@@ -178,7 +178,8 @@ impl Checkpoint {
 
     /// Everything beside the weights that belongs to the model: tokenizer, generation config,
     /// licence, remote code. Plain files of the folder, sorted by name, without weights in any
-    /// format, indexes, hidden files, and manifests of qtool. Empty for a bare file.
+    /// format, indexes, hidden files, names with control characters, and manifests of qtool. Empty
+    /// for a bare file.
     pub fn side_files(&self) -> Result<Vec<PathBuf>> {
         if !self.is_folder {
             return Ok(Vec::new());
@@ -221,6 +222,7 @@ const WEIGHT_ENDINGS: [&str; 10] = [
 
 fn is_side_file(name: &str) -> bool {
     !name.starts_with('.')
+        && shards::is_plain_name(name)
         && !WEIGHT_ENDINGS.iter().any(|ending| name.ends_with(ending))
         && ![crate::artifact::MANIFEST_FILE, crate::export::PROVENANCE_FILE].contains(&name)
 }

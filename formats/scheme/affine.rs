@@ -99,9 +99,7 @@ impl AffineScheme {
         if let Grouping::Columns(len) = grouping
             && !GROUP_LENGTHS.contains(&len)
         {
-            return Err(fault(
-                "groups have 16, 32, 64, 128, 256 or 512 columns, or the whole row",
-            ));
+            return Err(fault("groups have 16, 32, 64, 128, 256 or 512 columns, or row"));
         }
         Ok(this)
     }
@@ -174,7 +172,7 @@ impl AffineScheme {
             fitting.join(", ")
         };
         Err(refused(format!(
-            "K = {k} is not a multiple of {len}; fitting group sizes: {fitting}, or the whole row"
+            "K = {k} is not a multiple of {len}; fitting group sizes: {fitting}, or row"
         )))
     }
 

@@ -12,7 +12,8 @@ import numpy as np
 
 LAYOUTS = {
     "rows": "element [n][g] is element n*shape[1] + g of the tensor",
-    "lsb-rows": "bit i of code[n][k] is bit (k*bits + i) % 8 of byte n*row_bytes + (k*bits + i) / 8",
+    "lsb-rows": "bit i of code[n][k] is bit (k*bits + i) % 8"
+                " of byte n*row_bytes + (k*bits + i) / 8",
 }
 AFFINE = "value[n][k] = (code[n][k] - zero_point[n][k / group]) * scale[n][k / group], in f32"
 FLOAT_BYTES = {"BF16": 2, "F16": 2, "F32": 4}

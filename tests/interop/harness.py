@@ -52,7 +52,8 @@ class Context:
         """Runs qtool; fails unless its status is 0."""
         command = [str(self.qtool), *map(str, arguments)]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, f"{' '.join(command)}: {ran.returncode}\n{ran.stdout}{ran.stderr}"
+        said = f"{' '.join(command)}: {ran.returncode}\n{ran.stdout}{ran.stderr}"
+        assert ran.returncode == 0, said
         return ran.stdout
 
     @cache

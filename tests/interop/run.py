@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is to be looked up
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # cores may be shared
 sys.dont_write_bytecode = True
 
 import harness  # noqa: E402

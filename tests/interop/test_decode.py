@@ -143,7 +143,8 @@ def test_command_line(context):
                             handmade.kept("norm", "BF16", [1], b"\x80\x3f")])
     command = [sys.executable, ROOT / "docs" / "decode.py"]
     npz = folder / "all.npz"
-    ran = subprocess.run([*command, folder, "--npz", npz], capture_output=True, text=True, check=True)
+    ran = subprocess.run([*command, folder, "--npz", npz], capture_output=True, text=True,
+                         check=True)
     digest = hashlib.sha256(struct.pack("<4f", 1, 0, -16, 14)).hexdigest()
     one = hashlib.sha256(struct.pack("<f", 1)).hexdigest()
     assert ran.stdout == f"w 2x2 BF16 {digest}\nnorm 1 BF16 {one}\n", ran.stdout

@@ -4,6 +4,7 @@ import json
 import sys
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import checkpoints
@@ -12,6 +13,9 @@ from test_weights import DENSE, INT4, INT8, MOE
 
 sys.path.insert(0, str(MODELS))
 from evaluate import measure  # noqa: E402  the one definition of bits per byte
+
+transformers.logging.set_verbosity_error()  # no word on texts longer than the model's context,
+transformers.logging.disable_progress_bar()  # which are cut into windows here
 
 # INT8 may cost this share of the base model's bits per byte.
 INT8_MAY_COST = 0.005

@@ -61,8 +61,8 @@ def check_weights(context, model, options, source=None, names=None, orientation=
 
 
 def check_grid(record, original, values, codes, scales, zeros):
-    """Every code is the nearest one of its grid, or an end of the grid beyond which the weight lies;
-    every group uses its grid."""
+    """Every code is the nearest one of its grid, or an end of the grid beyond which the weight
+    lies; every row uses its grid."""
     bits = int(record["scheme"][1])
     low, high = (1 if bits == 8 else 0), 2**bits - 1
     assert codes.min() >= low and codes.max() <= high, record["name"]

@@ -1,3 +1,4 @@
+//! Fuzz target: any bytes as a safetensors file, judged by the format's own library.
 #![no_main]
 
 #[path = "../oracle.rs"]

@@ -1,3 +1,4 @@
+//! Fuzz target: any bytes as a manifest; whatever is accepted keeps the manifest's promises.
 #![no_main]
 
 #[path = "../oracle.rs"]
