@@ -21,13 +21,14 @@ use crate::{Method, Quantizer, Result, TensorOptions};
 /// The registry entry.
 pub const METHOD: Method = Method {
     name: "mse",
+    bits: &[4, 8],
     summary: "clip search: the scale of each group with the least squared error (the default at 4 bits)",
     build,
 };
 
 fn build(options: &TensorOptions) -> Result<Box<dyn Quantizer>> {
     Ok(Box::new(ClipSearch {
-        scheme: options.scheme()?,
+        scheme: options.affine_scheme()?,
     }))
 }
 

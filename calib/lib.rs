@@ -9,10 +9,12 @@
 //! | which tensor gets what | [`recipe`] |
 //! | plain absmax and min-max rounding | [`rtn`] |
 //! | clip search for the least squared error | [`clip`] |
+//! | the encoder of WINT2, two bits a weight | [`ccq`] |
 //! | error figures of a block of rows | [`measure`] |
 #![forbid(unsafe_code)]
 
 pub mod affine;
+pub mod ccq;
 pub mod clip;
 pub mod error;
 pub mod measure;
@@ -50,8 +52,10 @@ pub trait Quantizer: Send + Sync {
 
 /// A way of choosing codes, as listed for people.
 pub struct Method {
-    /// Value of `--clip` that selects it.
+    /// Name; at 4 and 8 bits the value of `--clip` that selects it.
     pub name: &'static str,
+    /// Code widths it is for.
+    pub bits: &'static [u8],
     /// One line for `--help` and the docs.
     pub summary: &'static str,
     /// Makes the quantizer for these options.
@@ -59,7 +63,7 @@ pub struct Method {
 }
 
 /// Every method.
-pub const METHODS: &[Method] = &[rtn::METHOD, clip::METHOD];
+pub const METHODS: &[Method] = &[rtn::METHOD, clip::METHOD, ccq::METHOD];
 
 /// The method of this name.
 pub fn find(name: &str) -> Option<&'static Method> {

@@ -3,6 +3,8 @@
 
 use qtool_formats::artifact::Figures;
 use qtool_formats::artifact::figures::ErrorMoments;
+use qtool_formats::packing::wint2::{GROUP, ZERO_POINT};
+use qtool_formats::weight::{AffineWeight, CcqWeight};
 use qtool_formats::{QuantizedWeight, Scheme};
 use qtool_kernels::{ErrorSums, Isa, code_histogram, row_error};
 
@@ -43,35 +45,59 @@ impl BlockFigures {
             sum_we: self.sums.sum_xe,
             max_abs_e: f64::from(self.sums.max_abs_e),
         };
-        let Scheme::Affine(affine) = scheme;
-        Figures::new(&moments, &self.histogram, affine.code_range(), bits_per_weight)
+        Figures::new(&moments, &self.histogram, scheme.code_range(), bits_per_weight)
     }
 }
 
 /// Adds the errors and codes of `weight` against its source `x`, (N, K).
 pub fn measure(isa: Isa, x: &[f32], weight: &QuantizedWeight, into: &mut BlockFigures) {
-    let QuantizedWeight::Affine(affine) = weight;
+    match weight {
+        QuantizedWeight::Affine(affine) => measure_affine(isa, x, affine, into),
+        QuantizedWeight::Ccq(ccq) => measure_ccq(isa, x, ccq, into),
+    }
+    code_histogram(weight.codes(), &mut into.histogram);
+}
+
+fn measure_affine(isa: Isa, x: &[f32], weight: &AffineWeight, into: &mut BlockFigures) {
     let (n, k) = weight.dims();
-    let group = affine.scheme().grouping().len(k);
-    let groups = affine.scales().len() / n.max(1);
-    let middle = affine
+    let group = weight.scheme().grouping().len(k);
+    let groups = weight.scales().len() / n.max(1);
+    let middle = weight
         .scheme()
         .fixed_zero()
         .map(|zero| vec![f32::from(zero); groups]);
     let mut zeros = vec![0f32; groups];
-    for (row, (x, codes)) in x.chunks_exact(k).zip(affine.codes().chunks_exact(k)).enumerate() {
+    for (row, (x, codes)) in x.chunks_exact(k).zip(weight.codes().chunks_exact(k)).enumerate() {
         let at = row * groups..(row + 1) * groups;
         let zeros = match &middle {
             Some(middle) => middle,
             None => {
                 zeros
                     .iter_mut()
-                    .zip(&affine.zeros()[at.clone()])
+                    .zip(&weight.zeros()[at.clone()])
                     .for_each(|(f, &z)| *f = f32::from(z));
                 &zeros
             }
         };
-        row_error(isa, x, codes, group, &affine.scales()[at], zeros, &mut into.sums);
+        row_error(isa, x, codes, group, &weight.scales()[at], zeros, &mut into.sums);
     }
-    code_histogram(affine.codes(), &mut into.histogram);
+}
+
+/// A WINT2 row is an affine row of windows: zero at 32, scale local * super per group of 64.
+fn measure_ccq(isa: Isa, x: &[f32], weight: &CcqWeight, into: &mut BlockFigures) {
+    let k = weight.k();
+    let zeros = vec![ZERO_POINT as f32; k / GROUP];
+    let mut windows = vec![0u8; k];
+    for (row, x) in x.chunks_exact(k).enumerate() {
+        weight.windows(row, &mut windows);
+        row_error(
+            isa,
+            x,
+            &windows,
+            GROUP,
+            &weight.group_scales(row),
+            &zeros,
+            &mut into.sums,
+        );
+    }
 }

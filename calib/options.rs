@@ -4,12 +4,17 @@
 use std::fmt;
 
 use qtool_formats::FloatDtype;
+use qtool_formats::Scheme;
 use qtool_formats::scheme::{AffineScheme, Grid, Grouping};
 
+use crate::ccq::Effort;
 use crate::{CalibError, METHODS, Result};
 
-/// Code widths that `--bits` and rules accept.
-pub const BITS: [u8; 2] = [4, 8];
+/// Code widths that `--bits` and rules accept. Two bits are WINT2, whose codes, groups and scales
+/// are fixed.
+pub const BITS: [u8; 3] = [2, 4, 8];
+/// The method of two bits.
+const CCQ: &str = "ccq";
 
 /// Options of one tensor, all filled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +29,8 @@ pub struct TensorOptions {
     pub clip: &'static str,
     /// Type scales are stored in.
     pub scale: FloatDtype,
+    /// How long to search; for 2 bits only.
+    pub effort: Effort,
 }
 
 /// Options as typed: what is absent takes the default of the code width.
@@ -39,32 +46,33 @@ pub struct PartialOptions {
     pub clip: Option<&'static str>,
     /// See [`TensorOptions::scale`].
     pub scale: Option<FloatDtype>,
+    /// See [`TensorOptions::effort`].
+    pub effort: Option<Effort>,
 }
 
 impl PartialOptions {
     /// Fills in defaults: 8 bits are per output channel and unclipped; 4 bits are in groups of 64
-    /// with clip search. Both are symmetric, with BF16 scales.
+    /// with clip search; both are symmetric, with BF16 scales. 2 bits are WINT2 at default effort.
     ///
-    /// Fails when the combination is no scheme.
+    /// Fails when the combination is no scheme, or when an option has no meaning at this width.
     pub fn complete(self, bits: u8) -> Result<TensorOptions> {
         let bits = self.bits.unwrap_or(bits);
-        let eight = bits == 8;
-        let options = TensorOptions {
-            bits,
-            grouping: self.grouping.unwrap_or(if eight {
-                Grouping::Row
-            } else {
-                Grouping::Columns(64)
-            }),
-            grid: self.grid.unwrap_or(Grid::Symmetric),
-            clip: self.clip.unwrap_or(if eight { "none" } else { "mse" }),
-            scale: self.scale.unwrap_or(FloatDtype::Bf16),
+        let (grouping, clip) = match bits {
+            8 => (Grouping::Row, "none"),
+            2 => (Grouping::Columns(64), CCQ),
+            _ => (Grouping::Columns(64), "mse"),
         };
-        options.scheme()?;
-        Ok(options)
+        self.over(TensorOptions {
+            bits,
+            grouping,
+            grid: Grid::Symmetric,
+            clip,
+            scale: FloatDtype::Bf16,
+            effort: Effort::Default,
+        })
     }
 
-    /// Fills in what is absent from `base`. Fails when the combination is no scheme.
+    /// Fills in what is absent from `base`. Fails as [`complete`](Self::complete) does.
     pub fn over(self, base: TensorOptions) -> Result<TensorOptions> {
         let options = TensorOptions {
             bits: self.bits.unwrap_or(base.bits),
@@ -72,9 +80,43 @@ impl PartialOptions {
             grid: self.grid.unwrap_or(base.grid),
             clip: self.clip.unwrap_or(base.clip),
             scale: self.scale.unwrap_or(base.scale),
+            effort: self.effort.unwrap_or(base.effort),
         };
+        self.check_meaning(&options)?;
         options.scheme()?;
         Ok(options)
+    }
+
+    /// Fails when an option was given that the code width has no use for.
+    fn check_meaning(&self, options: &TensorOptions) -> Result<()> {
+        let fault = |what: &str, reason: &str| {
+            Err(CalibError::Option {
+                what: what.to_owned(),
+                reason: reason.to_owned(),
+            })
+        };
+        if options.bits == 2 {
+            if self.grouping.is_some() || self.grid.is_some() || self.scale.is_some() {
+                return fault(
+                    "2 bits",
+                    "WINT2 fixes groups (64), grid and scale dtype; leave these options out",
+                );
+            }
+            if options.clip != CCQ {
+                return fault(
+                    "2 bits",
+                    "WINT2 has a search of its own; choose it by effort:fast, default or best",
+                );
+            }
+        } else if self.effort.is_some() {
+            return fault("effort", "only 2 bits have levels of effort");
+        } else if options.clip == CCQ {
+            return fault(
+                "clip ccq",
+                "that is the method of 2 bits; accepted are none and mse",
+            );
+        }
+        Ok(())
     }
 
     /// Parses `bits:4,group:64,grid:zp,clip:mse,scale:f16`; every key is optional.
@@ -96,9 +138,10 @@ impl PartialOptions {
                 "grid" => options.grid = Some(parse_grid(value)?),
                 "clip" => options.clip = Some(parse_clip(value)?),
                 "scale" => options.scale = Some(parse_scale(value)?),
+                "effort" => options.effort = Some(parse_effort(value)?),
                 other => {
                     return Err(fault(format!(
-                        "no key {other:?}; keys are bits, group, grid, clip, scale"
+                        "no key {other:?}; keys are bits, group, grid, clip, scale, effort"
                     )));
                 }
             }
@@ -109,7 +152,16 @@ impl PartialOptions {
 
 impl TensorOptions {
     /// The scheme these options ask for.
-    pub fn scheme(&self) -> Result<AffineScheme> {
+    pub fn scheme(&self) -> Result<Scheme> {
+        if self.bits == 2 {
+            return Ok(Scheme::Ccq);
+        }
+        let affine = AffineScheme::new(self.bits, self.grid, self.grouping, self.scale)?;
+        Ok(Scheme::Affine(affine))
+    }
+
+    /// The affine scheme these options ask for; fails at 2 bits.
+    pub fn affine_scheme(&self) -> Result<AffineScheme> {
         Ok(AffineScheme::new(
             self.bits,
             self.grid,
@@ -122,6 +174,9 @@ impl TensorOptions {
 /// The form that [`PartialOptions::parse`] reads.
 impl fmt::Display for TensorOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.bits == 2 {
+            return write!(f, "bits:2,effort:{}", self.effort);
+        }
         let group = match self.grouping {
             Grouping::Row => "row".to_owned(),
             Grouping::Columns(len) => len.to_string(),
@@ -150,7 +205,7 @@ fn fault<T>(what: &str, value: &str, accepted: &str) -> Result<T> {
 pub fn parse_bits(value: &str) -> Result<u8> {
     match value.trim().parse() {
         Ok(bits) if BITS.contains(&bits) => Ok(bits),
-        _ => fault("bits", value, "4 and 8"),
+        _ => fault("bits", value, "2, 4 and 8"),
     }
 }
 
@@ -177,6 +232,14 @@ pub fn parse_grid(value: &str) -> Result<Grid> {
     }
 }
 
+/// A level of effort.
+pub fn parse_effort(value: &str) -> Result<Effort> {
+    match Effort::ALL.into_iter().find(|e| e.name() == value.trim()) {
+        Some(effort) => Ok(effort),
+        None => fault("effort", value, "fast, default and best"),
+    }
+}
+
 /// A method name.
 pub fn parse_clip(value: &str) -> Result<&'static str> {
     match crate::find(value.trim()) {
@@ -184,7 +247,12 @@ pub fn parse_clip(value: &str) -> Result<&'static str> {
         None => fault(
             "clip",
             value,
-            &METHODS.iter().map(|m| m.name).collect::<Vec<_>>().join(" and "),
+            &METHODS
+                .iter()
+                .filter(|m| m.bits.contains(&4))
+                .map(|m| m.name)
+                .collect::<Vec<_>>()
+                .join(" and "),
         ),
     }
 }
@@ -206,6 +274,7 @@ mod tests {
         for text in [
             "bits:4,group:128,grid:zp,clip:none,scale:f16",
             "bits:8,group:row,grid:sym,clip:mse,scale:f32",
+            "bits:2,effort:fast",
         ] {
             let options = PartialOptions::parse(text).unwrap().complete(8).unwrap();
             assert_eq!(options.to_string(), text);
@@ -226,15 +295,21 @@ mod tests {
     #[test]
     fn nonsense_names_what_is_accepted() {
         for (text, accepted) in [
-            ("bits:5", "4 and 8"),
+            ("bits:5", "2, 4 and 8"),
             ("group:48", "16, 32, 64"),
             ("grid:odd", "sym, narrow and zp"),
             ("clip:max", "none and mse"),
             ("scale:f8", "bf16, f16 and f32"),
             ("bits", "key:value"),
             ("bit:4", "keys are"),
+            ("effort:much", "fast, default and best"),
+            ("bits:2,group:32", "leave these options out"),
+            ("bits:2,clip:mse", "effort:fast, default or best"),
+            ("bits:4,clip:ccq", "none and mse"),
+            ("bits:4,effort:best", "only 2 bits"),
         ] {
-            let message = PartialOptions::parse(text).unwrap_err().to_string();
+            let parsed = PartialOptions::parse(text).and_then(|options| options.complete(4));
+            let message = parsed.unwrap_err().to_string();
             assert!(message.contains(accepted), "{text}: {message}");
         }
     }

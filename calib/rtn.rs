@@ -21,13 +21,14 @@ use crate::{Method, Quantizer, Result, TensorOptions};
 /// The registry entry.
 pub const METHOD: Method = Method {
     name: "none",
+    bits: &[4, 8],
     summary: "plain rounding: the grid spans each group's largest magnitude (or its minimum and maximum)",
     build,
 };
 
 fn build(options: &TensorOptions) -> Result<Box<dyn Quantizer>> {
     Ok(Box::new(Rtn {
-        scheme: options.scheme()?,
+        scheme: options.affine_scheme()?,
     }))
 }
 

@@ -4,9 +4,14 @@
 
 use std::ops::Range;
 
-use crate::packing::{self, LSB_ROWS, Packing};
-use crate::scheme::{AffineScheme, Family, Part, Role, Scheme};
+use crate::scheme::{Family, Scheme};
 use crate::{FormatError, Result};
+
+pub mod affine;
+pub mod ccq;
+
+pub use affine::AffineWeight;
+pub use ccq::CcqWeight;
 
 /// A function with the contract of [`Packing::pack`] of `lsb-rows`, so that a faster twin from the
 /// floor above can stand in for it.
@@ -17,6 +22,8 @@ pub type PackFn<'a> = &'a dyn Fn(u8, usize, &[u8], &mut Vec<u8>) -> Result<()>;
 pub enum QuantizedWeight {
     /// See [`AffineWeight`].
     Affine(AffineWeight),
+    /// See [`CcqWeight`].
+    Ccq(CcqWeight),
 }
 
 impl QuantizedWeight {
@@ -24,6 +31,7 @@ impl QuantizedWeight {
     pub fn scheme(&self) -> Scheme {
         match self {
             Self::Affine(w) => Scheme::Affine(w.scheme),
+            Self::Ccq(_) => Scheme::Ccq,
         }
     }
 
@@ -31,6 +39,7 @@ impl QuantizedWeight {
     pub fn dims(&self) -> (usize, usize) {
         match self {
             Self::Affine(w) => (w.n, w.k),
+            Self::Ccq(w) => (w.n(), w.k()),
         }
     }
 
@@ -39,13 +48,15 @@ impl QuantizedWeight {
     pub fn dequantize_row(&self, n: usize, out: &mut [f32]) {
         match self {
             Self::Affine(w) => w.dequantize_row(n, out),
+            Self::Ccq(w) => w.dequantize_row(n, out),
         }
     }
 
     /// Codes, one per byte, (N, codes per row).
     pub fn codes(&self) -> &[u8] {
         match self {
-            Self::Affine(w) => &w.codes,
+            Self::Affine(w) => w.codes(),
+            Self::Ccq(w) => w.codes(),
         }
     }
 
@@ -60,6 +71,7 @@ impl QuantizedWeight {
     pub fn encode_in(&self, family: Family, pack: PackFn<'_>) -> Result<Vec<Vec<u8>>> {
         match self {
             Self::Affine(w) => w.encode(family, pack),
+            Self::Ccq(w) => w.encode(),
         }
     }
 
@@ -72,6 +84,7 @@ impl QuantizedWeight {
     pub fn decode_in(family: Family, scheme: Scheme, n: usize, k: usize, parts: &[&[u8]]) -> Result<Self> {
         match scheme {
             Scheme::Affine(scheme) => AffineWeight::decode(family, scheme, n, k, parts).map(Self::Affine),
+            Scheme::Ccq => CcqWeight::decode(family, n, k, parts).map(Self::Ccq),
         }
     }
 
@@ -79,207 +92,23 @@ impl QuantizedWeight {
     pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
         match self {
             Self::Affine(w) => w.rows(rows).map(Self::Affine),
+            Self::Ccq(w) => w.rows(rows).map(Self::Ccq),
         }
     }
 
     /// One weight of the rows of all of `weights`, in order. `None` when there are none, or when
     /// their schemes or row lengths differ.
     pub fn stack(weights: &[Self]) -> Option<Self> {
-        let ((first, rest), mut n) = (weights.split_first()?, 0);
-        let (scheme, (_, k)) = (first.scheme(), first.dims());
-        if rest.iter().any(|w| w.scheme() != scheme || w.dims().1 != k) {
-            return None;
-        }
-        let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
-        for weight in weights {
-            let Self::Affine(w) = weight;
-            n += w.n;
-            codes.extend_from_slice(&w.codes);
-            scales.extend_from_slice(&w.scales);
-            zeros.extend_from_slice(&w.zeros);
-        }
-        let Scheme::Affine(scheme) = scheme;
-        Some(Self::Affine(AffineWeight {
-            scheme,
-            n,
-            k,
-            codes,
-            scales,
-            zeros,
-        }))
-    }
-}
-
-/// Codes of an affine scheme with their scales and, where the grid asks for them, zero points.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AffineWeight {
-    scheme: AffineScheme,
-    n: usize,
-    k: usize,
-    codes: Vec<u8>,
-    scales: Vec<f32>,
-    zeros: Vec<u8>,
-}
-
-impl AffineWeight {
-    /// Joins codes (N, K), scales (N, G) and zero points (N, G; empty for a symmetric grid).
-    ///
-    /// Fails when a length is wrong, a code or zero point is outside the scheme's range, or a
-    /// scale is not a positive finite value of the scheme's scale dtype.
-    pub fn new(
-        scheme: AffineScheme,
-        n: usize,
-        k: usize,
-        codes: Vec<u8>,
-        scales: Vec<f32>,
-        zeros: Vec<u8>,
-    ) -> Result<Self> {
-        let groups = scheme.groups(n, k)?;
-        let stored_zeros = if scheme.fixed_zero().is_none() {
-            n * groups
-        } else {
-            0
-        };
-        check_len("codes", n * k, codes.len())?;
-        check_len("scales", n * groups, scales.len())?;
-        check_len("zero points", stored_zeros, zeros.len())?;
-        let (low, high) = scheme.code_range();
-        for (what, values) in [("code", &codes), ("zero point", &zeros)] {
-            let (min, max) = values
-                .iter()
-                .fold((high, low), |(min, max), &v| (min.min(v), max.max(v)));
-            if min < low || max > high {
-                let got = if min < low { min } else { max };
-                return Err(FormatError::Weight {
-                    what,
-                    expected: format!("{low} to {high}"),
-                    got: got.to_string(),
-                });
+        let (first, rest) = weights.split_first()?;
+        let mut stacked = first.clone();
+        for weight in rest {
+            match (&mut stacked, weight) {
+                (Self::Affine(a), Self::Affine(b)) if a.scheme == b.scheme && a.k == b.k => a.append(b),
+                (Self::Ccq(a), Self::Ccq(b)) if a.k() == b.k() => a.append(b),
+                _ => return None,
             }
         }
-        let dtype = scheme.scale_dtype();
-        if let Some(scale) = scales
-            .iter()
-            .find(|&&s| !(s > 0.0 && s.is_finite() && dtype.round(s) == s))
-        {
-            return Err(FormatError::Weight {
-                what: "scale",
-                expected: format!("a positive finite {dtype} value"),
-                got: scale.to_string(),
-            });
-        }
-        Ok(Self {
-            scheme,
-            n,
-            k,
-            codes,
-            scales,
-            zeros,
-        })
-    }
-
-    /// Its scheme.
-    pub fn scheme(&self) -> AffineScheme {
-        self.scheme
-    }
-
-    /// Scales, (N, G).
-    pub fn scales(&self) -> &[f32] {
-        &self.scales
-    }
-
-    /// Stored zero points, (N, G); empty for a symmetric grid.
-    pub fn zeros(&self) -> &[u8] {
-        &self.zeros
-    }
-
-    /// Codes, (N, K).
-    pub fn codes(&self) -> &[u8] {
-        &self.codes
-    }
-
-    fn dequantize_row(&self, n: usize, out: &mut [f32]) {
-        let len = self.scheme.grouping().len(self.k).max(1);
-        let groups = self.k / len;
-        let codes = self.codes.get(n * self.k..(n + 1) * self.k).unwrap_or_default();
-        let middle = i32::from(self.scheme.fixed_zero().unwrap_or(0));
-        for (g, (codes, out)) in codes.chunks(len).zip(out.chunks_mut(len)).enumerate() {
-            let at = n * groups + g;
-            let scale = self.scales.get(at).copied().unwrap_or(0.0);
-            let zero = self.zeros.get(at).map_or(middle, |&z| i32::from(z));
-            for (out, code) in out.iter_mut().zip(codes) {
-                *out = (i32::from(*code) - zero) as f32 * scale;
-            }
-        }
-    }
-
-    fn rows(&self, rows: Range<usize>) -> Result<Self> {
-        let groups = self.scales.len() / self.n.max(1);
-        let zeros = self.zeros.len() / self.n.max(1);
-        let cut = |row: usize| rows.start * row..rows.end * row;
-        let (codes, scales, zeros) = (
-            self.codes.get(cut(self.k)),
-            self.scales.get(cut(groups)),
-            self.zeros.get(cut(zeros)),
-        );
-        let (Some(codes), Some(scales), Some(zeros)) = (codes, scales, zeros) else {
-            return Err(FormatError::Weight {
-                what: "rows",
-                expected: format!("rows of 0..{}", self.n),
-                got: format!("{rows:?}"),
-            });
-        };
-        Ok(Self {
-            scheme: self.scheme,
-            n: rows.len(),
-            k: self.k,
-            codes: codes.to_vec(),
-            scales: scales.to_vec(),
-            zeros: zeros.to_vec(),
-        })
-    }
-
-    fn encode(&self, family: Family, pack: PackFn<'_>) -> Result<Vec<Vec<u8>>> {
-        let bits = self.scheme.bits();
-        let encode = |part: &Part| {
-            let mut bytes = Vec::with_capacity(part.bytes());
-            match (part.role, packing::find(part.layout)) {
-                (Role::Codes, Some(layout)) if layout.name() != LSB_ROWS.name() => {
-                    layout.pack(bits, self.k, &self.codes, &mut bytes)?;
-                }
-                (Role::Codes, _) => pack(bits, self.k, &self.codes, &mut bytes)?,
-                (Role::Scales, _) => {
-                    let dtype = self.scheme.scale_dtype();
-                    self.scales.iter().for_each(|&s| dtype.push(s, &mut bytes));
-                }
-                (Role::ZeroPoints, _) => {
-                    let groups = self.scheme.groups(self.n, self.k)?;
-                    LSB_ROWS.pack(bits, groups, &self.zeros, &mut bytes)?;
-                }
-            }
-            Ok(bytes)
-        };
-        let parts = self.scheme.parts_in(family, self.n, self.k)?;
-        parts.iter().map(encode).collect()
-    }
-
-    fn decode(family: Family, scheme: AffineScheme, n: usize, k: usize, bytes: &[&[u8]]) -> Result<Self> {
-        let parts = scheme.parts_in(family, n, k)?;
-        check_len("stored tensors", parts.len(), bytes.len())?;
-        let groups = scheme.groups(n, k)?;
-        let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
-        for (part, bytes) in parts.iter().zip(bytes) {
-            check_len("bytes of a stored tensor", Part::bytes(part), bytes.len())?;
-            match part.role {
-                Role::Codes => {
-                    let layout = packing::find(part.layout).unwrap_or(&LSB_ROWS);
-                    layout.unpack(scheme.bits(), k, bytes, &mut codes)?;
-                }
-                Role::Scales => scales = scheme.scale_dtype().widen(bytes),
-                Role::ZeroPoints => LSB_ROWS.unpack(scheme.bits(), groups, bytes, &mut zeros)?,
-            }
-        }
-        Self::new(scheme, n, k, codes, scales, zeros)
+        Some(stacked)
     }
 }
 
@@ -297,6 +126,8 @@ fn check_len(what: &'static str, expected: usize, got: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packing::{LSB_ROWS, Packing};
+    use crate::scheme::AffineScheme;
 
     fn scheme(name: &str) -> AffineScheme {
         AffineScheme::parse(name).unwrap()

@@ -16,6 +16,7 @@
 //! | [`pack_nibbles`], [`unpack_nibbles`], [`pack_crumbs`], [`unpack_crumbs`] | `cpu/pack.rs` | 4-bit and 2-bit codes |
 //! | [`clip_errors`], [`clip_errors_weighted`] | `cpu/clip.rs` | squared error of one group under many scales |
 //! | [`row_error`], [`ErrorSums`] | `cpu/error.rs` | how far decoded weights are from the originals |
+//! | [`nearest_codewords`] | `cpu/codewords.rs` | nearest of 256 codewords for vectors of 4 weights, in integers |
 //! | [`code_histogram`] | `cpu/histogram.rs` | how often each code occurs |
 //!
 //! # One result, whatever the machine
@@ -33,6 +34,7 @@ mod cpu;
 pub mod reference;
 
 pub use cpu::clip::{Candidate, clip_errors, clip_errors_weighted};
+pub use cpu::codewords::{Codewords, SearchWeights, nearest_codewords};
 pub use cpu::error::{ErrorSums, row_error};
 pub use cpu::extent::{absmax, absmax_groups, first_non_finite, minmax, minmax_groups};
 pub use cpu::histogram::code_histogram;

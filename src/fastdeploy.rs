@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use qtool_calib::TensorOptions;
+use qtool_calib::ccq::Effort;
 use qtool_calib::options::PartialOptions;
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
 use qtool_formats::export::fastdeploy::{
@@ -28,6 +29,8 @@ pub struct Request {
     pub ranks: usize,
     /// Method that chooses scales of INT8 and INT4; the width's default when absent.
     pub clip: Option<&'static str>,
+    /// How long to search for 2-bit codes; the default when absent.
+    pub effort: Option<Effort>,
     /// Most bytes of tensor data in one file.
     pub max_shard_bytes: u64,
 }
@@ -99,6 +102,7 @@ fn options(request: &Request, rank: usize) -> Value {
     });
     if request.wanted.bits == 2 {
         options["w4_until"] = json!(request.wanted.w4_until);
+        options["effort"] = json!(request.effort.unwrap_or_default().name());
     }
     if request.ranks > 1 {
         options["tensor_parallel"] = json!({"ranks": request.ranks, "rank": rank});
@@ -153,13 +157,16 @@ fn quantization(root: &Path, request: &Request, placed: &Placed, store: Store) -
         grid: Some(grid),
         clip: request.clip,
         scale: Some(FloatDtype::Bf16),
+        effort: None,
+    };
+    let two = PartialOptions {
+        effort: request.effort,
+        ..PartialOptions::default()
     };
     let options: TensorOptions = match store {
         Store::Int8 => partial(8, Grid::Symmetric).complete(8),
         Store::Int4 => partial(4, Grid::Narrow).complete(4),
-        Store::Wint2 => {
-            return Err(no_wint2(root));
-        }
+        Store::Wint2 => two.complete(2),
     }
     .map_err(Error::Option)?;
     let method = qtool_calib::find(options.clip).ok_or_else(|| Error::Source {
@@ -190,12 +197,5 @@ fn unfit(root: &Path, placed: &Placed, error: &FormatError) -> Error {
     Error::Source {
         path: root.to_owned(),
         reason: format!("{} ({what}): {error}", placed.name),
-    }
-}
-
-fn no_wint2(root: &Path) -> Error {
-    Error::Source {
-        path: root.to_owned(),
-        reason: "this qtool cannot write 2-bit experts yet; pass --bits 4 for INT4 experts".to_owned(),
     }
 }

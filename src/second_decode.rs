@@ -7,7 +7,7 @@ use qtool_formats::artifact::{Artifact, Figures, PieceRecord, TensorRecord};
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
 use qtool_formats::piece::Piece;
 use qtool_formats::scheme::Role;
-use qtool_formats::{FloatDtype, FormatError};
+use qtool_formats::{FloatDtype, FormatError, Scheme};
 
 /// Decodes a weight code by code and sums in `f64`. Without a source, error sums stay zero.
 pub(crate) fn rederive(
@@ -19,6 +19,9 @@ pub(crate) fn rederive(
     let stride = ((1 << 22) / q.columns.max(1)).next_multiple_of(16);
     for from in (0..q.rows).step_by(stride) {
         artifact.weight_rows(q, from, stride)?;
+    }
+    if q.scheme == Scheme::Ccq {
+        return rederive_wint2(artifact, q, source);
     }
     let part = |role: Role| q.parts.iter().find(|p| p.role == role);
     let bytes = |role: Role| {
@@ -57,23 +60,85 @@ pub(crate) fn rederive(
             if let Some(source) = source {
                 let scale = f64::from(scales[n * groups + k / group]);
                 let decoded = (f64::from(code) - f64::from(zero)) * scale;
-                let w = source.at(n, k);
-                let e = w - decoded;
-                moments.sum_w2 += w * w;
-                moments.sum_e2 += e * e;
-                moments.sum_we += w * e;
-                moments.max_abs_e = moments.max_abs_e.max(e.abs());
+                add_error(&mut moments, source.at(n, k), decoded);
             }
         }
     }
+    Ok(figures(q, &moments, &histogram, spelled.code_range))
+}
+
+/// The same for WINT2: a byte to four columns, its windows by shift and mask.
+fn rederive_wint2(
+    artifact: &Artifact,
+    q: &QuantizedRecord,
+    source: Option<&SourceValues<'_>>,
+) -> Result<Figures, FormatError> {
+    // Element `column` of row `n` of a part, by rows or by columns as its layout says.
+    let element = |role: Role| {
+        let part = q.parts.iter().find(|p| p.role == role);
+        let bytes = part
+            .map(|p| artifact.stored(&p.tensor).map(|t| t.bytes()))
+            .transpose()?;
+        let (bytes, width) = (
+            bytes.unwrap_or_default(),
+            part.map_or(1, |p| p.dtype.bitsize() / 8),
+        );
+        let across = part.is_some_and(|p| p.layout.starts_with("columns"));
+        let columns = part.map_or(0, |p| p.row_bytes) / width;
+        let rows = q.rows;
+        Ok::<_, FormatError>(move |n: usize, column: usize| {
+            let at = if across {
+                column * rows + n
+            } else {
+                n * columns + column
+            };
+            bytes.get(at * width..(at + 1) * width).unwrap_or_default()
+        })
+    };
+    let (codes, locals) = (element(Role::Codes)?, element(Role::LocalScales)?);
+    let (supers, slopes, offsets) = (
+        element(Role::SuperScales)?,
+        element(Role::CodeScales)?,
+        element(Role::CodeZeroPoints)?,
+    );
+    let float = |dtype: FloatDtype, bytes: &[u8]| dtype.widen(bytes).first().copied().unwrap_or(0.0);
+    let byte = |bytes: &[u8]| bytes.first().copied().unwrap_or(0);
+    let mut histogram = [0u64; 256];
+    let mut moments = ErrorMoments::default();
+    for n in 0..q.rows {
+        let scale = f64::from(float(FloatDtype::Bf16, supers(n, 0)));
+        let slope = float(FloatDtype::F32, slopes(n, 0));
+        let offset = float(FloatDtype::F32, offsets(n, 0));
+        for k in 0..q.columns {
+            let stored = byte(codes(n, k / 4));
+            if k % 4 == 0 {
+                histogram[usize::from(stored)] += 1;
+            }
+            if let Some(source) = source {
+                let code = (f32::from(stored) * slope + offset + 0.5).floor() as i32;
+                let window = ((code >> (9 - 3 * (k % 4))) & 63) - 32;
+                let pair = byte(locals(n, k / 128));
+                let local = if (k / 64) % 2 == 0 { pair >> 4 } else { pair & 15 };
+                let decoded = f64::from(window) * f64::from(local) * scale;
+                add_error(&mut moments, source.at(n, k), decoded);
+            }
+        }
+    }
+    Ok(figures(q, &moments, &histogram, (0, u8::MAX)))
+}
+
+fn add_error(moments: &mut ErrorMoments, w: f64, decoded: f64) {
+    let e = w - decoded;
+    moments.sum_w2 += w * w;
+    moments.sum_e2 += e * e;
+    moments.sum_we += w * e;
+    moments.max_abs_e = moments.max_abs_e.max(e.abs());
+}
+
+fn figures(q: &QuantizedRecord, moments: &ErrorMoments, histogram: &[u64; 256], range: (u8, u8)) -> Figures {
     let stored_bits: usize = q.parts.iter().map(|p| q.rows * p.row_bytes * 8).sum();
     let bits_per_weight = stored_bits as f64 / (q.rows * q.columns).max(1) as f64;
-    Ok(Figures::new(
-        &moments,
-        &histogram,
-        spelled.code_range,
-        bits_per_weight,
-    ))
+    Figures::new(moments, histogram, range, bits_per_weight)
 }
 
 fn row_bytes(q: &QuantizedRecord, role: Role) -> usize {

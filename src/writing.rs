@@ -101,29 +101,5 @@ fn append_by_columns(
     if rows.end < part.rows {
         return Ok(());
     }
-    writer.append(index, &turned(gathered, part.row_bytes, part.dtype.bitsize() / 8))?;
-    gathered.clear();
-    Ok(())
-}
-
-/// Rows of `row_bytes` bytes as columns of elements of `width` bytes.
-fn turned(rows: &[u8], row_bytes: usize, width: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(rows.len());
-    for column in (0..row_bytes).step_by(width.max(1)) {
-        for row in rows.chunks_exact(row_bytes) {
-            out.extend_from_slice(&row[column..column + width]);
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_become_columns() {
-        assert_eq!(turned(&[1, 2, 3, 4, 5, 6], 3, 1), [1, 4, 2, 5, 3, 6]);
-        assert_eq!(turned(&[1, 2, 3, 4, 5, 6, 7, 8], 4, 2), [1, 2, 5, 6, 3, 4, 7, 8]);
-    }
+    Ok(writer.append(index, &part.laid_out(std::mem::take(gathered)))?)
 }

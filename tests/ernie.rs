@@ -16,7 +16,6 @@ pub struct Ernie {
     pub tensors: Vec<(String, Tensor)>,
 }
 
-const HIDDEN: usize = 128;
 const INTERMEDIATE: usize = 256;
 const EXPERT: usize = 128;
 const VOCAB: usize = 96;
@@ -28,15 +27,20 @@ const HEAD_DIM: usize = 64;
 impl Ernie {
     /// Two layers without experts; the output head is the embedding.
     pub fn dense() -> Self {
-        Self::new(2, None)
+        Self::new(2, None, 128)
     }
 
     /// A dense layer and three with experts; the output head is a matrix of its own.
     pub fn moe() -> Self {
-        Self::new(4, Some(1))
+        Self::new(4, Some(1), 128)
     }
 
-    fn new(layers: usize, first: Option<usize>) -> Self {
+    /// The same, wide enough for 2-bit experts in FastDeploy's form.
+    pub fn wide_moe() -> Self {
+        Self::new(4, Some(1), 256)
+    }
+
+    fn new(layers: usize, first: Option<usize>, hidden: usize) -> Self {
         let mut normal = Normal::new(7);
         let mut tensors = Vec::new();
         let mut add = |name: &str, shape: &[usize], dtype: FloatDtype| {
@@ -44,24 +48,24 @@ impl Ernie {
             tensors.push((name.to_owned(), Tensor::floats(dtype, shape, &values)));
         };
         let bf16 = FloatDtype::Bf16;
-        add("model.embed_tokens.weight", &[VOCAB, HIDDEN], bf16);
+        add("model.embed_tokens.weight", &[VOCAB, hidden], bf16);
         for layer in 0..layers {
             let at = format!("model.layers.{layer}");
-            add(&format!("{at}.input_layernorm.weight"), &[HIDDEN], bf16);
+            add(&format!("{at}.input_layernorm.weight"), &[hidden], bf16);
             for (name, n, k) in [
-                ("q_proj", HEADS * HEAD_DIM, HIDDEN),
-                ("k_proj", KV_HEADS * HEAD_DIM, HIDDEN),
-                ("v_proj", KV_HEADS * HEAD_DIM, HIDDEN),
-                ("o_proj", HIDDEN, HEADS * HEAD_DIM),
+                ("q_proj", HEADS * HEAD_DIM, hidden),
+                ("k_proj", KV_HEADS * HEAD_DIM, hidden),
+                ("v_proj", KV_HEADS * HEAD_DIM, hidden),
+                ("o_proj", hidden, HEADS * HEAD_DIM),
             ] {
                 add(&format!("{at}.self_attn.{name}.weight"), &[n, k], bf16);
             }
-            add(&format!("{at}.post_attention_layernorm.weight"), &[HIDDEN], bf16);
+            add(&format!("{at}.post_attention_layernorm.weight"), &[hidden], bf16);
             let mut blocks = Vec::new();
             if first.is_some_and(|first| layer >= first) {
                 add(
                     &format!("{at}.mlp.gate.weight"),
-                    &[EXPERTS, HIDDEN],
+                    &[EXPERTS, hidden],
                     FloatDtype::F32,
                 );
                 let bias = format!("{at}.mlp.moe_statics.e_score_correction_bias");
@@ -72,20 +76,20 @@ impl Ernie {
                 blocks.push((format!("{at}.mlp"), INTERMEDIATE));
             }
             for (block, width) in blocks {
-                add(&format!("{block}.gate_proj.weight"), &[width, HIDDEN], bf16);
-                add(&format!("{block}.up_proj.weight"), &[width, HIDDEN], bf16);
-                add(&format!("{block}.down_proj.weight"), &[HIDDEN, width], bf16);
+                add(&format!("{block}.gate_proj.weight"), &[width, hidden], bf16);
+                add(&format!("{block}.up_proj.weight"), &[width, hidden], bf16);
+                add(&format!("{block}.down_proj.weight"), &[hidden, width], bf16);
             }
         }
-        add("model.norm.weight", &[HIDDEN], bf16);
+        add("model.norm.weight", &[hidden], bf16);
         let mut config = json!({
             "architectures": ["Ernie4_5ForCausalLM"], "model_type": "ernie4_5",
-            "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": layers,
+            "hidden_size": hidden, "intermediate_size": INTERMEDIATE, "num_hidden_layers": layers,
             "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM,
             "vocab_size": VOCAB, "tie_word_embeddings": first.is_none(), "torch_dtype": "bfloat16",
         });
         if let Some(first) = first {
-            add("lm_head.weight", &[VOCAB, HIDDEN], bf16);
+            add("lm_head.weight", &[VOCAB, hidden], bf16);
             config["architectures"] = json!(["Ernie4_5_MoeForCausalLM"]);
             config["model_type"] = json!("ernie4_5_moe");
             config["moe_num_experts"] = json!(EXPERTS);

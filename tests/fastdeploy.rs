@@ -7,6 +7,7 @@ use std::path::Path;
 
 use qtool::fastdeploy::{Request, plans};
 use qtool::quantize::{run, run_ranks};
+use qtool_calib::ccq::Effort;
 use qtool_formats::artifact::{Artifact, Manifest, Stored};
 use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::export::fastdeploy::Wanted;
@@ -23,6 +24,7 @@ fn request(bits: u8) -> Request {
         wanted: Wanted { bits, w4_until: None },
         ranks: 1,
         clip: None,
+        effort: None,
         max_shard_bytes: 5_000_000_000,
     }
 }
@@ -159,6 +161,56 @@ fn experts_of_four_bits_and_routers_in_f32() {
     assert_eq!(config["moe_use_aux_free"], true);
 }
 
+/// The mixture: experts up to a layer INT4, the others 2 bits, all other linear weights INT8.
+#[test]
+fn experts_of_two_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = Ernie::wide_moe();
+    model.write(&at("hf"));
+    model.write_paddle(&at("paddle"));
+    let mut request = request(2);
+    request.wanted.w4_until = Some(2);
+    request.effort = Some(Effort::Fast);
+    for form in ["hf", "paddle"] {
+        make(&at(form), &at(&format!("{form}-2")), &request);
+        assert_sound(&at(&format!("{form}-2")), &at(form));
+    }
+    let (hf, paddle) = (stored(&at("hf-2")), stored(&at("paddle-2")));
+    assert!(hf == paddle);
+    let expert = |layer: usize| format!("ernie.layers.{layer}.mlp.experts.1.down_proj");
+    assert_eq!(hf[&format!("{}.quant_weight", expert(2))].1, [128, 128], "INT4");
+    for (suffix, dtype, shape) in [
+        ("quant_weight", Dtype::U8, &[32, 256][..]),
+        ("weight_scale", Dtype::U8, &[1, 256]),
+        ("super_scales", Dtype::BF16, &[256]),
+        ("code_scale", Dtype::F32, &[256]),
+        ("code_zp", Dtype::F32, &[256]),
+    ] {
+        let tensor = &hf[&format!("{}.{suffix}", expert(3))];
+        assert_eq!((tensor.0, tensor.1.as_slice()), (dtype, shape), "{suffix}");
+    }
+    let config = config(&at("hf-2"));
+    let quantization = &config["quantization_config"]["moe_quant_config"];
+    assert_eq!(quantization["moe_w4_quant_config"]["quant_end_layer"], 2);
+    assert_eq!(quantization["moe_w2_quant_config"]["quant_start_layer"], 3);
+    let artifact = Artifact::open(&at("hf-2")).unwrap();
+    let record = artifact.record(&format!("{}.weight", expert(3))).unwrap();
+    let Stored::Quantized(q) = &record.stored else {
+        panic!("quantized")
+    };
+    let (all, some) = (
+        artifact.weight_rows(q, 0, 256).unwrap(),
+        artifact.weight_rows(q, 77, 9).unwrap(),
+    );
+    assert_eq!(all.rows(77..86).unwrap(), some);
+    let figures = &q.figures;
+    assert!(
+        figures.relative_mse.unwrap() < 0.13 && figures.bits_per_weight < 2.8,
+        "{figures:?}"
+    );
+}
+
 /// Column in the whole of a column of a rank's share.
 type Column<'a> = &'a dyn Fn(usize, usize) -> usize;
 
@@ -278,6 +330,23 @@ fn relaying_an_artifact_equals_quantizing() {
     make(&at("moe"), &at("moe-direct"), &request(4));
     assert!(stored(&at("moe-relaid")) == stored(&at("moe-direct")));
 
+    let wide = Ernie::wide_moe();
+    wide.write(&at("wide"));
+    let experts = [
+        "layers\\.1.*experts\\.[0-9]=bits:4,group:row,grid:narrow",
+        "experts\\.[0-9]=bits:2,effort:fast",
+    ];
+    quantize(
+        &at("wide"),
+        &with_recipe(&at("wide-own"), "bits:8", &[], &experts),
+    );
+    relay(&at("wide-own"), &at("wide-relaid")).unwrap();
+    let mut mixture = request(2);
+    (mixture.wanted.w4_until, mixture.effort) = (Some(1), Some(Effort::Fast));
+    make(&at("wide"), &at("wide-direct"), &mixture);
+    assert!(stored(&at("wide-relaid")) == stored(&at("wide-direct")));
+    assert_eq!(config(&at("wide-relaid")), config(&at("wide-direct")));
+
     for (recipe, skips, words) in [
         (
             "bits:4",
@@ -350,6 +419,12 @@ fn what_fastdeploy_cannot_load_is_refused_before_work() {
         &["--bits", "8", "--tensor-parallel", "4"],
         &["2 key and value heads", "4 ranks"],
     );
+    refuse(
+        &moe,
+        &["--bits", "2"],
+        &["experts.0.down_proj.weight", "multiple of 256"],
+    );
+    refuse(&dense, &["--bits", "4", "--effort", "fast"], &["--effort"]);
     let missing = moe.clone().without("layers.2.mlp.experts.3.up_proj");
     refuse(
         &missing,
@@ -403,7 +478,7 @@ fn what_fastdeploy_cannot_load_is_refused_before_work() {
         &["--bits", "8"],
         &["model.vision.weight", "no part of"],
     );
-    assert_eq!(cases, 16);
+    assert_eq!(cases, 18);
 }
 
 #[test]

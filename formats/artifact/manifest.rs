@@ -13,7 +13,7 @@ use crate::checkpoint::shards::{is_plain_name, read_bounded};
 use crate::checkpoint::{Naming, Orientation};
 use crate::dtype::Dtype;
 use crate::error::quoted;
-use crate::packing;
+use crate::packing::{self, wint2};
 use crate::scheme::{Family, Part, Role, Scheme};
 use crate::{FormatError, Result, limits};
 
@@ -107,6 +107,14 @@ impl SchemeRecord {
                 zero_point: affine.fixed_zero(),
                 code_range: affine.code_range(),
                 scale_dtype: affine.scale_dtype().dtype(),
+                value: scheme.formula().to_owned(),
+            },
+            Scheme::Ccq => Self {
+                bits: scheme.bits(),
+                group: wint2::GROUP,
+                zero_point: None,
+                code_range: scheme.code_range(),
+                scale_dtype: Dtype::BF16,
                 value: scheme.formula().to_owned(),
             },
         }
@@ -271,9 +279,6 @@ fn escaped(text: String) -> String {
     }
 }
 
-/// The index formula of plain elements.
-pub const PLAIN_ROWS: &str = "element [n][g] is element n*shape[1] + g of the tensor";
-
 impl Manifest {
     /// Reads a manifest file and checks it as [`parse`](Self::parse) does.
     pub fn read(path: &Path) -> Result<Self> {
@@ -374,8 +379,7 @@ impl Manifest {
                     return Err(bad(what(), &quoted(&format!("{expected:?}")), got));
                 }
                 let known = self.layouts.get(&stored.layout).map(String::as_str);
-                let formula = packing::find(&stored.layout).map_or(PLAIN_ROWS, |p| p.formula());
-                if known != Some(formula) {
+                if known.is_none() || known != packing::formula(&stored.layout) {
                     return Err(bad(
                         what(),
                         "its layout described under \"layouts\"",
@@ -419,7 +423,7 @@ impl Manifest {
                         .entry(record.scheme.to_string())
                         .or_insert_with(|| SchemeRecord::new(&record.scheme));
                     for part in &record.parts {
-                        let formula = packing::find(&part.layout).map_or(PLAIN_ROWS, |p| p.formula());
+                        let formula = packing::formula(&part.layout).unwrap_or_default();
                         self.layouts
                             .entry(part.layout.clone())
                             .or_insert_with(|| formula.to_owned());

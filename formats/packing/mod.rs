@@ -2,12 +2,16 @@
 //!
 //! A layout is pure: it neither rounds nor knows what a code means.
 
+pub mod high_nibbles;
 pub mod lsb_rows;
 pub mod paddle_int4;
 pub mod paddle_int8;
+pub mod wint2;
+pub mod wint25;
 
 use crate::{FormatError, Result};
 
+pub use high_nibbles::HIGH_NIBBLES;
 pub use lsb_rows::LSB_ROWS;
 pub use paddle_int4::PADDLE_INT4;
 pub use paddle_int8::PADDLE_INT8;
@@ -38,7 +42,24 @@ pub trait Packing: Sync {
 }
 
 /// Every layout an artifact may use.
-pub const PACKINGS: &[&dyn Packing] = &[&LSB_ROWS, &PADDLE_INT8, &PADDLE_INT4];
+pub const PACKINGS: &[&dyn Packing] = &[&LSB_ROWS, &HIGH_NIBBLES, &PADDLE_INT8, &PADDLE_INT4];
+
+/// Layout of plain elements, row by row.
+pub const ROWS: &str = "rows";
+/// Layout of plain elements, column by column: the transpose lies in the file.
+pub const COLUMNS: &str = "columns";
+/// [`HIGH_NIBBLES`], its bytes column by column.
+pub const COLUMNS_HIGH_NIBBLES: &str = "columns-high-nibbles";
+
+/// The index formula of every layout an artifact may use, or `None` for an unknown name.
+pub fn formula(layout: &str) -> Option<&'static str> {
+    match layout {
+        ROWS => Some("element [n][g] is element n*shape[1] + g of the tensor"),
+        COLUMNS => Some("element [n][j] is element j*N + n of the tensor"),
+        COLUMNS_HIGH_NIBBLES => Some("value[n][k] is (byte (k/2)*N + n >> (4 if k % 2 == 0 else 0)) & 15"),
+        _ => find(layout).map(|packing| packing.formula()),
+    }
+}
 
 /// The layout of this name.
 pub fn find(name: &str) -> Option<&'static dyn Packing> {

@@ -42,6 +42,10 @@ impl Family {
                     Role::Codes => "quant_weight",
                     Role::Scales => "weight_scale",
                     Role::ZeroPoints => "weight_zero_point",
+                    Role::LocalScales => "weight_scale",
+                    Role::SuperScales => "super_scales",
+                    Role::CodeScales => "code_scale",
+                    Role::CodeZeroPoints => "code_zp",
                 };
                 format!("{linear}.{suffix}")
             }

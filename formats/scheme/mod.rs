@@ -5,6 +5,7 @@
 //! built through checked constructors, so impossible combinations do not exist.
 
 pub mod affine;
+pub mod ccq;
 pub mod family;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -25,6 +26,14 @@ pub enum Role {
     Scales,
     /// Packed zero points, one per group.
     ZeroPoints,
+    /// WINT2: packed 4-bit scales, one per group of 64.
+    LocalScales,
+    /// WINT2: scale of each output channel.
+    SuperScales,
+    /// WINT2: slope of byte to code, one per output channel.
+    CodeScales,
+    /// WINT2: offset of byte to code, one per output channel.
+    CodeZeroPoints,
 }
 
 impl Role {
@@ -34,6 +43,10 @@ impl Role {
             Self::Codes => "codes",
             Self::Scales => "scales",
             Self::ZeroPoints => "zero_points",
+            Self::LocalScales => "local_scales",
+            Self::SuperScales => "super_scales",
+            Self::CodeScales => "code_scales",
+            Self::CodeZeroPoints => "code_zero_points",
         }
     }
 }
@@ -67,6 +80,20 @@ impl Part {
     pub fn bytes(&self) -> usize {
         self.rows * self.row_bytes
     }
+
+    /// The rows of the whole stored tensor as they lie in the file: turned when it lies by columns.
+    pub fn laid_out(&self, rows: Vec<u8>) -> Vec<u8> {
+        if !self.by_columns {
+            return rows;
+        }
+        let width = (self.dtype.bitsize() / 8).max(1);
+        let mut out = Vec::with_capacity(rows.len());
+        for column in 0..self.row_bytes / width {
+            let elements = rows.chunks_exact(width).skip(column);
+            out.extend(elements.step_by((self.row_bytes / width).max(1)).flatten());
+        }
+        out
+    }
 }
 
 /// A quantization scheme. One variant per way of giving codes a meaning.
@@ -74,6 +101,8 @@ impl Part {
 pub enum Scheme {
     /// value = (code - zero point) * scale.
     Affine(AffineScheme),
+    /// The 2-bit convolutional code, see [`ccq`].
+    Ccq,
 }
 
 impl Scheme {
@@ -88,6 +117,7 @@ impl Scheme {
     pub fn parts_in(&self, family: Family, n: usize, k: usize) -> Result<Vec<Part>> {
         match self {
             Self::Affine(scheme) => scheme.parts_in(family, n, k),
+            Self::Ccq => ccq::parts(family, n, k),
         }
     }
 
@@ -97,10 +127,19 @@ impl Scheme {
         Ok(bytes as f64 * 8.0 / (n as f64 * k as f64).max(1.0))
     }
 
-    /// Bits of one code.
+    /// Bits of one code: of one weight in an affine scheme, of four weights in WINT2.
     pub fn bits(&self) -> u8 {
         match self {
             Self::Affine(scheme) => scheme.bits(),
+            Self::Ccq => 8,
+        }
+    }
+
+    /// Smallest and largest code.
+    pub fn code_range(&self) -> (u8, u8) {
+        match self {
+            Self::Affine(scheme) => scheme.code_range(),
+            Self::Ccq => (0, u8::MAX),
         }
     }
 
@@ -108,16 +147,20 @@ impl Scheme {
     pub fn formula(&self) -> &'static str {
         match self {
             Self::Affine(_) => affine::FORMULA,
+            Self::Ccq => ccq::FORMULA,
         }
     }
 
     /// The scheme with this name, e.g. `w4-sym-g64-bf16`.
     pub fn parse(name: &str) -> Result<Self> {
+        if name == ccq::NAME {
+            return Ok(Self::Ccq);
+        }
         AffineScheme::parse(name)
             .map(Self::Affine)
             .ok_or_else(|| FormatError::Scheme {
                 got: name.to_owned(),
-                expected: "expected a name such as w8-sym-row-bf16 or w4-zp-g64-f16".to_owned(),
+                expected: "expected a name such as w8-sym-row-bf16, w4-zp-g64-f16 or wint2".to_owned(),
             })
     }
 }
@@ -126,6 +169,7 @@ impl std::fmt::Display for Scheme {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Affine(scheme) => scheme.fmt(f),
+            Self::Ccq => f.write_str(ccq::NAME),
         }
     }
 }
@@ -140,5 +184,36 @@ impl<'de> Deserialize<'de> for Scheme {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
         Self::parse(&name).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_become_columns() {
+        let part = |dtype, shape: &[usize], row_bytes| Part {
+            role: Role::Codes,
+            layout: "columns",
+            bits: 8,
+            dtype,
+            shape: shape.to_vec(),
+            rows: 2,
+            row_bytes,
+            by_columns: true,
+        };
+        let bytes = part(Dtype::U8, &[3, 2], 3);
+        assert_eq!(bytes.laid_out(vec![1, 2, 3, 4, 5, 6]), [1, 4, 2, 5, 3, 6]);
+        let pairs = part(Dtype::BF16, &[2, 2], 4);
+        assert_eq!(
+            pairs.laid_out(vec![1, 2, 3, 4, 5, 6, 7, 8]),
+            [1, 2, 5, 6, 3, 4, 7, 8]
+        );
+        let by_rows = Part {
+            by_columns: false,
+            ..bytes
+        };
+        assert_eq!(by_rows.laid_out(vec![1, 2, 3, 4, 5, 6]), [1, 2, 3, 4, 5, 6]);
     }
 }

@@ -2,6 +2,7 @@
 //! [`simd::Vector`]; [`isa`] chooses the instruction set at run time; [`simd`] alone contains unsafe code.
 
 pub(crate) mod clip;
+pub(crate) mod codewords;
 pub(crate) mod error;
 pub(crate) mod extent;
 pub(crate) mod histogram;

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use clap::ValueEnum;
 use console::style;
-use qtool_calib::options::{PartialOptions, parse_bits, parse_clip, parse_grid, parse_grouping, parse_scale};
+use qtool_calib::options::{
+    PartialOptions, parse_clip, parse_effort, parse_grid, parse_grouping, parse_scale,
+};
 use qtool_calib::{METHODS, Recipe};
 use qtool_formats::artifact::{Manifest, Stored};
 use qtool_formats::checkpoint::Checkpoint;
@@ -30,9 +31,9 @@ pub struct Args {
     /// Folder to create
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
-    /// Bits per code: 8 or 4; with --format fastdeploy 2 as well
-    #[arg(short, long, value_name = "BITS")]
-    pub bits: String,
+    /// Bits per weight: 8, 4, or 2 (WINT2)
+    #[arg(short, long, value_name = "BITS", value_parser = qtool_calib::options::parse_bits)]
+    pub bits: u8,
     /// Folder to write: qtool's artifact, or one that FastDeploy loads (ERNIE-4.5)
     #[arg(long, value_enum, default_value_t = Format::Qtool)]
     pub format: Format,
@@ -51,6 +52,9 @@ pub struct Args {
     /// How scales are chosen: none or mse [default: none at 8 bits, mse at 4]
     #[arg(long, value_name = "METHOD")]
     pub clip: Option<String>,
+    /// How long to search at 2 bits: fast, default or best [default: default]
+    #[arg(long, value_name = "LEVEL")]
+    pub effort: Option<String>,
     /// Type scales are stored in: bf16, f16 or f32 [default: bf16]
     #[arg(long, value_name = "DTYPE")]
     pub scale_dtype: Option<String>,
@@ -83,6 +87,9 @@ pub struct Args {
     pub quiet: bool,
 }
 
+/// Warnings printed before the rest is only counted.
+const SHOWN: usize = 20;
+
 /// `--format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -109,8 +116,8 @@ fn after_help() -> String {
     format!(
         "\
 Embeddings, norms, output heads, routers, biases and everything that is no float matrix stay as
-they are unless a --rule names them. Rules: bits:8|4, group:N|row, grid:sym|narrow|zp, clip:none|mse,
-scale:bf16|f16|f32, in any number, separated by commas; or keep.
+they are unless a --rule names them. Rules: bits:8|4|2, group:N|row, grid:sym|narrow|zp, clip:none|mse,
+scale:bf16|f16|f32, effort:fast|default|best, in any number, separated by commas; or keep.
 
 Clip methods:
 {}
@@ -163,13 +170,8 @@ impl Args {
         if self.format == Format::Qtool && (self.w4_until.is_some() || self.tensor_parallel > 1) {
             anyhow::bail!("--w4-until and --tensor-parallel go with --format fastdeploy only");
         }
-        let bits = match (self.format, self.bits.trim()) {
-            // The recipe is not used; its width has only to be one that exists.
-            (Format::Fastdeploy, "2") => 4,
-            (_, bits) => parse_bits(bits).context("--bits")?,
-        };
         let partial = PartialOptions {
-            bits: Some(bits),
+            bits: Some(self.bits),
             grouping: self.group_size.as_deref().map(parse_grouping).transpose()?,
             grid: if self.asymmetric {
                 Some(parse_grid("zp")?)
@@ -178,11 +180,17 @@ impl Args {
             },
             clip: self.clip.as_deref().map(parse_clip).transpose()?,
             scale: self.scale_dtype.as_deref().map(parse_scale).transpose()?,
+            effort: self.effort.as_deref().map(parse_effort).transpose()?,
+        };
+        let default = match self.format {
+            Format::Qtool => partial.complete(self.bits)?,
+            // The recipe decides nothing there.
+            Format::Fastdeploy => PartialOptions::default().complete(self.bits)?,
         };
         Ok(Options {
             target: self.output.clone(),
             force: self.force,
-            recipe: Recipe::new(partial.complete(bits)?, &self.skips, &self.rules)?,
+            recipe: Recipe::new(default, &self.skips, &self.rules)?,
             non_finite: match self.non_finite {
                 OnNonFinite::Refuse => NonFinite::Refuse,
                 OnNonFinite::Keep => NonFinite::Keep,
@@ -210,6 +218,10 @@ impl Args {
                     .as_deref()
                     .is_some_and(|dtype| dtype.trim() != "bf16"),
             ),
+            (
+                "--effort without --bits 2",
+                self.effort.is_some() && self.bits != 2,
+            ),
             ("--rule and --skip", rules),
             ("--non-finite keep", self.non_finite == OnNonFinite::Keep),
         ];
@@ -220,11 +232,12 @@ impl Args {
         }
         Ok(Request {
             wanted: Wanted {
-                bits: self.bits.trim().parse()?,
+                bits: self.bits,
                 w4_until: self.w4_until,
             },
             ranks: usize::from(self.tensor_parallel),
             clip: self.clip.as_deref().map(parse_clip).transpose()?,
+            effort: self.effort.as_deref().map(parse_effort).transpose()?,
             max_shard_bytes: options.max_shard_bytes,
         })
     }
@@ -303,8 +316,14 @@ impl Args {
             size::seconds(time),
             size::bytes(rate as u64),
         );
-        for (tensor, fault) in &faulty {
+        for (tensor, fault) in faulty.iter().take(SHOWN) {
             text += &format!("{} {tensor}: {fault}\n", style("warning:").yellow().bold());
+        }
+        if faulty.len() > SHOWN {
+            text += &format!(
+                "... and {} more warnings, all in qtool.json\n",
+                faulty.len() - SHOWN
+            );
         }
         text += &format!(
             "Next: qtool verify {} --base {}\n",

@@ -1,6 +1,6 @@
 //! The exporter: an artifact's codes laid out anew, without rounding again. It takes artifacts whose
 //! linear weights are INT8 per channel (`w8-sym-row-bf16`) or narrow INT4 per channel
-//! (`w4-narrow-row-bf16`), as the loader asks for them; for any other it says which command gives a
+//! (`w4-narrow-row-bf16`) and whose experts may be 2-bit (`wint2`), as the loader asks for them; for any other it says which command gives a
 //! folder that FastDeploy loads.
 
 use serde_json::Value;
@@ -26,9 +26,10 @@ pub const FASTDEPLOY: FastDeploy = FastDeploy;
 #[derive(Debug, Clone, Copy)]
 pub struct FastDeploy;
 
-/// Schemes of the two layouts.
+/// Schemes FastDeploy has a form for.
 const INT8: &str = "w8-sym-row-bf16";
 const INT4: &str = "w4-narrow-row-bf16";
+const WINT2: &str = crate::scheme::ccq::NAME;
 
 /// What will be written: every tensor with its scheme, or `None` when it is not quantized.
 struct Plan {
@@ -49,7 +50,7 @@ impl Exporter for FastDeploy {
 
     fn refuses(&self, scheme: &Scheme) -> Option<String> {
         let name = scheme.to_string();
-        (![INT8, INT4].contains(&name.as_str())).then(|| {
+        (![INT8, INT4, WINT2].contains(&name.as_str())).then(|| {
             format!("FastDeploy loads {INT8} and {INT4}, not {name}; make the folder from the model: qtool quantize MODEL --format fastdeploy --bits {} -o DIR", if scheme.bits() == 8 { 8 } else { 4 })
         })
     }
@@ -75,8 +76,16 @@ impl Exporter for FastDeploy {
         let (mut index, mut done) = (0, 0u64);
         for (placed, scheme) in plan.placement.tensors.iter().zip(&plan.schemes) {
             let parts = match scheme {
-                Some(_) => stacked(artifact, placed)?
-                    .encode_in(Family::FastDeploy, &|b, k, c, o| LSB_ROWS.pack(b, k, c, o))?,
+                Some(scheme) => {
+                    let forms = scheme.parts_in(Family::FastDeploy, placed.rows, placed.columns)?;
+                    let rows = stacked(artifact, placed)?
+                        .encode_in(Family::FastDeploy, &|b, k, c, o| LSB_ROWS.pack(b, k, c, o))?;
+                    forms
+                        .iter()
+                        .zip(rows)
+                        .map(|(form, rows)| form.laid_out(rows))
+                        .collect()
+                }
                 None => vec![converted(artifact, placed)?],
             };
             for bytes in parts {
@@ -133,12 +142,28 @@ fn plan(artifact: &Artifact) -> Result<Plan> {
         Some(_) => 4,
         None => first.map_or(8, |scheme| scheme.bits()),
     };
-    let wanted = Wanted { bits, w4_until: None };
+    let experts = placement.tensors.iter().zip(&schemes);
+    let layers = |scheme: &str| {
+        let of_layer = experts.clone().filter_map(|(placed, got)| match placed.kind {
+            Kind::Expert { layer } => (got.as_ref()?.to_string() == scheme).then_some(layer),
+            _ => None,
+        });
+        of_layer.max()
+    };
+    let wanted = match layers(WINT2) {
+        Some(_) => Wanted {
+            bits: 2,
+            w4_until: layers(INT4),
+        },
+        None => Wanted { bits, w4_until: None },
+    };
+    let bits = wanted.bits;
     wanted.check(&model, path)?;
     for (placed, scheme) in placement.tensors.iter().zip(&schemes) {
         let expected = match wanted.store(&model, placed.kind) {
             Some(Store::Int8) => Some(INT8),
-            Some(Store::Int4 | Store::Wint2) => Some(INT4),
+            Some(Store::Int4) => Some(INT4),
+            Some(Store::Wint2) => Some(WINT2),
             None => None,
         };
         let got = scheme.map(|scheme| scheme.to_string());

@@ -13,6 +13,7 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub(crate) mod dot16;
 pub(crate) mod portable;
 
 /// Lanes of a vector, on every instruction set.
