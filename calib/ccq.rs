@@ -176,7 +176,7 @@ pub fn encode_row(
     Ok(best.map_or_else(|| zero_row(x.len()), |best| finish(row, &best)))
 }
 
-fn check(x: &[f32], weights: Option<&[f32]>) -> Result<(), CcqError> {
+pub(crate) fn check(x: &[f32], weights: Option<&[f32]>) -> Result<(), CcqError> {
     if x.is_empty() || !x.len().is_multiple_of(GROUP) {
         return Err(CcqError::Columns { got: x.len() });
     }

@@ -8,12 +8,15 @@
 //! | what can be asked of a tensor | [`options`] |
 //! | which tensor gets what | [`recipe`] |
 //! | plain absmax and min-max rounding | [`rtn`] |
+//! | WINT2, the 2-bit convolutional code | [`ccq`] |
+//! | WINT2.5, its 2.5-bit sibling | [`ccq25`] |
 //! | clip search for the least squared error | [`clip`] |
 //! | error figures of a block of rows | [`measure`] |
 #![forbid(unsafe_code)]
 
 pub mod affine;
 pub mod ccq;
+pub mod ccq25;
 pub mod clip;
 pub mod error;
 pub mod measure;
