@@ -163,7 +163,10 @@ pub fn encode_row(
         return Ok(zero_row(x.len()));
     }
     let plan = race::Plan::of(effort);
-    row.find_group_scales(isa, race::typical());
+    row.guess_group_scales();
+    if effort != Effort::Fast {
+        row.find_group_scales(isa, race::typical());
+    }
     let finalists = race.run(row, isa, plan);
     let mut best: Option<scales::Fitted> = None;
     for book in finalists {
