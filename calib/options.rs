@@ -138,7 +138,7 @@ impl fmt::Display for TensorOptions {
     }
 }
 
-fn fault<T>(what: &str, value: &str, accepted: String) -> Result<T> {
+fn fault<T>(what: &str, value: &str, accepted: &str) -> Result<T> {
     Err(CalibError::Option {
         what: format!("{what} {value:?}"),
         reason: format!("accepted are {accepted}"),
@@ -149,7 +149,7 @@ fn fault<T>(what: &str, value: &str, accepted: String) -> Result<T> {
 pub fn parse_bits(value: &str) -> Result<u8> {
     match value.trim().parse() {
         Ok(bits) if BITS.contains(&bits) => Ok(bits),
-        _ => fault("bits", value, "4 and 8".to_owned()),
+        _ => fault("bits", value, "4 and 8"),
     }
 }
 
@@ -162,11 +162,7 @@ pub fn parse_grouping(value: &str) -> Result<Grouping> {
     let valid = grouping.filter(|&g| AffineScheme::new(8, Grid::Symmetric, g, FloatDtype::F32).is_ok());
     match valid {
         Some(grouping) => Ok(grouping),
-        None => fault(
-            "group size",
-            value,
-            "16, 32, 64, 128, 256, 512 and row".to_owned(),
-        ),
+        None => fault("group size", value, "16, 32, 64, 128, 256, 512 and row"),
     }
 }
 
@@ -175,7 +171,7 @@ pub fn parse_grid(value: &str) -> Result<Grid> {
     match value.trim() {
         "sym" => Ok(Grid::Symmetric),
         "zp" => Ok(Grid::ZeroPoint),
-        _ => fault("grid", value, "sym and zp".to_owned()),
+        _ => fault("grid", value, "sym and zp"),
     }
 }
 
@@ -186,7 +182,7 @@ pub fn parse_clip(value: &str) -> Result<&'static str> {
         None => fault(
             "clip",
             value,
-            METHODS.iter().map(|m| m.name).collect::<Vec<_>>().join(" and "),
+            &METHODS.iter().map(|m| m.name).collect::<Vec<_>>().join(" and "),
         ),
     }
 }
@@ -195,7 +191,7 @@ pub fn parse_clip(value: &str) -> Result<&'static str> {
 pub fn parse_scale(value: &str) -> Result<FloatDtype> {
     match FloatDtype::parse(value.trim()) {
         Some(dtype) => Ok(dtype),
-        None => fault("scale dtype", value, "bf16, f16 and f32".to_owned()),
+        None => fault("scale dtype", value, "bf16, f16 and f32"),
     }
 }
 

@@ -110,13 +110,13 @@ impl Recipe {
     }
 
     /// Rules that matched none of `names`, as typed: most likely misspelt.
-    pub fn unmatched<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
+    pub fn unmatched(&self, names: &[&str]) -> Vec<String> {
         let patterns = self
             .skips
             .iter()
             .chain(self.rules.iter().map(|rule| &rule.pattern));
         patterns
-            .filter(|p| !names.clone().any(|n| p.is_match(n)))
+            .filter(|p| !names.iter().any(|n| p.is_match(n)))
             .map(ToString::to_string)
             .collect()
     }
@@ -298,10 +298,7 @@ mod tests {
             options("embed_tokens.weight"),
             "bits:8,group:row,grid:sym,clip:none,scale:bf16"
         );
-        assert_eq!(
-            recipe.unmatched(["layers.0.o_proj"].into_iter()),
-            ["down_proj", "embed"]
-        );
+        assert_eq!(recipe.unmatched(&["layers.0.o_proj"]), ["down_proj", "embed"]);
     }
 
     #[test]

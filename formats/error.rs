@@ -176,6 +176,27 @@ impl FormatError {
     }
 }
 
+/// Longest text of a foreign file that a message repeats, in bytes.
+const MAX_QUOTE_BYTES: usize = 400;
+
+/// Text of a foreign file as a message may repeat it: control characters escaped, so that it
+/// cannot write to the terminal by itself, and cut where it is too long to read.
+pub(crate) fn quoted(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if out.len() >= MAX_QUOTE_BYTES {
+            out.push_str(" ...");
+            break;
+        }
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
 fn io_advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull => "; free some space or choose a folder on another disk",
@@ -184,5 +205,17 @@ fn io_advice(error: &io::Error) -> &'static str {
         }
         io::ErrorKind::NotFound => "; check the path",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_stays_on_its_line() {
+        assert_eq!(quoted("层 a/b"), "层 a/b");
+        assert_eq!(quoted("a\n\u{1b}[2J\u{9b}"), "a\\n\\u{1b}[2J\\u{9b}");
+        assert!(quoted(&"\u{1}".repeat(10_000)).len() < MAX_QUOTE_BYTES + 20);
     }
 }

@@ -5,7 +5,7 @@
 //! falling element size (then as given), so that each begins at a multiple of its element size;
 //! the header names them in offset order and leaves no gap, as the strictest readers ask.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 
+use crate::checkpoint::header;
 use crate::checkpoint::shards::{INDEX_FILE, SINGLE_FILE};
 use crate::dtype::Dtype;
+use crate::error::quoted;
 use crate::{FormatError, Result};
 
 /// A tensor to be stored.
@@ -83,7 +85,24 @@ pub fn digest_text(hasher: &blake3::Hasher) -> String {
 impl ShardWriter {
     /// Lays `tensors` out over shards of at most `max_shard_bytes` of tensor data (a larger single
     /// group gets a shard of its own) in `folder`. Creates no file yet.
+    ///
+    /// Fails when a name is one that no reader accepts or is given twice, as happens when a source
+    /// holds both `W` and a tensor of its own named `W.codes`.
     pub fn create(folder: &Path, tensors: Vec<StoredTensor>, max_shard_bytes: u64) -> Result<Self> {
+        let mut names = HashSet::new();
+        for tensor in &tensors {
+            let twice = "two tensors would be stored under this name; keep or rename one of them";
+            let fault = header::name_fault(&tensor.name)
+                .or_else(|| (!names.insert(&tensor.name)).then(|| twice.to_owned()));
+            if let Some(reason) = fault {
+                return Err(FormatError::TensorEntry {
+                    path: folder.to_owned(),
+                    tensor: quoted(&tensor.name),
+                    reason,
+                });
+            }
+        }
+        drop(names);
         let mut members: Vec<Vec<usize>> = vec![Vec::new()];
         let mut filled = 0u64;
         let mut index = 0;
@@ -116,7 +135,7 @@ impl ShardWriter {
             };
             let path = folder.join(&name);
             list.sort_by_key(|&i| std::cmp::Reverse(tensors.get(i).map_or(0, |t| t.dtype.bitsize())));
-            let (header, placed) = header(&path, &tensors, &list)?;
+            let (header, placed) = lay_out(&path, &tensors, &list)?;
             let data_bytes = placed.iter().map(|(_, _, bytes)| bytes).sum();
             for (i, offset, bytes) in placed {
                 let offset = header.len() as u64 + offset;
@@ -263,7 +282,7 @@ impl Shard {
 /// The header bytes (length, JSON, padding to 8) and each tensor's place in the data.
 type Placed = Vec<(usize, u64, u64)>;
 
-fn header(path: &Path, tensors: &[StoredTensor], order: &[usize]) -> Result<(Vec<u8>, Placed)> {
+fn lay_out(path: &Path, tensors: &[StoredTensor], order: &[usize]) -> Result<(Vec<u8>, Placed)> {
     let mut at = 0u64;
     let mut infos = Vec::new();
     let mut placed = Vec::new();

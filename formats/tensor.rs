@@ -19,11 +19,17 @@ pub struct TensorView<'a> {
 
 /// Bytes of a tensor of this dtype and shape, or `None` when the product overflows or the last
 /// byte would be shared (dtypes under 8 bits).
+///
+/// Zeros do not excuse the other dimensions: `[0, usize::MAX]` overflows too (as in NumPy), so the
+/// bits of any row or block of rows can be counted without another check.
 pub fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
-    let elements = shape
+    let bits = shape
         .iter()
-        .try_fold(1usize, |product, &dim| product.checked_mul(dim))?;
-    let bits = elements.checked_mul(dtype.bitsize())?;
+        .filter(|&&dim| dim != 0)
+        .try_fold(dtype.bitsize(), |product, &dim| product.checked_mul(dim))?;
+    if shape.contains(&0) {
+        return Some(0);
+    }
     bits.is_multiple_of(8).then_some(bits / 8)
 }
 
@@ -112,6 +118,8 @@ mod tests {
         assert_eq!(view.row_bytes(1..3).len(), 0);
         let error = TensorView::new(Path::new("f"), "t", Dtype::F32, &[2, 3], &bytes).unwrap_err();
         assert!(error.to_string().contains("24 bytes"), "{error}");
-        assert!(TensorView::new(Path::new("f"), "t", Dtype::F32, &[usize::MAX, 3], &bytes).is_err());
+        for shape in [[usize::MAX, 3], [usize::MAX, 0], [0, usize::MAX]] {
+            assert!(TensorView::new(Path::new("f"), "t", Dtype::F32, &shape, &bytes[..0]).is_err());
+        }
     }
 }

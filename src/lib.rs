@@ -1,1 +1,37 @@
-//! qtool.
+//! qtool: offline quantization of large language models.
+//!
+//! The library face of the program. A *pipeline page* tells one command's whole story; the pages
+//! under `cli` hold what was typed, and nothing below them prints.
+//!
+//! | Page | Story |
+//! |---|---|
+//! | [`plan`] | checkpoint and recipe to what will be done, with every refusal at once |
+//! | [`quantize`] | checkpoint to artifact |
+//! | [`verify`] | artifact to findings |
+//! | [`inspect`] | what is in a folder |
+//! | [`export`] | artifact to an ecosystem's folder |
+#![forbid(unsafe_code)]
+
+pub mod blocks;
+pub mod classes;
+pub mod cli;
+pub mod error;
+pub mod estimate;
+pub mod export;
+pub mod inspect;
+pub mod interrupt;
+pub mod plan;
+pub mod progress;
+pub mod quantize;
+pub mod record;
+pub mod scan;
+pub mod table;
+pub mod verify;
+
+pub use error::Error;
+
+/// Result of the pipelines.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Name and version as written into manifests.
+pub const TOOL: &str = concat!("qtool ", env!("CARGO_PKG_VERSION"));

@@ -1,1 +1,14 @@
-//! Tests.
+//! Tests of the whole tool, in one binary. Nothing here reaches private items.
+
+mod bad_files;
+mod cli;
+mod decode;
+mod faults;
+mod flow;
+mod hostile;
+mod house;
+mod laws;
+mod model;
+#[path = "fuzz/oracle.rs"]
+mod oracle;
+mod paddle;

@@ -6,15 +6,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{FORMAT, FORMAT_VERSION, Figures};
-use crate::checkpoint::shards::read_json;
+use crate::checkpoint::shards::{is_plain_name, read_bounded};
 use crate::checkpoint::{Naming, Orientation};
 use crate::dtype::Dtype;
+use crate::error::quoted;
 use crate::packing;
 use crate::scheme::{Part, Role, Scheme};
-use crate::{FormatError, Result};
+use crate::{FormatError, Result, limits};
 
 /// The manifest as a whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +25,7 @@ pub struct Manifest {
     /// [`FORMAT_VERSION`] of the writer.
     pub version: u32,
     /// Name and version of the writing program.
+    #[serde(deserialize_with = "printable")]
     pub tool: String,
     /// The checkpoint it was made from.
     pub source: SourceRecord,
@@ -45,6 +47,7 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceRecord {
     /// Last component of the path it was opened with.
+    #[serde(deserialize_with = "printable")]
     pub name: String,
     /// Name family of its tensors.
     pub naming: Naming,
@@ -127,6 +130,7 @@ pub struct TensorRecord {
     /// Element type in the source.
     pub dtype: Dtype,
     /// Digest of its bytes in the source.
+    #[serde(deserialize_with = "printable")]
     pub source_digest: String,
     /// How it is stored here.
     #[serde(flatten)]
@@ -140,6 +144,7 @@ pub enum Stored {
     /// Byte for byte as in the source, under its own name.
     Kept {
         /// Why.
+        #[serde(deserialize_with = "printable")]
         reason: String,
         /// File it lies in.
         file: String,
@@ -154,6 +159,7 @@ pub struct QuantizedRecord {
     /// Name of the scheme, a key of [`Manifest::schemes`].
     pub scheme: Scheme,
     /// Which quantizer chose the codes, with its options.
+    #[serde(deserialize_with = "printable")]
     pub method: String,
     /// N: output rows of the decoded matrix.
     pub rows: usize,
@@ -166,7 +172,11 @@ pub struct QuantizedRecord {
     /// How good it is.
     pub figures: Figures,
     /// What is suspicious about it; empty when nothing is.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "all_printable"
+    )]
     pub faults: Vec<String>,
 }
 
@@ -190,6 +200,7 @@ pub struct PartRecord {
     /// Bytes of one row.
     pub row_bytes: usize,
     /// Digest of its bytes.
+    #[serde(deserialize_with = "printable")]
     pub digest: String,
 }
 
@@ -210,32 +221,57 @@ impl PartRecord {
     }
 }
 
+/// Free text of a manifest, fit for a screen: control characters are escaped as it is read, so that
+/// a foreign artifact cannot write to the terminal of whoever inspects it.
+fn printable<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<String, D::Error> {
+    Ok(escaped(String::deserialize(deserializer)?))
+}
+
+fn all_printable<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<String>, D::Error> {
+    Ok(Vec::deserialize(deserializer)?.into_iter().map(escaped).collect())
+}
+
+fn escaped(text: String) -> String {
+    if text.chars().any(char::is_control) {
+        text.escape_debug().to_string()
+    } else {
+        text
+    }
+}
+
 /// The index formula of plain elements.
 pub const PLAIN_ROWS: &str = "element [n][g] is element n*shape[1] + g of the tensor";
 
 impl Manifest {
-    /// Reads and checks a manifest: format, version, and that every tensor refers to a layout and
-    /// a scheme the manifest describes.
+    /// Reads a manifest file and checks it as [`parse`](Self::parse) does.
     pub fn read(path: &Path) -> Result<Self> {
+        Self::parse(path, &read_bounded(path)?)
+    }
+
+    /// Parses and checks the bytes of a manifest: format, version, that every file is one of the
+    /// folder, that every quantized tensor refers to a layout and a scheme the manifest describes,
+    /// and that its parts are those its scheme asks for. `path` is only named in messages.
+    pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
         /// The part that says whether the rest can be understood.
         #[derive(Deserialize)]
         struct Head {
             format: String,
             version: u32,
         }
-        let json: serde_json::Value = read_json(path)?;
         let bad = |reason: String| FormatError::Json {
             path: path.to_owned(),
             reason,
         };
-        let head = Head::deserialize(&json).map_err(|e| bad(format!("not a manifest: {e}")))?;
+        let unusable = |e: serde_json::Error| bad(format!("not a manifest: {}", quoted(&e.to_string())));
+        let head: Head = serde_json::from_slice(json).map_err(unusable)?;
         if head.format != FORMAT || head.version == 0 || head.version > FORMAT_VERSION {
             return Err(bad(format!(
                 "format {} version {}; this qtool reads format {FORMAT} up to version {FORMAT_VERSION}: use a newer qtool",
-                head.format, head.version
+                quoted(&head.format),
+                head.version
             )));
         }
-        let this: Self = serde_json::from_value(json).map_err(|e| bad(format!("not a manifest: {e}")))?;
+        let this: Self = serde_json::from_slice(json).map_err(unusable)?;
         this.check(path)?;
         Ok(this)
     }
@@ -247,6 +283,16 @@ impl Manifest {
             expected: expected.to_owned(),
             got,
         };
+        for tensor in &self.tensors {
+            if tensor.name.chars().any(char::is_control) || tensor.name.len() > limits::MAX_NAME_BYTES {
+                return Err(bad("tensors".to_owned(), "printable names", quoted(&tensor.name)));
+            }
+        }
+        let files = self.files.iter().map(|file| &file.name);
+        if let Some(name) = files.chain(self.stored_in()).find(|name| !is_plain_name(name)) {
+            let got = quoted(&format!("{name:?}"));
+            return Err(bad("files".to_owned(), "names of files of this folder", got));
+        }
         for tensor in &self.tensors {
             let Stored::Quantized(record) = &tensor.stored else {
                 continue;
@@ -260,15 +306,26 @@ impl Manifest {
                     record.scheme.to_string(),
                 ));
             }
+            // The last dimension is K where rows of the source are rows of the matrix, else N.
+            let last = match record.orientation {
+                Orientation::OutIn => record.columns,
+                Orientation::InOut => record.rows,
+            };
             let elements = tensor.shape.iter().try_fold(1usize, |p, &d| p.checked_mul(d));
-            if elements.is_none() || elements != record.rows.checked_mul(record.columns) {
+            if elements.is_none()
+                || elements != record.rows.checked_mul(record.columns)
+                || tensor.shape.last() != Some(&last)
+            {
                 let got = format!(
                     "{} x {} for shape {:?}",
                     record.rows, record.columns, tensor.shape
                 );
-                return Err(bad(what(), "rows x columns elements", got));
+                return Err(bad(what(), "rows x columns of its shape", got));
             }
-            let parts = record.scheme.parts(record.rows, record.columns)?;
+            let parts = record
+                .scheme
+                .parts(record.rows, record.columns)
+                .map_err(|e| bad(what(), "a shape its scheme can hold", e.to_string()))?;
             if parts.len() != record.parts.len() {
                 return Err(bad(
                     what(),
@@ -280,7 +337,8 @@ impl Manifest {
                 let expected =
                     PartRecord::new(&tensor.name, part, stored.file.clone(), stored.digest.clone());
                 if &expected != stored {
-                    return Err(bad(what(), &format!("{expected:?}"), format!("{stored:?}")));
+                    let got = quoted(&format!("{stored:?}"));
+                    return Err(bad(what(), &quoted(&format!("{expected:?}")), got));
                 }
                 let known = self.layouts.get(&stored.layout).map(String::as_str);
                 let formula = packing::find(&stored.layout).map_or(PLAIN_ROWS, |p| p.formula());
@@ -294,6 +352,14 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// Every mention of a file that holds a stored tensor.
+    fn stored_in(&self) -> impl Iterator<Item = &String> {
+        self.tensors.iter().flat_map(|tensor| match &tensor.stored {
+            Stored::Kept { file, .. } => vec![file],
+            Stored::Quantized(record) => record.parts.iter().map(|part| &part.file).collect(),
+        })
     }
 
     /// The JSON text, ending in a line break.

@@ -1,12 +1,13 @@
 //! Opening an artifact and decoding its weights. Hashing every byte is `qtool verify`'s work, done
 //! on request through [`Artifact::digest`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::MANIFEST_FILE;
 use super::manifest::{Manifest, QuantizedRecord, Stored, TensorRecord};
 use crate::checkpoint::Checkpoint;
+use crate::dtype::Dtype;
 use crate::shard_writer::digest_text;
 use crate::tensor::TensorView;
 use crate::weight::QuantizedWeight;
@@ -54,44 +55,60 @@ impl Artifact {
         Ok(this)
     }
 
+    /// Every stored tensor is named by exactly one record and lies as that record says.
     fn check_files(&self) -> Result<()> {
-        let mut stored = 0usize;
+        let mut claimed = HashSet::new();
         for record in &self.manifest.tensors {
             match &record.stored {
-                Stored::Kept { .. } => {
-                    stored += 1;
-                    self.expect(&record.name, record.dtype, &record.shape)?;
+                Stored::Kept { file, .. } => {
+                    self.expect(&mut claimed, &record.name, file, record.dtype, &record.shape)?;
                 }
                 Stored::Quantized(quantized) => {
                     for part in &quantized.parts {
-                        stored += 1;
-                        self.expect(&part.tensor, part.dtype, &part.shape)?;
+                        self.expect(&mut claimed, &part.tensor, &part.file, part.dtype, &part.shape)?;
                     }
                 }
             }
         }
-        if stored != self.files.names().len() {
-            return Err(FormatError::Manifest {
+        match self.files.names().find(|name| !claimed.contains(name)) {
+            Some(extra) => Err(FormatError::Manifest {
                 path: self.folder.join(MANIFEST_FILE),
-                what: "stored tensors".to_owned(),
-                expected: stored.to_string(),
-                got: format!("{} in the files", self.files.names().len()),
-            });
+                what: format!("stored tensor {extra}"),
+                expected: "a record of it".to_owned(),
+                got: "none".to_owned(),
+            }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    fn expect(&self, name: &str, dtype: crate::Dtype, shape: &[usize]) -> Result<()> {
-        let view = self.stored(name)?;
-        if view.dtype() == dtype && view.shape() == shape {
-            return Ok(());
-        }
-        Err(FormatError::Manifest {
-            path: self.folder.clone(),
+    fn expect<'a>(
+        &'a self,
+        claimed: &mut HashSet<&'a str>,
+        name: &'a str,
+        file: &str,
+        dtype: Dtype,
+        shape: &[usize],
+    ) -> Result<()> {
+        let bad = |expected: String, got: String| FormatError::Manifest {
+            path: self.folder.join(MANIFEST_FILE),
             what: format!("stored tensor {name}"),
-            expected: format!("{dtype} {shape:?}"),
-            got: format!("{} {:?}", view.dtype(), view.shape()),
-        })
+            expected,
+            got,
+        };
+        let view = self.stored(name)?;
+        if !claimed.insert(name) {
+            return Err(bad("one record of it".to_owned(), "two".to_owned()));
+        }
+        if view.dtype() != dtype || view.shape() != shape {
+            return Err(bad(
+                format!("{dtype} {shape:?}"),
+                format!("{} {:?}", view.dtype(), view.shape()),
+            ));
+        }
+        match self.files.file_of(name) {
+            Some(got) if got != file => Err(bad(format!("in {file:?}"), format!("in {got:?}"))),
+            _ => Ok(()),
+        }
     }
 
     /// Its folder.
@@ -127,14 +144,15 @@ impl Artifact {
     }
 
     /// Rows `from..from + count` of a quantized weight, decoded from the stored bytes. Fails when
-    /// codes or scales are not what the scheme allows.
+    /// codes or scales are not what the scheme allows, or when no row is in range.
     pub fn weight_rows(
         &self,
         record: &QuantizedRecord,
         from: usize,
         count: usize,
     ) -> Result<QuantizedWeight> {
-        let count = count.min(record.rows.saturating_sub(from));
+        let from = from.min(record.rows);
+        let count = count.min(record.rows - from);
         let parts = record
             .parts
             .iter()
@@ -146,6 +164,25 @@ impl Artifact {
             })
             .collect::<Result<Vec<&[u8]>>>()?;
         QuantizedWeight::decode(record.scheme, count, record.columns, &parts)
+            .map_err(|error| self.locate(record, error))
+    }
+
+    /// A fault of a decoded weight, with the file and the tensor it was found in.
+    fn locate(&self, record: &QuantizedRecord, error: FormatError) -> FormatError {
+        let (file, tensor) = record
+            .parts
+            .first()
+            .map_or(("", ""), |part| (part.file.as_str(), part.tensor.as_str()));
+        let tensor = tensor.rsplit_once('.').map_or(tensor, |(weight, _)| weight);
+        match error {
+            FormatError::Weight { what, expected, got } => FormatError::Manifest {
+                path: self.folder.join(file),
+                what: format!("tensor {tensor}: {what}"),
+                expected,
+                got,
+            },
+            other => other,
+        }
     }
 
     /// Digest of a stored tensor's bytes, read anew.

@@ -13,10 +13,12 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorInfo;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::dtype::Dtype;
+use crate::error::quoted;
 use crate::tensor::byte_len;
 use crate::{FormatError, Result, limits};
 
@@ -38,7 +40,8 @@ pub struct Entry {
 
 /// Parses and checks the header of a whole file given as bytes. Entries come in offset order.
 ///
-/// Accepts exactly what the `safetensors` crate accepts, less duplicate names and what exceeds
+/// Accepts exactly what the `safetensors` crate accepts, less names that are given twice or hold
+/// control characters, shapes that overflow even without their zeros, and what exceeds
 /// [`crate::limits`].
 pub fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
     let bad = |reason: String| FormatError::Header {
@@ -68,11 +71,11 @@ pub fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
             got: file.len() as u64,
         });
     };
-    let listed: Listed = serde_json::from_slice(json).map_err(|e| bad(e.to_string()))?;
+    let listed: Listed = serde_json::from_slice(json).map_err(|e| bad(quoted(&e.to_string())))?;
     if let Some(name) = listed.duplicate {
         return Err(FormatError::TensorEntry {
             path: path.to_owned(),
-            tensor: name,
+            tensor: quoted(&name),
             reason: "the header names it twice".to_owned(),
         });
     }
@@ -83,7 +86,7 @@ pub fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
         let before = file.len() - data.len();
         return Err(FormatError::FileSize {
             path: path.to_owned(),
-            expected: before as u64 + end as u64,
+            expected: (before as u64).saturating_add(end as u64),
             got: file.len() as u64,
         });
     }
@@ -97,8 +100,8 @@ pub fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
             range: base + info.data_offsets.0..base + info.data_offsets.1,
         })
         .collect();
-    // The reference reader has the last word.
-    Metadata::new(None, tensors).map_err(|e| bad(e.to_string()))?;
+    // The reference reader has the last word: it also reads what is skipped here.
+    SafeTensors::read_metadata(file).map_err(|e| bad(quoted(&e.to_string())))?;
     Ok(entries)
 }
 
@@ -109,21 +112,12 @@ fn check_tiling(path: &Path, tensors: &[(String, TensorInfo)]) -> Result<usize> 
     for (name, info) in tensors {
         let bad = |reason: String| FormatError::TensorEntry {
             path: path.to_owned(),
-            tensor: name.clone(),
+            tensor: quoted(name),
             reason,
         };
         let (start, end) = info.data_offsets;
-        if name.is_empty() || name.len() > limits::MAX_NAME_BYTES {
-            let short: String = name.chars().take(40).collect();
-            return Err(FormatError::TensorEntry {
-                path: path.to_owned(),
-                tensor: short,
-                reason: format!(
-                    "a name of {} bytes; 1 to {} are accepted",
-                    name.len(),
-                    limits::MAX_NAME_BYTES
-                ),
-            });
+        if let Some(fault) = name_fault(name) {
+            return Err(bad(fault));
         }
         if info.shape.len() > limits::MAX_DIMS {
             return Err(bad(format!(
@@ -161,6 +155,20 @@ fn check_tiling(path: &Path, tensors: &[(String, TensorInfo)]) -> Result<usize> 
     Ok(expected_start)
 }
 
+/// Why a tensor of this name is not accepted, or `None`.
+pub(crate) fn name_fault(name: &str) -> Option<String> {
+    if name.is_empty() || name.len() > limits::MAX_NAME_BYTES {
+        return Some(format!(
+            "a name of {} bytes; 1 to {} are accepted",
+            name.len(),
+            limits::MAX_NAME_BYTES
+        ));
+    }
+    name.chars()
+        .any(char::is_control)
+        .then(|| "a name with control characters; only printable names are accepted".to_owned())
+}
+
 /// Header entries in document order, so that a name given twice is seen.
 struct Listed {
     tensors: Vec<(String, TensorInfo)>,
@@ -190,7 +198,7 @@ impl<'de> Deserialize<'de> for Listed {
                     } else {
                         let info = map
                             .next_value::<TensorInfo>()
-                            .map_err(|e| de::Error::custom(format_args!("tensor {name}: {e}")))?;
+                            .map_err(|e| de::Error::custom(format_args!("tensor {}: {e}", quoted(&name))))?;
                         listed.tensors.push((name, info));
                     }
                 }

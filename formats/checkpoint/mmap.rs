@@ -5,7 +5,7 @@
 //! batches) and turns the common case, a file replaced during a long run, into a sentence.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -25,14 +25,18 @@ pub struct MappedFile {
 impl MappedFile {
     /// Maps `path`. Fails when it cannot be opened, is not a regular file, or is empty.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(FormatError::io(path, "open"))?;
-        let metadata = file.metadata().map_err(FormatError::io(path, "read the size"))?;
-        if !metadata.is_file() {
+        // Asked before opening: opening a pipe would wait for its writer.
+        if !fs::metadata(path)
+            .map_err(FormatError::io(path, "open"))?
+            .is_file()
+        {
             return Err(FormatError::Header {
                 path: path.to_owned(),
                 reason: "not a regular file".to_owned(),
             });
         }
+        let file = File::open(path).map_err(FormatError::io(path, "open"))?;
+        let metadata = file.metadata().map_err(FormatError::io(path, "read the size"))?;
         if metadata.len() == 0 {
             return Err(FormatError::Header {
                 path: path.to_owned(),

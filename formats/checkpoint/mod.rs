@@ -17,6 +17,7 @@ use mmap::MappedFile;
 pub use naming::{Naming, Orientation};
 use shards::ShardList;
 
+use crate::error::quoted;
 use crate::tensor::TensorView;
 use crate::{FormatError, Result};
 
@@ -82,16 +83,14 @@ impl Checkpoint {
     fn check_index(&self, index: &std::collections::BTreeMap<String, String>) -> Result<()> {
         let index_path = self.folder.join(shards::INDEX_FILE);
         for (name, file) in index {
-            let found = self.by_name.get(name).and_then(|&i| self.entries.get(i));
-            let got = found
-                .and_then(|(f, _)| self.files.get(*f))
-                .map(|f| file_name(f.path()));
+            let got = self.file_of(name);
             if got.as_deref() != Some(file) {
                 let got = got.map_or_else(|| "in none of the files".to_owned(), |g| format!("in {g}"));
                 return Err(FormatError::Index {
                     path: index_path,
                     reason: format!(
-                        "tensor {name} is expected in {file}, found {got}; index and shards are of different versions"
+                        "tensor {} is expected in {file}, found {got}; index and shards are of different versions",
+                        quoted(name)
                     ),
                 });
             }
@@ -145,6 +144,12 @@ impl Checkpoint {
         }
     }
 
+    /// Name of the file that holds this tensor, or `None` when there is no such tensor.
+    pub fn file_of(&self, name: &str) -> Option<String> {
+        let (file, _) = self.entries.get(*self.by_name.get(name)?)?;
+        Some(file_name(self.files.get(*file)?.path()))
+    }
+
     /// Bytes of all tensors together.
     pub fn tensor_bytes(&self) -> u64 {
         self.entries.iter().map(|(_, e)| e.range.len() as u64).sum()
@@ -173,7 +178,8 @@ impl Checkpoint {
 
     /// Everything beside the weights that belongs to the model: tokenizer, generation config,
     /// licence, remote code. Plain files of the folder, sorted by name, without weights in any
-    /// format, indexes, hidden files, and manifests of qtool. Empty for a bare file.
+    /// format, indexes, hidden files, names with control characters, and manifests of qtool. Empty
+    /// for a bare file.
     pub fn side_files(&self) -> Result<Vec<PathBuf>> {
         if !self.is_folder {
             return Ok(Vec::new());
@@ -216,6 +222,7 @@ const WEIGHT_ENDINGS: [&str; 10] = [
 
 fn is_side_file(name: &str) -> bool {
     !name.starts_with('.')
+        && shards::is_plain_name(name)
         && !WEIGHT_ENDINGS.iter().any(|ending| name.ends_with(ending))
         && ![crate::artifact::MANIFEST_FILE, crate::export::PROVENANCE_FILE].contains(&name)
 }

@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::error::quoted;
 use crate::{FormatError, Result, limits};
 
 /// File name of a single-file checkpoint.
@@ -88,10 +89,10 @@ impl ShardList {
             )));
         }
         for name in &names {
-            let mut parts = Path::new(name).components();
-            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+            if !is_plain_name(name) {
                 return Err(bad(format!(
-                    "names the file {name:?}; expected a plain file name in the same folder"
+                    "names the file {}; expected a plain file name in the same folder",
+                    quoted(&format!("{name:?}"))
                 )));
             }
         }
@@ -104,13 +105,33 @@ impl ShardList {
     }
 }
 
+/// Whether `name` names a file of the same folder: one component, no way up or out, printable.
+pub(crate) fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name)
+        && !name.chars().any(char::is_control)
+}
+
 /// Reads and parses a JSON file of bounded size.
 pub fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+    let bytes = read_bounded(path)?;
+    serde_json::from_slice(&bytes).map_err(|e| FormatError::Json {
+        path: path.to_owned(),
+        reason: format!("not the expected JSON: {}", quoted(&e.to_string())),
+    })
+}
+
+/// Reads a JSON file whole. Fails when it is larger than [`limits::MAX_JSON_BYTES`] or no regular
+/// file: a pipe or a device might never end.
+pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let metadata = fs::metadata(path).map_err(FormatError::io(path, "open"))?;
     let bad = |reason: String| FormatError::Json {
         path: path.to_owned(),
         reason,
     };
+    if !metadata.is_file() {
+        return Err(bad("not a regular file".to_owned()));
+    }
     if metadata.len() > limits::MAX_JSON_BYTES {
         return Err(bad(format!(
             "{} bytes; at most {} are accepted",
@@ -118,6 +139,5 @@ pub fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
             limits::MAX_JSON_BYTES
         )));
     }
-    let bytes = fs::read(path).map_err(FormatError::io(path, "read"))?;
-    serde_json::from_slice(&bytes).map_err(|e| bad(format!("not the expected JSON: {e}")))
+    fs::read(path).map_err(FormatError::io(path, "read"))
 }

@@ -3,7 +3,7 @@
 //!
 //! Adding a format is one file here, one line in [`EXPORTERS`], and its page in `docs/formats`.
 
-pub mod bf16;
+pub mod dense;
 
 use std::path::Path;
 
@@ -45,7 +45,7 @@ pub trait Exporter: Sync {
 }
 
 /// Every export format.
-pub const EXPORTERS: &[&dyn Exporter] = &[&bf16::DENSE_BF16];
+pub const EXPORTERS: &[&dyn Exporter] = &[&dense::DENSE_BF16, &dense::DENSE_F32];
 
 /// The exporter of this name.
 pub fn find(name: &str) -> Option<&'static dyn Exporter> {

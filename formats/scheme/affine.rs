@@ -86,9 +86,7 @@ impl AffineScheme {
         if let Grouping::Columns(len) = grouping
             && !GROUP_LENGTHS.contains(&len)
         {
-            return Err(fault(
-                "groups have 16, 32, 64, 128, 256 or 512 columns, or the whole row",
-            ));
+            return Err(fault("groups have 16, 32, 64, 128, 256 or 512 columns, or row"));
         }
         Ok(this)
     }
@@ -126,16 +124,32 @@ impl AffineScheme {
         (self.grid == Grid::Symmetric).then(|| 1 << (self.bits - 1))
     }
 
-    /// Groups per row of `k` columns. Fails when the group does not divide `k`, naming the group
-    /// lengths that do.
+    /// Groups per row of `k` columns. Fails when the weight is empty, when its bits cannot be
+    /// counted in a `usize`, or when the group does not divide `k`, naming the group lengths that
+    /// do.
     pub fn groups(&self, n: usize, k: usize) -> Result<usize> {
+        let refused = |reason: String| FormatError::SchemeShape {
+            scheme: self.to_string(),
+            n,
+            k,
+            reason,
+        };
+        if n == 0 || k == 0 {
+            return Err(refused("it is empty; keep it as it is".to_owned()));
+        }
+        if n.checked_mul(k)
+            .and_then(|weights| weights.checked_mul(32))
+            .is_none()
+        {
+            return Err(refused("its size overflows".to_owned()));
+        }
         let len = self.grouping.len(k);
-        if k > 0 && len > 0 && k.is_multiple_of(len) {
+        if k.is_multiple_of(len) {
             return Ok(k / len);
         }
         let fitting: Vec<String> = GROUP_LENGTHS
             .iter()
-            .filter(|&&g| k > 0 && k.is_multiple_of(g))
+            .filter(|&&g| k.is_multiple_of(g))
             .map(ToString::to_string)
             .collect();
         let fitting = if fitting.is_empty() {
@@ -143,14 +157,9 @@ impl AffineScheme {
         } else {
             fitting.join(", ")
         };
-        Err(FormatError::SchemeShape {
-            scheme: self.to_string(),
-            n,
-            k,
-            reason: format!(
-                "K = {k} is not a multiple of {len}; fitting group sizes: {fitting}, or the whole row"
-            ),
-        })
+        Err(refused(format!(
+            "K = {k} is not a multiple of {len}; fitting group sizes: {fitting}, or row"
+        )))
     }
 
     /// The stored tensors of a weight of `n` x `k`.
@@ -258,7 +267,13 @@ mod tests {
     fn a_group_that_does_not_divide_names_those_that_do() {
         let scheme = Scheme::parse("w4-sym-g128-f16").unwrap();
         let message = scheme.parts(256, 704).unwrap_err().to_string();
-        assert!(message.contains("16, 32, 64, or the whole row"), "{message}");
-        assert!(scheme.parts(256, 0).is_err());
+        assert!(message.contains("16, 32, 64, or row"), "{message}");
+        for (n, k) in [(256, 0), (0, 256), (1, usize::MAX / 8), (usize::MAX, 2)] {
+            let message = scheme.parts(n, k).unwrap_err().to_string();
+            assert!(
+                message.contains("empty") || message.contains("overflows"),
+                "{message}"
+            );
+        }
     }
 }

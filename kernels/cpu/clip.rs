@@ -34,7 +34,7 @@ pub struct Candidate {
 ///
 /// A NaN in `x` gives NaN for every candidate, an infinity gives infinity. Squares are formed in f32: errors
 /// beyond 1.8e19 overflow to infinity, errors below 1e-19 lose precision and below 2.6e-23 count as 0.
-/// Groups of 32, 64 and 128 have loops of their own; every length gives the same bits as the general loop.
+/// Groups of 32, 64 and 128 have faster loops of their own, with the same bits as the general one.
 ///
 /// # Panics
 ///

@@ -125,27 +125,20 @@ impl Kernel for RowError<'_> {
         let mut row = RowSums::new(v);
         let (blocks, tail) = self.x.as_chunks::<LANES>();
         let (code_blocks, code_tail) = self.codes.as_chunks::<LANES>();
-        if self.group.is_multiple_of(LANES) {
-            let groups = blocks
-                .chunks(self.group / LANES)
-                .zip(code_blocks.chunks(self.group / LANES));
-            for ((blocks, code_blocks), (&scale, &zero)) in groups.zip(self.scales.iter().zip(self.zeros)) {
-                let (scale, zero) = (v.splat(scale), v.splat(zero));
-                for (block, codes) in blocks.iter().zip(code_blocks) {
-                    row.add(v, v.load(block), v.load_codes(codes), scale, zero);
-                }
+        let (mut group, mut group_end) = (0, self.group);
+        for (i, (block, codes)) in blocks.iter().zip(code_blocks).enumerate() {
+            let first = i * LANES;
+            while group_end <= first {
+                group += 1;
+                group_end = group_end.saturating_add(self.group);
             }
-        } else {
-            for (i, (block, codes)) in blocks.iter().zip(code_blocks).enumerate() {
-                let (scales, zeros) = self.lanes_from(i * LANES, LANES);
-                row.add(
-                    v,
-                    v.load(block),
-                    v.load_codes(codes),
-                    v.load(&scales),
-                    v.load(&zeros),
-                );
-            }
+            let (scale, zero) = if first + LANES <= group_end {
+                (v.splat(self.scales[group]), v.splat(self.zeros[group]))
+            } else {
+                let (scales, zeros) = self.lanes_from(first, LANES);
+                (v.load(&scales), v.load(&zeros))
+            };
+            row.add(v, v.load(block), v.load_codes(codes), scale, zero);
         }
         if !tail.is_empty() {
             let (scales, zeros) = self.lanes_from(blocks.len() * LANES, tail.len());

@@ -7,6 +7,9 @@
 //!
 //! The product rounds once in f32, `rne` is to nearest with ties to even, and the clamp happens in f32 before
 //! the conversion to a byte, so that values of any size are safe. NaN (also 0 times infinity) gives `lo`.
+//!
+//! As the zero and the limits are integers, the loop may clamp the product to `lo - zero..=hi - zero` first and
+//! round and add the zero in the conversion; the code is the same, exactly.
 
 use super::isa::Isa;
 use super::simd::{Kernel, LANES, Vector};
@@ -23,7 +26,7 @@ pub fn round_codes(isa: Isa, x: &[f32], inv_scale: f32, zero: i32, lo: u8, hi: u
     isa.run(RoundCodes {
         x,
         inv_scale,
-        zero: zero as f32,
+        zero,
         lo,
         hi,
         codes,
@@ -32,7 +35,7 @@ pub fn round_codes(isa: Isa, x: &[f32], inv_scale: f32, zero: i32, lo: u8, hi: u
 
 /// Codes of a row in groups: value k uses `inv_scales[k / group]` and `zeros[k / group]`.
 ///
-/// `zeros` hold integers. The last group may be short.
+/// `zeros` hold integers of magnitude up to 2^22. The last group may be short.
 ///
 /// # Panics
 ///
@@ -68,7 +71,7 @@ pub fn round_codes_groups(
 struct RoundCodes<'a> {
     x: &'a [f32],
     inv_scale: f32,
-    zero: f32,
+    zero: i32,
     lo: u8,
     hi: u8,
     codes: &'a mut [u8],
@@ -79,8 +82,14 @@ impl Kernel for RoundCodes<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
-        let limits = (v.splat(f32::from(self.lo)), v.splat(f32::from(self.hi)));
-        round_group(v, self.x, self.inv_scale, self.zero, limits, self.codes);
+        round_group(
+            v,
+            self.x,
+            self.inv_scale,
+            self.zero,
+            (self.lo, self.hi),
+            self.codes,
+        );
     }
 }
 
@@ -99,35 +108,29 @@ impl Kernel for RoundGroups<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
-        let limits = (v.splat(f32::from(self.lo)), v.splat(f32::from(self.hi)));
         let groups = self.x.chunks(self.group).zip(self.codes.chunks_mut(self.group));
         for ((x, codes), (&inv_scale, &zero)) in groups.zip(self.inv_scales.iter().zip(self.zeros)) {
-            round_group(v, x, inv_scale, zero, limits, codes);
+            round_group(v, x, inv_scale, zero as i32, (self.lo, self.hi), codes);
         }
     }
 }
 
 /// One run of values that share a scale and a zero.
 #[inline(always)]
-fn round_group<V: Vector>(
-    v: V,
-    x: &[f32],
-    inv_scale: f32,
-    zero: f32,
-    (lo, hi): (V::F, V::F),
-    codes: &mut [u8],
-) {
-    let (inv_scale, zero) = (v.splat(inv_scale), v.splat(zero));
+fn round_group<V: Vector>(v: V, x: &[f32], inv_scale: f32, zero: i32, (lo, hi): (u8, u8), codes: &mut [u8]) {
+    let inv_scale = v.splat(inv_scale);
+    let lo = v.splat((i32::from(lo) - zero) as f32);
+    let hi = v.splat((i32::from(hi) - zero) as f32);
     let (blocks, tail) = x.as_chunks::<LANES>();
     let (outs, out_tail) = codes.as_chunks_mut::<LANES>();
     for (block, out) in blocks.iter().zip(outs) {
-        let nearest = v.add(v.round(v.mul(v.load(block), inv_scale)), zero);
-        v.store_codes(v.min(v.max(nearest, lo), hi), out);
+        let steps = v.min(v.max(v.mul(v.load(block), inv_scale), lo), hi);
+        v.store_codes(steps, zero, out);
     }
     if !tail.is_empty() {
-        let nearest = v.add(v.round(v.mul(v.load_partial(tail, 0.0), inv_scale)), zero);
+        let steps = v.min(v.max(v.mul(v.load_partial(tail, 0.0), inv_scale), lo), hi);
         let mut out = [0; LANES];
-        v.store_codes(v.min(v.max(nearest, lo), hi), &mut out);
+        v.store_codes(steps, zero, &mut out);
         out_tail.copy_from_slice(&out[..out_tail.len()]);
     }
 }

@@ -145,15 +145,16 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn store_codes(self, a: Pair, codes: &mut [u8; LANES]) {
+    fn store_codes(self, a: Pair, zero: i32, codes: &mut [u8; LANES]) {
         // SAFETY: `codes` is 16 writable bytes, the store needs no alignment, the token proves the instructions.
         unsafe {
-            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.0), _mm256_cvtps_epi32(a.1));
-            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
-            let bytes = _mm_packus_epi16(
-                _mm256_castsi256_si128(words),
-                _mm256_extracti128_si256::<1>(words),
-            );
+            let zero = _mm256_set1_epi32(zero);
+            let low = _mm256_add_epi32(_mm256_cvtps_epi32(a.0), zero);
+            let high = _mm256_add_epi32(_mm256_cvtps_epi32(a.1), zero);
+            let words = _mm256_packs_epi32(low, high);
+            let bytes = _mm256_packus_epi16(words, words);
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);
+            let bytes = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(bytes, order));
             _mm_storeu_si128(codes.as_mut_ptr().cast(), bytes);
         }
     }

@@ -123,13 +123,11 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
-    fn store_codes(self, a: __m512, codes: &mut [u8; LANES]) {
+    fn store_codes(self, a: __m512, zero: i32, codes: &mut [u8; LANES]) {
         // SAFETY: `codes` is 16 writable bytes, the store needs no alignment, the token proves the instructions.
         unsafe {
-            _mm_storeu_si128(
-                codes.as_mut_ptr().cast(),
-                _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)),
-            );
+            let steps = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(zero));
+            _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(steps));
         }
     }
 

@@ -76,8 +76,9 @@ pub(crate) trait Vector: Copy {
     /// Lane i is the integer `codes[i]`.
     fn load_codes(self, codes: &[u8; LANES]) -> Self::F;
 
-    /// `codes[i]` is lane i, which must be an integer in 0..=255; any other value gives an unspecified byte.
-    fn store_codes(self, a: Self::F, codes: &mut [u8; LANES]);
+    /// `codes[i]` is lane i rounded to the nearest integer, ties to even, plus `zero`. Lanes have a magnitude
+    /// up to 2^22 and the sum is in 0..=255; any other value gives an unspecified byte.
+    fn store_codes(self, a: Self::F, zero: i32, codes: &mut [u8; LANES]);
 
     /// 16 little-endian f16 numbers; a signalling NaN becomes quiet.
     fn load_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F;

@@ -12,6 +12,10 @@ pub(crate) struct Portable;
 /// 2^23: from here on every f32 is an integer, and below it adding and subtracting this rounds to one.
 const TWO_23: f32 = 8_388_608.0;
 
+/// 3 * 2^22: the sum with a number of magnitude up to 2^22 has unit spacing, so the addition rounds it to an
+/// integer, which then stands in the lowest bits in two's complement.
+const THREE_TWO_22: f32 = 12_582_912.0;
+
 /// 2^112: moves the exponent of an f16 (bias 15) placed in an f32 (bias 127).
 const TWO_112: f32 = f32::from_bits((112 + 127) << 23);
 
@@ -113,9 +117,9 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    fn store_codes(self, a: Self::F, codes: &mut [u8; LANES]) {
+    fn store_codes(self, a: Self::F, zero: i32, codes: &mut [u8; LANES]) {
         for i in 0..LANES {
-            codes[i] = (a[i] + TWO_23).to_bits() as u8;
+            codes[i] = (a[i] + THREE_TWO_22).to_bits().wrapping_add(zero as u32) as u8;
         }
     }
 
@@ -206,7 +210,8 @@ mod tests {
         for start in (0..=255u8).step_by(LANES) {
             let codes: [u8; LANES] = std::array::from_fn(|i| start + i as u8);
             let mut back = [0; LANES];
-            Portable.store_codes(Portable.load_codes(&codes), &mut back);
+            let shifted = Portable.sub(Portable.load_codes(&codes), Portable.splat(100.25));
+            Portable.store_codes(shifted, 100, &mut back);
             assert_eq!(codes, back);
             checked += 1;
         }

@@ -1,0 +1,342 @@
+//! `qtool quantize`: what was typed, the plan and the outcome as printed.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use console::style;
+use qtool_calib::options::{PartialOptions, parse_clip, parse_grid, parse_grouping, parse_scale};
+use qtool_calib::{METHODS, Recipe};
+use qtool_formats::artifact::{Manifest, Stored};
+use qtool_formats::checkpoint::Checkpoint;
+use serde_json::{Value, json};
+
+use super::{print, print_json, size, wants_progress};
+use crate::classes::{class_of, group};
+use crate::estimate::{self, Estimate};
+use crate::plan::{QuantizePlan, TensorPlan};
+use crate::quantize::{self, NonFinite, Options};
+use crate::table::Table;
+
+/// What was typed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = after_help())]
+pub struct Args {
+    /// A model folder (model.safetensors or shards with their index) or a .safetensors file
+    pub model: PathBuf,
+    /// Folder to create
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Bits per code: 8 or 4
+    #[arg(short, long, value_name = "BITS", value_parser = qtool_calib::options::parse_bits)]
+    pub bits: u8,
+    /// Columns that share a scale: 16 to 512, or "row" [default: row at 8 bits, 64 at 4]
+    #[arg(short, long, value_name = "N")]
+    pub group_size: Option<String>,
+    /// Store a zero point per group instead of centring the grid on zero
+    #[arg(long)]
+    pub asymmetric: bool,
+    /// How scales are chosen: none or mse [default: none at 8 bits, mse at 4]
+    #[arg(long, value_name = "METHOD")]
+    pub clip: Option<String>,
+    /// Type scales are stored in: bf16, f16 or f32 [default: bf16]
+    #[arg(long, value_name = "DTYPE")]
+    pub scale_dtype: Option<String>,
+    /// Options of the tensors whose name matches, e.g. 'down_proj=bits:8'; the first match decides
+    #[arg(long = "rule", value_name = "REGEX=OPTIONS")]
+    pub rules: Vec<String>,
+    /// Keep the tensors whose name matches as they are
+    #[arg(long = "skip", value_name = "REGEX")]
+    pub skips: Vec<String>,
+    /// What to do with a tensor that holds NaN or infinity
+    #[arg(long, value_enum, default_value_t = OnNonFinite::Refuse)]
+    pub non_finite: OnNonFinite,
+    /// Most tensor data in one file
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size::parse)]
+    pub max_shard_size: u64,
+    /// Worker threads; 0 means one per core. The artifact's bytes do not depend on it
+    #[arg(short = 'j', long, default_value_t = 0)]
+    pub threads: usize,
+    /// Print the plan with sizes and a time estimate, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Replace the folder when qtool wrote it
+    #[arg(long)]
+    pub force: bool,
+    /// Print the plan or the outcome as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// No progress line
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// `--non-finite`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnNonFinite {
+    /// Stop, naming tensor and index
+    Refuse,
+    /// Copy such tensors unquantized
+    Keep,
+}
+
+fn after_help() -> String {
+    let methods: Vec<String> = METHODS
+        .iter()
+        .map(|m| format!("  {:<6}{}", m.name, m.summary))
+        .collect();
+    format!(
+        "\
+Embeddings, norms, output heads, routers, biases and everything that is no float matrix stay as
+they are unless a --rule names them. Rules: bits:8|4, group:N|row, grid:sym|zp, clip:none|mse,
+scale:bf16|f16|f32, in any number, separated by commas; or keep.
+
+Clip methods:
+{}
+
+Examples:
+  qtool quantize MODEL -o OUT --bits 4
+  qtool quantize MODEL -o OUT --bits 4 --group-size 32 --asymmetric --scale-dtype f16
+  qtool quantize MODEL -o OUT --bits 4 --rule 'down_proj=bits:8' --skip 'layers\\.0\\.'
+  qtool quantize MODEL -o OUT --bits 8 --dry-run",
+        methods.join("\n")
+    )
+}
+
+impl Args {
+    /// Plans, and unless it is a dry run, quantizes.
+    pub fn run(&self) -> anyhow::Result<i32> {
+        let started = Instant::now();
+        let options = self.options()?;
+        let checkpoint = Checkpoint::open(&self.model)?;
+        let unmatched = options.recipe.unmatched(&checkpoint.names().collect::<Vec<_>>());
+        if let Some(pattern) = unmatched.first() {
+            anyhow::bail!(
+                "{pattern:?} matches no tensor of {}; `qtool inspect --all` lists their names",
+                self.model.display()
+            );
+        }
+        let plan = quantize::with_threads(self.threads, || quantize::plan(&checkpoint, &options))?;
+        if self.dry_run {
+            qtool_formats::replace::check_target(&self.output, self.force)?;
+            return self.print_plan(&checkpoint, &plan);
+        }
+        let manifest = quantize::run(&checkpoint, &plan, &options)?;
+        self.print_outcome(&manifest, &plan, started.elapsed())?;
+        Ok(0)
+    }
+
+    /// What was typed, as what it means.
+    fn options(&self) -> anyhow::Result<Options> {
+        let partial = PartialOptions {
+            bits: Some(self.bits),
+            grouping: self.group_size.as_deref().map(parse_grouping).transpose()?,
+            grid: if self.asymmetric {
+                Some(parse_grid("zp")?)
+            } else {
+                None
+            },
+            clip: self.clip.as_deref().map(parse_clip).transpose()?,
+            scale: self.scale_dtype.as_deref().map(parse_scale).transpose()?,
+        };
+        Ok(Options {
+            target: self.output.clone(),
+            force: self.force,
+            recipe: Recipe::new(partial.complete(self.bits)?, &self.skips, &self.rules)?,
+            non_finite: match self.non_finite {
+                OnNonFinite::Refuse => NonFinite::Refuse,
+                OnNonFinite::Keep => NonFinite::Keep,
+            },
+            max_shard_bytes: self.max_shard_size,
+            threads: self.threads,
+            show_progress: wants_progress(self.json, self.quiet),
+        })
+    }
+
+    fn print_plan(&self, checkpoint: &Checkpoint, plan: &QuantizePlan) -> anyhow::Result<i32> {
+        let estimate = estimate::estimate(checkpoint, plan, self.threads)?;
+        let classes = plan_classes(plan);
+        if self.json {
+            let classes: Vec<Value> = classes.iter().map(PlanClass::json).collect();
+            print_json(&json!({
+                "model": self.model,
+                "output": self.output,
+                "source_bytes": plan.source_bytes(),
+                "stored_bytes": plan.stored_bytes(),
+                "estimate": estimate,
+                "estimated_seconds": estimate.total_seconds(),
+                "classes": classes,
+            }))?;
+            return Ok(0);
+        }
+        let mut table = Table::new(&[">tensors", "class", "becomes", ">before", ">after"]);
+        for class in &classes {
+            table.row([
+                class.tensors.to_string(),
+                class.class.clone(),
+                class.outcome.clone(),
+                size::bytes(class.before),
+                size::bytes(class.after),
+            ]);
+        }
+        print(&format!(
+            "Plan for {} (nothing is written):\n{}\n{}",
+            self.model.display(),
+            table.render(),
+            totals_line(plan, &estimate)
+        ))?;
+        Ok(0)
+    }
+
+    fn print_outcome(&self, manifest: &Manifest, plan: &QuantizePlan, time: Duration) -> anyhow::Result<()> {
+        let faulty: Vec<(&str, &str)> = faults(manifest);
+        if self.json {
+            print_json(&json!({
+                "output": self.output,
+                "source_bytes": plan.source_bytes(),
+                "stored_bytes": plan.stored_bytes(),
+                "seconds": time.as_secs_f64(),
+                "totals": manifest.totals,
+                "faults": faulty.iter().map(|(tensor, fault)| json!({"tensor": tensor, "fault": fault})).collect::<Vec<Value>>(),
+                "tensors": manifest.tensors,
+            }))?;
+            return Ok(());
+        }
+        let rate = plan.source_bytes() as f64 / time.as_secs_f64().max(1e-9);
+        let totals = &manifest.totals;
+        let mut text = format!("{}\n", outcome_table(manifest, plan));
+        text += &format!(
+            "{} {} -> {}: {} -> {} ({:.2} bits per weight, {:.2} in quantized tensors) in {}, {}/s\n",
+            style("Quantized").green().bold(),
+            self.model.display(),
+            self.output.display(),
+            size::bytes(plan.source_bytes()),
+            size::bytes(plan.stored_bytes()),
+            totals.bits_per_weight,
+            totals.quantized_bits_per_weight,
+            size::seconds(time),
+            size::bytes(rate as u64),
+        );
+        for (tensor, fault) in &faulty {
+            text += &format!("{} {tensor}: {fault}\n", style("warning:").yellow().bold());
+        }
+        text += &format!(
+            "Next: qtool verify {} --base {}\n",
+            self.output.display(),
+            self.model.display()
+        );
+        print(&text)
+    }
+}
+
+/// Tensors of one class with the same fate.
+struct PlanClass {
+    class: String,
+    outcome: String,
+    tensors: usize,
+    before: u64,
+    after: u64,
+}
+
+impl PlanClass {
+    fn json(&self) -> Value {
+        json!({
+            "class": self.class, "tensors": self.tensors, "becomes": self.outcome,
+            "source_bytes": self.before, "stored_bytes": self.after,
+        })
+    }
+}
+
+fn plan_classes(plan: &QuantizePlan) -> Vec<PlanClass> {
+    let groups = group(&plan.tensors, |t| (t.class(), t.outcome()));
+    groups
+        .into_iter()
+        .map(|(class, outcome, members)| PlanClass {
+            class,
+            outcome,
+            tensors: members.len(),
+            before: members.iter().map(|t| t.source_bytes).sum(),
+            after: members.iter().map(|t| TensorPlan::stored_bytes(t)).sum(),
+        })
+        .collect()
+}
+
+fn totals_line(plan: &QuantizePlan, estimate: &Estimate) -> String {
+    let weights: u64 = plan
+        .tensors
+        .iter()
+        .map(|t| t.shape.iter().product::<usize>() as u64)
+        .sum();
+    format!(
+        "{} -> {} ({:.2} bits per weight), about {}: {} to choose codes (timed on a sample), {} to read and {} to write at an assumed {}/s and {}/s\n",
+        size::bytes(plan.source_bytes()),
+        size::bytes(plan.stored_bytes()),
+        plan.stored_bytes() as f64 * 8.0 / weights.max(1) as f64,
+        size::seconds(Duration::from_secs_f64(estimate.total_seconds())),
+        size::seconds(Duration::from_secs_f64(estimate.compute_seconds)),
+        size::seconds(Duration::from_secs_f64(estimate.read_seconds)),
+        size::seconds(Duration::from_secs_f64(estimate.write_seconds)),
+        size::bytes(estimate::READ_RATE as u64),
+        size::bytes(estimate::WRITE_RATE as u64),
+    )
+}
+
+fn faults(manifest: &Manifest) -> Vec<(&str, &str)> {
+    let quantized = manifest.tensors.iter().filter_map(|t| match &t.stored {
+        Stored::Quantized(q) => Some((t.name.as_str(), &q.faults)),
+        Stored::Kept { .. } => None,
+    });
+    quantized
+        .flat_map(|(name, faults)| faults.iter().map(move |fault| (name, fault.as_str())))
+        .collect()
+}
+
+fn outcome_table(manifest: &Manifest, plan: &QuantizePlan) -> String {
+    let mut table = Table::new(&[
+        ">tensors",
+        "class",
+        "stored as",
+        ">before",
+        ">after",
+        ">bits/w",
+        ">SQNR dB",
+        ">worst",
+    ]);
+    let pairs = manifest.tensors.iter().zip(&plan.tensors);
+    let groups = group(pairs, |(record, planned)| {
+        (class_of(&record.name), planned.outcome())
+    });
+    for (class, outcome, members) in groups {
+        let figures: Vec<_> = members
+            .iter()
+            .filter_map(|(record, _)| match &record.stored {
+                Stored::Quantized(q) => Some(&q.figures),
+                Stored::Kept { .. } => None,
+            })
+            .collect();
+        let sqnr: Vec<f64> = figures.iter().filter_map(|f| f.sqnr_db).collect();
+        let worst = sqnr.iter().copied().fold(f64::INFINITY, f64::min);
+        let mean = sqnr.iter().sum::<f64>() / sqnr.len() as f64;
+        let text = |value: f64| {
+            if sqnr.is_empty() {
+                String::new()
+            } else {
+                format!("{value:.1}")
+            }
+        };
+        table.row([
+            members.len().to_string(),
+            class,
+            outcome,
+            size::bytes(members.iter().map(|(_, p)| p.source_bytes).sum()),
+            size::bytes(members.iter().map(|(_, p)| p.stored_bytes()).sum()),
+            figures
+                .first()
+                .map(|f| format!("{:.2}", f.bits_per_weight))
+                .unwrap_or_default(),
+            text(mean),
+            text(worst),
+        ]);
+    }
+    table.render()
+}

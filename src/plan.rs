@@ -1,0 +1,258 @@
+//! What `quantize` will do, tensor by tensor, decided before any work: every shape that does not
+//! fit is refused here, all at once.
+
+use std::path::Path;
+
+use qtool_calib::{Decision, Quantizer, Recipe};
+use qtool_formats::checkpoint::shards::read_json;
+use qtool_formats::checkpoint::{Checkpoint, Orientation};
+use qtool_formats::scheme::{Part, Scheme};
+use qtool_formats::{Dtype, FloatDtype, TensorView};
+use serde_json::Value;
+
+use crate::classes::{class_of, group};
+use crate::{Error, Result};
+
+/// What becomes of every tensor, in storage order.
+pub struct QuantizePlan {
+    /// One entry per tensor.
+    pub tensors: Vec<TensorPlan>,
+}
+
+/// What becomes of one tensor.
+pub struct TensorPlan {
+    /// Its name.
+    pub name: String,
+    /// Its shape in the source.
+    pub shape: Vec<usize>,
+    /// Its element type in the source.
+    pub dtype: Dtype,
+    /// Its bytes in the source.
+    pub source_bytes: u64,
+    /// What happens to it.
+    pub action: Action,
+}
+
+/// What happens to a tensor.
+pub enum Action {
+    /// Copied byte for byte.
+    Keep {
+        /// Why.
+        reason: String,
+    },
+    /// Quantized.
+    Quantize(Box<Quantization>),
+}
+
+/// How a tensor is quantized.
+pub struct Quantization {
+    /// Chooses its codes.
+    pub quantizer: Box<dyn Quantizer>,
+    /// The scheme of the result.
+    pub scheme: Scheme,
+    /// Output rows.
+    pub n: usize,
+    /// Input columns.
+    pub k: usize,
+    /// How the (N, K) matrix lies in the source.
+    pub orientation: Orientation,
+    /// Float type of the source.
+    pub dtype: FloatDtype,
+    /// The stored tensors.
+    pub parts: Vec<Part>,
+}
+
+impl TensorPlan {
+    /// Bytes it will be stored in.
+    pub fn stored_bytes(&self) -> u64 {
+        match &self.action {
+            Action::Keep { .. } => self.source_bytes,
+            Action::Quantize(q) => q.parts.iter().map(|part| part.bytes() as u64).sum(),
+        }
+    }
+
+    /// The scheme's name, or why it is kept.
+    pub fn outcome(&self) -> String {
+        match &self.action {
+            Action::Keep { reason } => format!("kept ({reason})"),
+            Action::Quantize(q) => q.scheme.to_string(),
+        }
+    }
+
+    /// Class of its name, see [`class_of`].
+    pub fn class(&self) -> String {
+        class_of(&self.name)
+    }
+}
+
+impl QuantizePlan {
+    /// Plans the whole checkpoint.
+    ///
+    /// Fails with every tensor whose shape does not fit the options its recipe gives it, when the
+    /// source is quantized already, or when nothing would be quantized.
+    pub fn new(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Self> {
+        refuse_quantized(checkpoint)?;
+        let mut refusals = Vec::new();
+        let mut tensors = Vec::new();
+        for tensor in checkpoint.tensors() {
+            let tensor = tensor?;
+            let action = match plan_tensor(checkpoint, recipe, &tensor) {
+                Ok(action) => action,
+                Err(reason) => {
+                    refusals.push((tensor.name().to_owned(), reason));
+                    continue;
+                }
+            };
+            tensors.push(TensorPlan {
+                name: tensor.name().to_owned(),
+                shape: tensor.shape().to_vec(),
+                dtype: tensor.dtype(),
+                source_bytes: tensor.bytes().len() as u64,
+                action,
+            });
+        }
+        if !refusals.is_empty() {
+            return Err(Error::Refused {
+                path: checkpoint.root().to_owned(),
+                refusals: fold(refusals),
+            });
+        }
+        let this = Self { tensors };
+        if this.quantized().next().is_none() {
+            return Err(Error::Source {
+                path: checkpoint.root().to_owned(),
+                reason: "none of its tensors would be quantized; check --skip and --rule (`qtool inspect` lists the tensors)".to_owned(),
+            });
+        }
+        Ok(this)
+    }
+
+    /// The tensors that will be quantized.
+    pub fn quantized(&self) -> impl Iterator<Item = (&TensorPlan, &Quantization)> {
+        self.tensors.iter().filter_map(|t| match &t.action {
+            Action::Quantize(q) => Some((t, q.as_ref())),
+            Action::Keep { .. } => None,
+        })
+    }
+
+    /// Bytes of all tensors in the source.
+    pub fn source_bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.source_bytes).sum()
+    }
+
+    /// Bytes of all tensors in the artifact.
+    pub fn stored_bytes(&self) -> u64 {
+        self.tensors.iter().map(TensorPlan::stored_bytes).sum()
+    }
+}
+
+fn plan_tensor(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    tensor: &TensorView<'_>,
+) -> std::result::Result<Action, String> {
+    let options = match recipe.decide(tensor.name(), tensor.dtype(), tensor.shape()) {
+        Decision::Keep(reason) => return Ok(Action::Keep { reason }),
+        Decision::Quantize(options) => options,
+    };
+    let Some(dtype) = tensor.float_dtype() else {
+        return Ok(Action::Keep {
+            reason: format!("{} is not a float weight", tensor.dtype()),
+        });
+    };
+    let orientation = checkpoint.naming().orientation(tensor.name());
+    let (rows, columns) = tensor.matrix_dims();
+    let (n, k) = match orientation {
+        Orientation::OutIn => (rows, columns),
+        Orientation::InOut if tensor.shape().len() == 2 => (columns, rows),
+        Orientation::InOut => {
+            return Ok(Action::Keep {
+                reason: "not a matrix".to_owned(),
+            });
+        }
+    };
+    let method = qtool_calib::find(options.clip).ok_or_else(|| format!("no method {}", options.clip))?;
+    let quantizer = (method.build)(&options).map_err(|e| e.to_string())?;
+    let scheme = quantizer.scheme();
+    let parts = scheme.parts(n, k).map_err(|e| e.to_string())?;
+    Ok(Action::Quantize(Box::new(Quantization {
+        quantizer,
+        scheme,
+        n,
+        k,
+        orientation,
+        dtype,
+        parts,
+    })))
+}
+
+/// One line per class of tensors refused for the same reason: a model's layers rarely differ.
+fn fold(refusals: Vec<(String, String)>) -> Vec<String> {
+    let groups = group(refusals, |(name, reason)| (class_of(name), reason.clone()));
+    let line = |(class, reason, members): (String, String, Vec<(String, String)>)| match members.as_slice() {
+        [(name, _)] => format!("{name}: {reason}"),
+        _ => format!("{class} ({} tensors): {reason}", members.len()),
+    };
+    groups.into_iter().map(line).collect()
+}
+
+/// Endings of the tensors that quantized checkpoints of other tools hold.
+const QUANTIZED_ENDINGS: [&str; 6] = [
+    ".qweight",
+    ".weight_packed",
+    ".quant_weight",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".quant_map",
+];
+
+/// Fails when the source is quantized already: rounding twice would hide the first loss.
+fn refuse_quantized(checkpoint: &Checkpoint) -> Result<()> {
+    let refuse = |reason: String| {
+        Err(Error::Source {
+            path: checkpoint.root().to_owned(),
+            reason,
+        })
+    };
+    let advice = "give the BF16, F16 or F32 original";
+    if qtool_formats::artifact::Artifact::is_artifact(checkpoint.root()) {
+        return refuse(format!(
+            "is an artifact of qtool; {advice}, or decode it with `qtool export --to bf16`"
+        ));
+    }
+    if let Some(name) = checkpoint
+        .names()
+        .find(|n| QUANTIZED_ENDINGS.iter().any(|ending| n.ends_with(ending)))
+    {
+        return refuse(format!("is quantized already (it holds {name}); {advice}"));
+    }
+    if checkpoint.root().is_dir()
+        && let Some(config) = read_config(checkpoint.folder())?
+        && let Some(block) = config.get("quantization_config").filter(|block| !block.is_null())
+    {
+        let method = ["quant_method", "quantization"]
+            .iter()
+            .find_map(|key| block.get(key)?.as_str());
+        return refuse(format!(
+            "its config.json says it is quantized already ({}); {advice}",
+            method.unwrap_or("unnamed method")
+        ));
+    }
+    Ok(())
+}
+
+/// `config.json` of a folder, or `None` when there is none.
+pub fn read_config(folder: &Path) -> Result<Option<Value>> {
+    let path = folder.join("config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let config: Value = read_json(&path)?;
+    if !config.is_object() {
+        return Err(Error::Source {
+            path,
+            reason: "expected a JSON object".to_owned(),
+        });
+    }
+    Ok(Some(config))
+}

@@ -1,0 +1,105 @@
+//! `docs/decode.py`, a reader that has only the folder, against the Rust decoder, bit for bit.
+//!
+//! It needs a Python with NumPy: `QTOOL_PYTHON` names it (`.ci/run` sets it), else `python3` is
+//! tried. Where there is none the test says so and passes; with `QTOOL_PYTHON` or `CI` set it fails.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use qtool_formats::artifact::Artifact;
+use qtool_formats::export;
+
+use crate::flow::{quantize, with_recipe};
+use crate::model::{SAMPLES, read_model, sample};
+use crate::paddle::write_paddle;
+
+/// An interpreter that can import NumPy.
+fn python() -> Option<String> {
+    let asked = std::env::var("QTOOL_PYTHON").ok();
+    let name = asked.clone().unwrap_or_else(|| "python3".to_owned());
+    let works = Command::new(&name)
+        .args(["-c", "import numpy"])
+        .output()
+        .is_ok_and(|o| o.status.success());
+    assert!(
+        works || asked.is_none(),
+        "QTOOL_PYTHON={name} cannot import numpy"
+    );
+    works.then_some(name)
+}
+
+/// Name and SHA-256 of every decoded tensor, as `docs/decode.py` prints them.
+fn decoded(python: &str, folder: &Path) -> BTreeMap<String, String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/decode.py");
+    let output = Command::new(python).arg(script).arg(folder).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (words[0].to_owned(), (*words.last().unwrap()).to_owned())
+    };
+    text.lines().map(line).collect()
+}
+
+/// SHA-256 by the same Python: no second implementation of the hash is needed here.
+fn sha256(python: &str, file: &Path) -> String {
+    let code = "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())";
+    let output = Command::new(python)
+        .args(["-c", code])
+        .arg(file)
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_reader_with_only_the_folder_decodes_every_bit() {
+    let Some(python) = python() else {
+        eprintln!("SKIPPED: no Python with NumPy; set QTOOL_PYTHON to one");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let fused = dir.path().join("fused");
+    write_paddle(&sample(SAMPLES[0]), &fused);
+    let cases = [
+        (sample(SAMPLES[0]), "bits:8"),
+        (sample(SAMPLES[0]), "bits:4,grid:zp,scale:f16,group:32"),
+        (sample(SAMPLES[1]), "bits:4,scale:f32"),
+        (fused, "bits:4"),
+    ];
+    let mut compared = 0;
+    for (i, (model, recipe)) in cases.iter().enumerate() {
+        let out = dir.path().join(format!("out{i}"));
+        quantize(model, &with_recipe(&out, recipe, &[], &[]));
+        let dense = dir.path().join(format!("dense{i}"));
+        qtool::export::run(&out, export::find("f32").unwrap(), &dense, false, 1 << 40, false).unwrap();
+        let theirs = decoded(&python, &out);
+        let artifact = Artifact::open(&out).unwrap();
+        for (name, tensor) in read_model(&dense) {
+            let float = qtool_formats::FloatDtype::from_dtype(tensor.dtype);
+            let bytes = match float {
+                Some(dtype) => dtype
+                    .widen(&tensor.bytes)
+                    .iter()
+                    .flat_map(|v| v.to_le_bytes())
+                    .collect(),
+                None => tensor.bytes,
+            };
+            let file = dir.path().join("tensor");
+            std::fs::write(&file, bytes).unwrap();
+            assert_eq!(
+                theirs.get(&name),
+                Some(&sha256(&python, &file)),
+                "{name} with {recipe}"
+            );
+            compared += 1;
+        }
+        assert_eq!(theirs.len(), artifact.manifest().tensors.len());
+    }
+    assert!(compared > 150, "{compared}");
+}

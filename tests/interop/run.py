@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""Checks qtool's artifacts and exports against software that is not qtool.
+
+    python tests/interop/run.py --qtool target/release/qtool --deb debian-handbook_*.deb
+
+What is checked: docs/decode.py on artifacts written by hand (test_decode.py); decoded weights of
+the sample models, HF and Paddle form, against a second decode and the source (test_weights.py);
+the bf16 export in Hugging Face transformers, logits and held-out bits per byte
+(test_transformers.py). Ends in a line "N passed, N failed"; status 1 when any failed.
+requirements.txt beside this file pins the versions.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is to be looked up
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # cores may be shared
+sys.dont_write_bytecode = True
+
+import harness  # noqa: E402
+import test_decode  # noqa: E402
+import test_transformers  # noqa: E402
+import test_weights  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--qtool", type=Path, required=True, help="the built program")
+    parser.add_argument("--deb", type=Path, required=True, help="package debian-handbook")
+    args = parser.parse_args()
+    for path in (args.qtool, args.deb):
+        if not path.is_file():
+            sys.exit(f"run.py: {path}: no such file")
+    handbook = harness.module(harness.MODELS / "handbook.py")
+    texts = handbook.load(deb=args.deb)
+    assert all(len(texts[f"heldout.{x}"]) > 10_000 for x in ("en", "zh"))
+    with tempfile.TemporaryDirectory(prefix="qtool-interop-") as folder:
+        context = harness.Context(folder, args.qtool.resolve(), texts)
+        passed, failed = harness.run(context, [test_decode, test_weights, test_transformers])
+    print(f"{passed} passed, {failed} failed")
+    sys.exit(1 if failed or not passed else 0)
+
+
+if __name__ == "__main__":
+    main()
