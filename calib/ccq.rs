@@ -185,7 +185,10 @@ pub fn encode_row(
         return Ok(zero_row(x.len()));
     }
     let plan = race::Plan::of(effort);
-    row.find_group_scales(isa, race::typical());
+    row.guess_group_scales();
+    if effort != Effort::Fast {
+        row.find_group_scales(isa, race::typical());
+    }
     let finalists = race.run(row, isa, plan);
     let mut best: Option<scales::Fitted> = None;
     for book in finalists {
@@ -198,7 +201,7 @@ pub fn encode_row(
     Ok(best.map_or_else(|| zero_row(x.len()), |best| finish(row, &best)))
 }
 
-fn check(x: &[f32], weights: Option<&[f32]>) -> Result<(), CcqError> {
+pub(crate) fn check(x: &[f32], weights: Option<&[f32]>) -> Result<(), CcqError> {
     if x.is_empty() || !x.len().is_multiple_of(GROUP) {
         return Err(CcqError::Columns { got: x.len() });
     }

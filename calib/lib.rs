@@ -8,6 +8,8 @@
 //! | what can be asked of a tensor | [`options`] |
 //! | which tensor gets what | [`recipe`] |
 //! | plain absmax and min-max rounding | [`rtn`] |
+//! | WINT2, the 2-bit convolutional code | [`ccq`] |
+//! | WINT2.5, its 2.5-bit sibling | [`ccq25`] |
 //! | clip search for the least squared error | [`clip`] |
 //! | the encoder of WINT2, two bits a weight | [`ccq`] |
 //! | error figures of a block of rows | [`measure`] |
@@ -15,6 +17,7 @@
 
 pub mod affine;
 pub mod ccq;
+pub mod ccq25;
 pub mod clip;
 pub mod error;
 pub mod measure;

@@ -1,5 +1,5 @@
 //! The list of code pairs that the encoder tries on every output channel. Owns the numbers and the account of
-//! how they were found; `examples/ccq_pairs.rs` finds them again.
+//! how they were found; `benches/ccq_pairs.rs` finds them again.
 //!
 //! All 107,242 integer pairs with a code scale of 100 to 128 and all 256 codes in 0..=32767 were judged on 64
 //! Gaussian groups, the best 20,000 of them on 512 others, each at its best of three scales for all groups.

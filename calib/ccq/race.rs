@@ -41,7 +41,7 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn of(effort: Effort) -> Self {
         const FAST: &[Heat] = &[heat(12, 6, OWN)];
-        const DEFAULT: &[Heat] = &[heat(64, 16, OWN), heat(16, 4, OWN), heat(5, 1, NEAR)];
+        const DEFAULT: &[Heat] = &[heat(64, 16, OWN), heat(16, 4, OWN), heat(4, 1, NEAR)];
         const BEST: &[Heat] = &[heat(256, 4, OWN), heat(96, 1, NEAR)];
         match effort {
             Effort::Fast => Self::new(FAST, 1, 1, 0),

@@ -160,12 +160,10 @@ impl Row {
         }
     }
 
-    /// Finds each group's best real-valued scale under `book`, by a walk in steps of 15 % and a parabola
-    /// through the best three.
-    pub(super) fn find_group_scales(&mut self, isa: Isa, book: &Book) {
-        let groups = self.groups();
+    /// Guesses each group's best real-valued scale from its root mean square and its largest magnitude.
+    pub(super) fn guess_group_scales(&mut self) {
         self.scale.clear();
-        for g in 0..groups {
+        for g in 0..self.groups() {
             let x = &self.x[g * GROUP..][..GROUP];
             let largest = largest(x);
             let mass = self.w.get(g * GROUP..(g + 1) * GROUP).map_or(GROUP as f64, sum);
@@ -173,6 +171,11 @@ impl Row {
             let guess = (SCALE_OVER_RMS * rms).max(largest / LARGEST_OVER_SCALE);
             self.scale.push(if largest < NEGLIGIBLE { 0.0 } else { guess });
         }
+    }
+
+    /// Improves the guesses under `book`, by a walk in steps of 15 % and a parabola through the best three.
+    pub(super) fn find_group_scales(&mut self, isa: Isa, book: &Book) {
+        let groups = self.groups();
         let mut found = std::mem::take(&mut self.found);
         let mut at = [1.0 / STEP, 1.0, STEP].map(|factor| {
             let scale: Vec<f32> = self.scale.iter().map(|s| s * factor).collect();
