@@ -130,7 +130,7 @@ impl ChooseScale for Search {
     fn choose(&mut self, isa: Isa, group: &[f32]) -> GroupScale {
         let scheme = self.scheme;
         let extent = match scheme.grid() {
-            Grid::Symmetric => {
+            Grid::Symmetric | Grid::Narrow => {
                 let max = absmax(isa, group);
                 Extent {
                     min: -max,

@@ -128,6 +128,7 @@ impl fmt::Display for TensorOptions {
         };
         let grid = match self.grid {
             Grid::Symmetric => "sym",
+            Grid::Narrow => "narrow",
             Grid::ZeroPoint => "zp",
         };
         write!(
@@ -166,12 +167,13 @@ pub fn parse_grouping(value: &str) -> Result<Grouping> {
     }
 }
 
-/// `sym` or `zp`.
+/// `sym`, `narrow` or `zp`.
 pub fn parse_grid(value: &str) -> Result<Grid> {
     match value.trim() {
         "sym" => Ok(Grid::Symmetric),
+        "narrow" => Ok(Grid::Narrow),
         "zp" => Ok(Grid::ZeroPoint),
-        _ => fault("grid", value, "sym and zp"),
+        _ => fault("grid", value, "sym, narrow and zp"),
     }
 }
 
@@ -226,7 +228,7 @@ mod tests {
         for (text, accepted) in [
             ("bits:5", "4 and 8"),
             ("group:48", "16, 32, 64"),
-            ("grid:odd", "sym and zp"),
+            ("grid:odd", "sym, narrow and zp"),
             ("clip:max", "none and mse"),
             ("scale:f8", "bf16, f16 and f32"),
             ("bits", "key:value"),

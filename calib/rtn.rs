@@ -3,10 +3,11 @@
 //! ```text
 //! symmetric 8 bits     scale = max|w| / 127                    codes -127..127
 //! symmetric, fewer     scale = max|w| / (2^(bits-1) - 1/2)     codes -2^(bits-1)..2^(bits-1)-1
+//! narrow               scale = max|w| / (2^(bits-1) - 1)       codes -(2^(bits-1)-1)..2^(bits-1)-1
 //! with zero point      scale = (max - min) / (2^bits - 1), zero = round(-min / scale); 0 lies in the range
 //! ```
 //!
-//! The half step in the second line uses the lowest code too: the largest weight is off by at most
+//! The half step of the second line uses the lowest code too: the largest weight is off by at most
 //! half a step, as every other weight, and the step is finer (compressed-tensors does the same).
 //! Scales are rounded to their stored type before codes are chosen, so codes fit what is stored.
 
@@ -66,7 +67,7 @@ impl ChooseScale for Span {
     fn choose(&mut self, isa: Isa, group: &[f32]) -> GroupScale {
         let dtype = self.0.scale_dtype();
         match self.0.grid() {
-            Grid::Symmetric => GroupScale {
+            Grid::Symmetric | Grid::Narrow => GroupScale {
                 scale: storable_scale(absmax(isa, group) / symmetric_steps(self.0), dtype),
                 zero: self.0.fixed_zero().unwrap_or(0),
             },

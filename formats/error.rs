@@ -135,6 +135,14 @@ pub enum FormatError {
         /// What was given.
         got: String,
     },
+    /// A model that FastDeploy's layout cannot hold.
+    #[error("{}: {reason}", path.display())]
+    FastDeploy {
+        /// The model, its `config.json`, or the artifact.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The target is there already.
     #[error("{}: exists already; pass --force to replace it, or choose another folder", path.display())]
     TargetExists {

@@ -14,6 +14,7 @@
 //! | what a code means | [`scheme`] |
 //! | codes, scales and zero points of one weight | [`weight`] |
 //! | codes to bytes | [`packing`] |
+//! | a tensor assembled from parts of others | [`piece`] |
 //! | our folder with its manifest | [`artifact`] |
 //! | other people's folders | [`export`] |
 //! | outputs that appear only when complete | [`replace`] |
@@ -41,6 +42,7 @@ pub mod error;
 pub mod export;
 pub mod limits;
 pub mod packing;
+pub mod piece;
 pub mod replace;
 pub mod scheme;
 pub mod shard_writer;

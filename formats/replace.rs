@@ -79,20 +79,19 @@ impl Staging {
 
     /// Writes a small file into the folder and syncs it.
     pub fn write_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.folder.join(name);
-        let mut file = File::create(&path).map_err(FormatError::io(&path, "create"))?;
-        file.write_all(bytes).map_err(FormatError::io(&path, "write"))?;
-        file.sync_all().map_err(FormatError::io(&path, "sync"))
+        write_file(&self.folder, name, bytes)
     }
 
     /// Copies a side file into the folder under its own name and syncs it.
     pub fn copy_file(&self, from: &Path) -> Result<PathBuf> {
-        let to = self.folder.join(from.file_name().unwrap_or_default());
-        let mut source = File::open(from).map_err(FormatError::io(from, "open"))?;
-        let mut copy = File::create(&to).map_err(FormatError::io(&to, "create"))?;
-        io::copy(&mut source, &mut copy).map_err(FormatError::io(&to, "write"))?;
-        copy.sync_all().map_err(FormatError::io(&to, "sync"))?;
-        Ok(to)
+        copy_file(&self.folder, from)
+    }
+
+    /// Makes a folder in the folder.
+    pub fn subfolder(&self, name: &str) -> Result<PathBuf> {
+        let path = self.folder.join(name);
+        fs::create_dir(&path).map_err(FormatError::io(&path, "create"))?;
+        Ok(path)
     }
 
     /// Renames the folder into place. With `force`, a former target is set aside first, put back
@@ -129,6 +128,24 @@ impl Drop for Staging {
         }
         let _ = fs::remove_file(&self.lock_path);
     }
+}
+
+/// Writes a small file into `folder` and syncs it.
+pub fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = folder.join(name);
+    let mut file = File::create(&path).map_err(FormatError::io(&path, "create"))?;
+    file.write_all(bytes).map_err(FormatError::io(&path, "write"))?;
+    file.sync_all().map_err(FormatError::io(&path, "sync"))
+}
+
+/// Copies a file into `folder` under its own name and syncs it.
+pub fn copy_file(folder: &Path, from: &Path) -> Result<PathBuf> {
+    let to = folder.join(from.file_name().unwrap_or_default());
+    let mut source = File::open(from).map_err(FormatError::io(from, "open"))?;
+    let mut copy = File::create(&to).map_err(FormatError::io(&to, "create"))?;
+    io::copy(&mut source, &mut copy).map_err(FormatError::io(&to, "write"))?;
+    copy.sync_all().map_err(FormatError::io(&to, "sync"))?;
+    Ok(to)
 }
 
 /// Fails when writing `target` would lose something: see [`Staging::begin`].

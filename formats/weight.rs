@@ -2,8 +2,10 @@
 //! scales, zero points. [`QuantizedWeight::dequantize_row`] is the single definition of what the
 //! codes mean.
 
-use crate::packing::{LSB_ROWS, Packing};
-use crate::scheme::{AffineScheme, Part, Role, Scheme};
+use std::ops::Range;
+
+use crate::packing::{self, LSB_ROWS, Packing};
+use crate::scheme::{AffineScheme, Family, Part, Role, Scheme};
 use crate::{FormatError, Result};
 
 /// A function with the contract of [`Packing::pack`] of `lsb-rows`, so that a faster twin from the
@@ -47,18 +49,64 @@ impl QuantizedWeight {
         }
     }
 
-    /// The bytes of each stored tensor, in the order of [`Scheme::parts`].
+    /// The bytes of each stored tensor of our own form, in the order of [`Scheme::parts`].
     pub fn encode(&self, pack: PackFn<'_>) -> Result<Vec<Vec<u8>>> {
+        self.encode_in(Family::Own, pack)
+    }
+
+    /// The bytes of each stored tensor in the forms of `family`, in the order of
+    /// [`Scheme::parts_in`]. `pack` is used for `lsb-rows` only. Parts that lie by columns come row by
+    /// row all the same.
+    pub fn encode_in(&self, family: Family, pack: PackFn<'_>) -> Result<Vec<Vec<u8>>> {
         match self {
-            Self::Affine(w) => w.encode(pack),
+            Self::Affine(w) => w.encode(family, pack),
         }
     }
 
     /// Rebuilds a weight from the bytes of its stored tensors, in the order of [`Scheme::parts`].
     pub fn decode(scheme: Scheme, n: usize, k: usize, parts: &[&[u8]]) -> Result<Self> {
+        Self::decode_in(Family::Own, scheme, n, k, parts)
+    }
+
+    /// The reverse of [`encode_in`](Self::encode_in).
+    pub fn decode_in(family: Family, scheme: Scheme, n: usize, k: usize, parts: &[&[u8]]) -> Result<Self> {
         match scheme {
-            Scheme::Affine(scheme) => AffineWeight::decode(scheme, n, k, parts).map(Self::Affine),
+            Scheme::Affine(scheme) => AffineWeight::decode(family, scheme, n, k, parts).map(Self::Affine),
         }
+    }
+
+    /// The weight made of these of its rows. Fails when some are out of range.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
+        match self {
+            Self::Affine(w) => w.rows(rows).map(Self::Affine),
+        }
+    }
+
+    /// One weight of the rows of all of `weights`, in order. `None` when there are none, or when
+    /// their schemes or row lengths differ.
+    pub fn stack(weights: &[Self]) -> Option<Self> {
+        let ((first, rest), mut n) = (weights.split_first()?, 0);
+        let (scheme, (_, k)) = (first.scheme(), first.dims());
+        if rest.iter().any(|w| w.scheme() != scheme || w.dims().1 != k) {
+            return None;
+        }
+        let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+        for weight in weights {
+            let Self::Affine(w) = weight;
+            n += w.n;
+            codes.extend_from_slice(&w.codes);
+            scales.extend_from_slice(&w.scales);
+            zeros.extend_from_slice(&w.zeros);
+        }
+        let Scheme::Affine(scheme) = scheme;
+        Some(Self::Affine(AffineWeight {
+            scheme,
+            n,
+            k,
+            codes,
+            scales,
+            zeros,
+        }))
     }
 }
 
@@ -165,32 +213,68 @@ impl AffineWeight {
         }
     }
 
-    fn encode(&self, pack: PackFn<'_>) -> Result<Vec<Vec<u8>>> {
-        let bits = self.scheme.bits();
-        let mut codes = Vec::with_capacity(self.n * LSB_ROWS.row_bytes(bits, self.k));
-        pack(bits, self.k, &self.codes, &mut codes)?;
-        let mut scales = Vec::with_capacity(self.scales.len() * self.scheme.scale_dtype().bytes());
-        self.scales
-            .iter()
-            .for_each(|&s| self.scheme.scale_dtype().push(s, &mut scales));
-        let mut parts = vec![codes, scales];
-        if self.scheme.fixed_zero().is_none() {
-            let mut zeros = Vec::new();
-            LSB_ROWS.pack(bits, self.scheme.groups(self.n, self.k)?, &self.zeros, &mut zeros)?;
-            parts.push(zeros);
-        }
-        Ok(parts)
+    fn rows(&self, rows: Range<usize>) -> Result<Self> {
+        let groups = self.scales.len() / self.n.max(1);
+        let zeros = self.zeros.len() / self.n.max(1);
+        let cut = |row: usize| rows.start * row..rows.end * row;
+        let (codes, scales, zeros) = (
+            self.codes.get(cut(self.k)),
+            self.scales.get(cut(groups)),
+            self.zeros.get(cut(zeros)),
+        );
+        let (Some(codes), Some(scales), Some(zeros)) = (codes, scales, zeros) else {
+            return Err(FormatError::Weight {
+                what: "rows",
+                expected: format!("rows of 0..{}", self.n),
+                got: format!("{rows:?}"),
+            });
+        };
+        Ok(Self {
+            scheme: self.scheme,
+            n: rows.len(),
+            k: self.k,
+            codes: codes.to_vec(),
+            scales: scales.to_vec(),
+            zeros: zeros.to_vec(),
+        })
     }
 
-    fn decode(scheme: AffineScheme, n: usize, k: usize, bytes: &[&[u8]]) -> Result<Self> {
-        let parts = scheme.parts(n, k)?;
+    fn encode(&self, family: Family, pack: PackFn<'_>) -> Result<Vec<Vec<u8>>> {
+        let bits = self.scheme.bits();
+        let encode = |part: &Part| {
+            let mut bytes = Vec::with_capacity(part.bytes());
+            match (part.role, packing::find(part.layout)) {
+                (Role::Codes, Some(layout)) if layout.name() != LSB_ROWS.name() => {
+                    layout.pack(bits, self.k, &self.codes, &mut bytes)?;
+                }
+                (Role::Codes, _) => pack(bits, self.k, &self.codes, &mut bytes)?,
+                (Role::Scales, _) => {
+                    let dtype = self.scheme.scale_dtype();
+                    self.scales.iter().for_each(|&s| dtype.push(s, &mut bytes));
+                }
+                (Role::ZeroPoints, _) => {
+                    let groups = self.scheme.groups(self.n, self.k)?;
+                    LSB_ROWS.pack(bits, groups, &self.zeros, &mut bytes)?;
+                }
+            }
+            Ok(bytes)
+        };
+        let parts = self.scheme.parts_in(family, self.n, self.k)?;
+        parts.iter().map(encode).collect()
+    }
+
+    fn decode(family: Family, scheme: AffineScheme, n: usize, k: usize, bytes: &[&[u8]]) -> Result<Self> {
+        let parts = scheme.parts_in(family, n, k)?;
         check_len("stored tensors", parts.len(), bytes.len())?;
         let groups = scheme.groups(n, k)?;
         let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
         for (part, bytes) in parts.iter().zip(bytes) {
             check_len("bytes of a stored tensor", Part::bytes(part), bytes.len())?;
             match part.role {
-                Role::Codes => LSB_ROWS.unpack(scheme.bits(), k, bytes, &mut codes)?,
+                Role::Codes => {
+                    let layout = packing::find(part.layout).unwrap_or(&LSB_ROWS);
+                    layout.unpack(scheme.bits(), k, bytes, &mut codes)?;
+                }
                 Role::Scales => scales = scheme.scale_dtype().widen(bytes),
                 Role::ZeroPoints => LSB_ROWS.unpack(scheme.bits(), groups, bytes, &mut zeros)?,
             }
@@ -257,6 +341,27 @@ mod tests {
             }
             let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
             assert_eq!(QuantizedWeight::decode(w.scheme(), n, k, &slices).unwrap(), w);
+        }
+    }
+
+    #[test]
+    fn other_families_hold_the_same_codes() {
+        for name in ["w8-sym-row-bf16", "w4-narrow-row-bf16"] {
+            let s = scheme(name);
+            let (n, k, (low, high)) = (32, 128, s.code_range());
+            let span = usize::from(high - low) + 1;
+            let codes = (0..n * k).map(|i| low + (i * 7 % span) as u8).collect();
+            let scales = (0..n).map(|i| 0.25 * (i + 1) as f32).collect();
+            let w = QuantizedWeight::Affine(AffineWeight::new(s, n, k, codes, scales, vec![]).unwrap());
+            let pack = |b: u8, k: usize, c: &[u8], o: &mut Vec<u8>| LSB_ROWS.pack(b, k, c, o);
+            let parts = w.encode_in(Family::FastDeploy, &pack).unwrap();
+            let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+            let back = QuantizedWeight::decode_in(Family::FastDeploy, w.scheme(), n, k, &slices).unwrap();
+            assert_eq!(back, w);
+            assert_ne!(parts[0], w.encode(&pack).unwrap()[0]);
+            let halves = [w.rows(0..16).unwrap(), w.rows(16..32).unwrap()];
+            assert_eq!(QuantizedWeight::stack(&halves), Some(w.clone()));
+            assert!(w.rows(16..33).is_err());
         }
     }
 

@@ -4,11 +4,13 @@
 
 use std::ops::Range;
 
-use qtool_formats::checkpoint::Orientation;
+use qtool_formats::checkpoint::{Checkpoint, Orientation};
+use qtool_formats::piece::{Piece, overlapping};
 use qtool_formats::{FloatDtype, TensorView};
 use qtool_kernels::{Isa, widen_bf16, widen_f16, widen_f32};
 
-use crate::plan::{Action, Quantization, QuantizePlan};
+use crate::Result;
+use crate::plan::{Action, QuantizePlan};
 
 /// Source bytes of a block: its rows as `f32`, their codes and the packed bytes fit a core's
 /// second-level cache.
@@ -32,18 +34,12 @@ pub struct Block {
 /// All blocks of a plan, tensor by tensor. An empty tensor has one empty block.
 pub fn cut(plan: &QuantizePlan) -> Vec<Block> {
     let mut blocks = Vec::new();
+    let multiple = plan.family.row_multiple();
     for (tensor, entry) in plan.tensors.iter().enumerate() {
         let (total, step, unit) = match &entry.action {
             Action::Keep { .. } => (entry.source_bytes as usize, 1 << 20, 1),
-            Action::Quantize(q) => {
-                let row = q.k * q.dtype.bytes();
-                let floor = if q.orientation == Orientation::InOut {
-                    MIN_RUN
-                } else {
-                    1
-                };
-                (q.n, (BLOCK_BYTES / row.max(1)).max(floor), row)
-            }
+            Action::Convert(c) => rows_of_block(&c.pieces, c.n, c.k, 1),
+            Action::Quantize(q) => rows_of_block(&q.pieces, q.n, q.k, multiple),
         };
         let starts = (0..total.max(1)).step_by(step);
         blocks.extend(starts.map(|from| {
@@ -56,6 +52,14 @@ pub fn cut(plan: &QuantizePlan) -> Vec<Block> {
         }));
     }
     blocks
+}
+
+/// Rows in all, rows of a block, source bytes of a row.
+fn rows_of_block(pieces: &[Piece], n: usize, k: usize, multiple: usize) -> (usize, usize, usize) {
+    let width = pieces.iter().map(|p| p.dtype.bytes()).max().unwrap_or(0);
+    let across = pieces.iter().any(|p| p.orientation == Orientation::InOut);
+    let rows = (BLOCK_BYTES / (k * width).max(1)).max(if across { MIN_RUN } else { 1 });
+    (n, rows.next_multiple_of(multiple), k * width)
 }
 
 /// Groups consecutive blocks into batches of about [`BATCH_BYTES`].
@@ -81,30 +85,52 @@ pub fn widen(isa: Isa, dtype: FloatDtype, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Rows `range` of the (N, K) matrix as `f32`, row-major, whatever the source's orientation.
+/// Rows `range` of the (N, K) matrix stacked of `pieces` as `f32`, row-major, whatever the
+/// orientation of the sources.
 pub fn read_rows(
     isa: Isa,
-    q: &Quantization,
-    tensor: &TensorView<'_>,
+    checkpoint: &Checkpoint,
+    pieces: &[Piece],
     range: Range<usize>,
     out: &mut Vec<f32>,
-) {
+) -> Result<()> {
+    let k = pieces.first().map_or(0, |piece| piece.columns.len());
     out.clear();
-    out.resize(range.len() * q.k, 0.0);
-    match q.orientation {
-        Orientation::OutIn => widen(isa, q.dtype, tensor.row_bytes(range), out),
+    out.resize(range.len() * k, 0.0);
+    let mut rest = out.as_mut_slice();
+    for (piece, rows) in overlapping(pieces, range) {
+        let view = checkpoint.tensor(&piece.tensor)?;
+        let (target, after) = rest.split_at_mut(rows.len() * k);
+        read_piece(isa, piece, &view, rows, target);
+        rest = after;
+    }
+    Ok(())
+}
+
+/// Rows of one piece, counted within it.
+fn read_piece(isa: Isa, piece: &Piece, view: &TensorView<'_>, rows: Range<usize>, out: &mut [f32]) {
+    let element = piece.dtype.bytes();
+    let rows = piece.rows.start + rows.start..piece.rows.start + rows.end;
+    let columns = piece.columns.clone();
+    match piece.orientation {
+        Orientation::OutIn if columns.len() == piece.dims.1 => {
+            widen(isa, piece.dtype, view.row_bytes(rows), out);
+        }
+        Orientation::OutIn => {
+            for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+                let line = view.row_bytes(row..row + 1);
+                let cut = &line[columns.start * element..columns.end * element];
+                widen(isa, piece.dtype, cut, out);
+            }
+        }
         Orientation::InOut => {
-            let (element, width) = (q.dtype.bytes(), range.len());
-            let mut run = vec![0f32; width];
-            for (column, line) in tensor.bytes().chunks_exact(q.n * element).enumerate() {
-                widen(
-                    isa,
-                    q.dtype,
-                    &line[range.start * element..range.end * element],
-                    &mut run,
-                );
+            let mut run = vec![0f32; rows.len()];
+            let lines = view.bytes().chunks_exact(piece.dims.0 * element);
+            for (column, line) in lines.skip(columns.start).take(columns.len()).enumerate() {
+                let cut = &line[rows.start * element..rows.end * element];
+                widen(isa, piece.dtype, cut, &mut run);
                 for (row, value) in run.iter().enumerate() {
-                    out[row * q.k + column] = *value;
+                    out[row * columns.len() + column] = *value;
                 }
             }
         }

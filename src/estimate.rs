@@ -45,17 +45,16 @@ pub fn estimate(checkpoint: &Checkpoint, plan: &QuantizePlan, threads: usize) ->
     let isa = Isa::best();
     let mut rates: BTreeMap<String, f64> = BTreeMap::new();
     let mut seconds = 0.0;
-    for (tensor, q) in plan.quantized() {
+    for (_, q) in plan.quantized() {
         let key = format!("{} {}", q.scheme, q.quantizer.describe());
         let rate = match rates.get(&key) {
             Some(rate) => *rate,
             None => {
-                let view = checkpoint.tensor(&tensor.name)?;
                 let rows = q.n.clamp(1, (256 << 10) / q.k.max(1) + 1);
                 let mut values = Vec::new();
                 let (started, mut weights) = (Instant::now(), 0usize);
                 while started.elapsed() < SAMPLE {
-                    read_rows(isa, q, &view, 0..rows, &mut values);
+                    read_rows(isa, checkpoint, &q.pieces, 0..rows, &mut values)?;
                     let _ = q.quantizer.quantize(isa, &values, rows, q.k);
                     weights += rows * q.k;
                 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use qtool_formats::artifact::{Artifact, Stored};
+use qtool_formats::artifact::{Artifact, RankIndex, Stored};
 use qtool_formats::export::Exporter;
 use qtool_formats::replace::Staging;
 
@@ -20,6 +20,18 @@ pub fn run(
     max_shard_bytes: u64,
     show_progress: bool,
 ) -> Result<u64> {
+    if let Some(first) = RankIndex::folders(folder)?
+        .as_ref()
+        .and_then(|ranks| ranks.first())
+    {
+        return Err(Error::Source {
+            path: folder.to_owned(),
+            reason: format!(
+                "holds one artifact per rank of tensor parallelism, which are exported one by one; name one of them, such as {}",
+                first.display()
+            ),
+        });
+    }
     let artifact = Artifact::open(folder)?;
     let refusals: Vec<String> = artifact
         .manifest()
@@ -32,12 +44,17 @@ pub fn run(
             Stored::Kept { .. } => None,
         })
         .collect();
-    if !refusals.is_empty() {
-        return Err(Error::Refused {
+    if let Some((first, rest)) = refusals.split_first() {
+        let more = match rest.len() {
+            0 => String::new(),
+            more => format!(" (and {more} more tensors like it)"),
+        };
+        return Err(Error::Source {
             path: folder.to_owned(),
-            refusals,
+            reason: format!("{first}{more}"),
         });
     }
+    exporter.check(&artifact)?;
     if let (Ok(from), Ok(to)) = (folder.canonicalize(), target.canonicalize())
         && from.starts_with(&to)
     {

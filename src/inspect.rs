@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use qtool_formats::artifact::{Artifact, Manifest, Stored, TensorRecord};
+use qtool_formats::artifact::{Artifact, Manifest, RankIndex, Stored, TensorRecord};
 use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::{FormatError, TensorView};
 use qtool_kernels::{Isa, code_histogram};
 use serde::Serialize;
 
-use crate::Result;
 use crate::blocks::widen;
+use crate::{Error, Result};
 
 /// What kind of folder it is, with its contents.
 pub enum Subject {
@@ -53,6 +53,15 @@ pub struct Histogram {
 
 /// Opens a folder or file as what it is.
 pub fn open(path: &Path) -> Result<Subject> {
+    if let Some(first) = RankIndex::folders(path)?.as_ref().and_then(|ranks| ranks.first()) {
+        return Err(Error::Source {
+            path: path.to_owned(),
+            reason: format!(
+                "holds one artifact per rank of tensor parallelism; name one of them, such as {}",
+                first.display()
+            ),
+        });
+    }
     Ok(if Artifact::is_artifact(path) {
         Subject::Artifact(Box::new(Artifact::open(path)?))
     } else {

@@ -6,6 +6,7 @@
 //! | Page | Story |
 //! |---|---|
 //! | [`plan`] | checkpoint and recipe to what will be done, with every refusal at once |
+//! | [`fastdeploy`] | the plan of a folder that FastDeploy loads |
 //! | [`quantize`] | checkpoint to artifact |
 //! | [`verify`] | artifact to findings |
 //! | [`inspect`] | what is in a folder |
@@ -18,6 +19,7 @@ pub mod cli;
 pub mod error;
 pub mod estimate;
 pub mod export;
+pub mod fastdeploy;
 pub mod inspect;
 pub mod interrupt;
 pub mod plan;
@@ -25,8 +27,10 @@ pub mod progress;
 pub mod quantize;
 pub mod record;
 pub mod scan;
+mod second_decode;
 pub mod table;
 pub mod verify;
+mod writing;
 
 pub use error::Error;
 

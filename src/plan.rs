@@ -6,7 +6,8 @@ use std::path::Path;
 use qtool_calib::{Decision, Quantizer, Recipe};
 use qtool_formats::checkpoint::shards::read_json;
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
-use qtool_formats::scheme::{Part, Scheme};
+use qtool_formats::piece::Piece;
+use qtool_formats::scheme::{Family, Part, Scheme};
 use qtool_formats::{Dtype, FloatDtype, TensorView};
 use serde_json::Value;
 
@@ -15,19 +16,34 @@ use crate::{Error, Result};
 
 /// What becomes of every tensor, in storage order.
 pub struct QuantizePlan {
-    /// One entry per tensor.
+    /// One entry per tensor of the result.
     pub tensors: Vec<TensorPlan>,
+    /// Stored forms of the weights.
+    pub family: Family,
+    /// Tensors of the source that the result leaves out.
+    pub dropped: Vec<String>,
+    /// For a folder of another ecosystem: what its `config.json` and the manifest's options say.
+    pub foreign: Option<Foreign>,
+}
+
+/// What another ecosystem's folder says about itself.
+#[derive(Debug, Clone)]
+pub struct Foreign {
+    /// Its `config.json`.
+    pub config: Value,
+    /// Every option with an effect, for the manifest.
+    pub options: Value,
 }
 
 /// What becomes of one tensor.
 pub struct TensorPlan {
-    /// Its name.
+    /// Its name in the result.
     pub name: String,
-    /// Its shape in the source.
+    /// Its shape, decoded.
     pub shape: Vec<usize>,
-    /// Its element type in the source.
+    /// Its element type, decoded.
     pub dtype: Dtype,
-    /// Its bytes in the source.
+    /// Bytes of the source it is made of.
     pub source_bytes: u64,
     /// What happens to it.
     pub action: Action,
@@ -39,9 +55,27 @@ pub enum Action {
     Keep {
         /// Why.
         reason: String,
+        /// Name in the source.
+        source: String,
     },
+    /// Not quantized, but assembled, turned or of another type.
+    Convert(Conversion),
     /// Quantized.
     Quantize(Box<Quantization>),
+}
+
+/// How a kept tensor is converted.
+pub struct Conversion {
+    /// Why it is not quantized.
+    pub reason: String,
+    /// Rows of its matrix as stored.
+    pub n: usize,
+    /// Columns of its matrix as stored.
+    pub k: usize,
+    /// Where its rows come from.
+    pub pieces: Vec<Piece>,
+    /// Type it is stored in.
+    pub dtype: FloatDtype,
 }
 
 /// How a tensor is quantized.
@@ -54,10 +88,10 @@ pub struct Quantization {
     pub n: usize,
     /// Input columns.
     pub k: usize,
-    /// How the (N, K) matrix lies in the source.
+    /// How the (N, K) matrix lies in the tensor it decodes to.
     pub orientation: Orientation,
-    /// Float type of the source.
-    pub dtype: FloatDtype,
+    /// Where its rows come from.
+    pub pieces: Vec<Piece>,
     /// The stored tensors.
     pub parts: Vec<Part>,
 }
@@ -67,6 +101,7 @@ impl TensorPlan {
     pub fn stored_bytes(&self) -> u64 {
         match &self.action {
             Action::Keep { .. } => self.source_bytes,
+            Action::Convert(c) => (c.n * c.k * c.dtype.bytes()) as u64,
             Action::Quantize(q) => q.parts.iter().map(|part| part.bytes() as u64).sum(),
         }
     }
@@ -74,8 +109,37 @@ impl TensorPlan {
     /// The scheme's name, or why it is kept.
     pub fn outcome(&self) -> String {
         match &self.action {
-            Action::Keep { reason } => format!("kept ({reason})"),
+            Action::Keep { reason, .. } => format!("kept ({reason})"),
+            Action::Convert(c) => format!("kept as {} ({})", c.dtype, c.reason),
             Action::Quantize(q) => q.scheme.to_string(),
+        }
+    }
+
+    /// What it is assembled from; empty when it is a tensor of the source as a whole, under its own
+    /// name, in its own orientation and, if kept, of its own type.
+    pub fn pieces(&self) -> &[Piece] {
+        match &self.action {
+            Action::Keep { .. } => &[],
+            Action::Convert(c) => &c.pieces,
+            Action::Quantize(q) => match q.pieces.as_slice() {
+                [piece]
+                    if piece.is_whole()
+                        && piece.tensor == self.name
+                        && piece.orientation == q.orientation =>
+                {
+                    &[]
+                }
+                pieces => pieces,
+            },
+        }
+    }
+
+    /// Names of the source tensors it is made of.
+    pub fn sources(&self) -> Vec<&str> {
+        match &self.action {
+            Action::Keep { source, .. } => vec![source],
+            Action::Convert(Conversion { pieces, .. }) => names_of(pieces),
+            Action::Quantize(q) => names_of(&q.pieces),
         }
     }
 
@@ -83,6 +147,10 @@ impl TensorPlan {
     pub fn class(&self) -> String {
         class_of(&self.name)
     }
+}
+
+fn names_of(pieces: &[Piece]) -> Vec<&str> {
+    pieces.iter().map(|piece| piece.tensor.as_str()).collect()
 }
 
 impl QuantizePlan {
@@ -117,7 +185,12 @@ impl QuantizePlan {
                 refusals: fold(refusals),
             });
         }
-        let this = Self { tensors };
+        let this = Self {
+            tensors,
+            family: Family::Own,
+            dropped: Vec::new(),
+            foreign: None,
+        };
         if this.quantized().next().is_none() {
             return Err(Error::Source {
                 path: checkpoint.root().to_owned(),
@@ -131,7 +204,7 @@ impl QuantizePlan {
     pub fn quantized(&self) -> impl Iterator<Item = (&TensorPlan, &Quantization)> {
         self.tensors.iter().filter_map(|t| match &t.action {
             Action::Quantize(q) => Some((t, q.as_ref())),
-            Action::Keep { .. } => None,
+            Action::Keep { .. } | Action::Convert(_) => None,
         })
     }
 
@@ -151,14 +224,16 @@ fn plan_tensor(
     recipe: &Recipe,
     tensor: &TensorView<'_>,
 ) -> std::result::Result<Action, String> {
+    let keep = |reason| Action::Keep {
+        reason,
+        source: tensor.name().to_owned(),
+    };
     let options = match recipe.decide(tensor.name(), tensor.dtype(), tensor.shape()) {
-        Decision::Keep(reason) => return Ok(Action::Keep { reason }),
+        Decision::Keep(reason) => return Ok(keep(reason)),
         Decision::Quantize(options) => options,
     };
     let Some(dtype) = tensor.float_dtype() else {
-        return Ok(Action::Keep {
-            reason: format!("{} is not a float weight", tensor.dtype()),
-        });
+        return Ok(keep(format!("{} is not a float weight", tensor.dtype())));
     };
     let orientation = checkpoint.naming().orientation(tensor.name());
     let (rows, columns) = tensor.matrix_dims();
@@ -166,9 +241,7 @@ fn plan_tensor(
         Orientation::OutIn => (rows, columns),
         Orientation::InOut if tensor.shape().len() == 2 => (columns, rows),
         Orientation::InOut => {
-            return Ok(Action::Keep {
-                reason: "not a matrix".to_owned(),
-            });
+            return Ok(keep("not a matrix".to_owned()));
         }
     };
     let method = qtool_calib::find(options.clip).ok_or_else(|| format!("no method {}", options.clip))?;
@@ -181,7 +254,7 @@ fn plan_tensor(
         n,
         k,
         orientation,
-        dtype,
+        pieces: vec![Piece::whole(tensor.name(), dtype, orientation, (n, k))],
         parts,
     })))
 }
@@ -207,7 +280,7 @@ const QUANTIZED_ENDINGS: [&str; 6] = [
 ];
 
 /// Fails when the source is quantized already: rounding twice would hide the first loss.
-fn refuse_quantized(checkpoint: &Checkpoint) -> Result<()> {
+pub fn refuse_quantized(checkpoint: &Checkpoint) -> Result<()> {
     let refuse = |reason: String| {
         Err(Error::Source {
             path: checkpoint.root().to_owned(),

@@ -9,25 +9,26 @@
 //! whatever the size of the model. Blocks, batches and all sums depend on shapes alone, so the
 //! artifact has the same bytes for any number of threads.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use qtool_calib::measure::{BlockFigures, measure};
 use qtool_calib::{CalibError, Recipe};
-use qtool_formats::TensorView;
-use qtool_formats::artifact::{MANIFEST_FILE, Manifest};
+use qtool_formats::artifact::{MANIFEST_FILE, Manifest, RankIndex};
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
-use qtool_formats::replace::{Staging, check_target};
-use qtool_formats::shard_writer::{ShardWriter, StoredTensor, WrittenShards};
-use qtool_kernels::{Isa, pack_crumbs, pack_nibbles};
+use qtool_formats::piece::{Piece, overlapping};
+use qtool_formats::replace::{Staging, check_target, write_file};
+use qtool_formats::shard_writer::{ShardWriter, WrittenShards};
+use qtool_kernels::{Isa, first_non_finite, pack_crumbs, pack_nibbles};
 use rayon::prelude::*;
 
 use crate::blocks::{Block, batches, cut, read_rows};
-use crate::plan::{Action, Quantization, QuantizePlan, TensorPlan};
+use crate::plan::{Action, Conversion, Quantization, QuantizePlan, TensorPlan};
 use crate::progress::Progress;
 use crate::scan::{first_bad, tensors_with_non_finite, unravel};
-use crate::{Error, Result, interrupt, record};
+use crate::writing::{Batch, Output, stored_tensors, write};
+use crate::{Error, Result, TOOL, interrupt, record};
 
 /// What to do with a source tensor that holds NaN or infinity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,7 @@ pub fn plan(checkpoint: &Checkpoint, options: &Options) -> Result<QuantizePlan> 
         for tensor in plan.tensors.iter_mut().filter(|t| bad.contains(&t.name)) {
             tensor.action = Action::Keep {
                 reason: "holds NaN or infinity".to_owned(),
+                source: tensor.name.clone(),
             };
         }
     }
@@ -86,9 +88,54 @@ pub fn with_threads<T: Send>(threads: usize, work: impl FnOnce() -> Result<T> + 
 pub fn run(checkpoint: &Checkpoint, plan: &QuantizePlan, options: &Options) -> Result<Manifest> {
     refuse_overlap(checkpoint, options)?;
     let staging = Staging::begin(&options.target, options.force)?;
-    let (stored, first_part) = stored_tensors(plan);
-    let writer = ShardWriter::create(staging.folder(), stored, options.max_shard_bytes)?;
     let progress = Progress::new(options.show_progress, "quantizing", plan.source_bytes());
+    let manifest = fill(checkpoint, plan, options, staging.folder(), &progress);
+    progress.clear();
+    let manifest = manifest?;
+    interrupt::check()?;
+    staging.commit()?;
+    Ok(manifest)
+}
+
+/// Quantizes every rank's share by its plan into a folder of its own in `options.target`, with an
+/// index of them beside, and returns the ranks' manifests.
+pub fn run_ranks(
+    checkpoint: &Checkpoint,
+    plans: &[QuantizePlan],
+    options: &Options,
+) -> Result<Vec<Manifest>> {
+    refuse_overlap(checkpoint, options)?;
+    let staging = Staging::begin(&options.target, options.force)?;
+    let index = RankIndex::new(TOOL, plans.len());
+    let bytes = plans.iter().map(QuantizePlan::source_bytes).sum();
+    let progress = Progress::new(options.show_progress, "quantizing", bytes);
+    let fill_rank = |(name, plan): (&String, &QuantizePlan)| {
+        fill(checkpoint, plan, options, &staging.subfolder(name)?, &progress)
+    };
+    let manifests = index
+        .ranks
+        .iter()
+        .zip(plans)
+        .map(fill_rank)
+        .collect::<Result<Vec<_>>>();
+    progress.clear();
+    let manifests = manifests?;
+    staging.write_file(MANIFEST_FILE, index.to_json().as_bytes())?;
+    interrupt::check()?;
+    staging.commit()?;
+    Ok(manifests)
+}
+
+/// Writes a whole artifact into an empty folder.
+fn fill(
+    checkpoint: &Checkpoint,
+    plan: &QuantizePlan,
+    options: &Options,
+    folder: &Path,
+    progress: &Progress,
+) -> Result<Manifest> {
+    let (stored, first_part) = stored_tensors(plan);
+    let writer = ShardWriter::create(folder, stored, options.max_shard_bytes)?;
     let outcome = with_threads(options.threads, || {
         let job = Job {
             checkpoint,
@@ -96,22 +143,11 @@ pub fn run(checkpoint: &Checkpoint, plan: &QuantizePlan, options: &Options) -> R
             non_finite: options.non_finite,
             isa: Isa::best(),
         };
-        stream(&job, writer, &first_part, &progress)
+        stream(&job, writer, &first_part, progress)
     });
-    progress.clear();
     let (written, results) = outcome?;
-    let manifest = record::manifest(
-        checkpoint,
-        plan,
-        options,
-        &written,
-        &first_part,
-        results,
-        &staging,
-    )?;
-    staging.write_file(MANIFEST_FILE, manifest.to_json().as_bytes())?;
-    interrupt::check()?;
-    staging.commit()?;
+    let manifest = record::manifest(checkpoint, plan, options, &written, &first_part, &results, folder)?;
+    write_file(folder, MANIFEST_FILE, manifest.to_json().as_bytes())?;
     Ok(manifest)
 }
 
@@ -131,32 +167,6 @@ fn refuse_overlap(checkpoint: &Checkpoint, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The stored tensors of the artifact, and for each tensor of the plan the index of its first one.
-fn stored_tensors(plan: &QuantizePlan) -> (Vec<StoredTensor>, Vec<usize>) {
-    let mut stored = Vec::new();
-    let mut first = Vec::new();
-    for (group, tensor) in plan.tensors.iter().enumerate() {
-        first.push(stored.len());
-        match &tensor.action {
-            Action::Keep { .. } => stored.push(StoredTensor {
-                name: tensor.name.clone(),
-                dtype: tensor.dtype,
-                shape: tensor.shape.clone(),
-                bytes: tensor.source_bytes,
-                group,
-            }),
-            Action::Quantize(q) => stored.extend(q.parts.iter().map(|part| StoredTensor {
-                name: format!("{}.{}", tensor.name, part.role.suffix()),
-                dtype: part.dtype,
-                shape: part.shape.to_vec(),
-                bytes: part.bytes() as u64,
-                group,
-            })),
-        }
-    }
-    (stored, first)
-}
-
 /// What every block needs.
 struct Job<'a> {
     checkpoint: &'a Checkpoint,
@@ -165,34 +175,30 @@ struct Job<'a> {
     isa: Isa,
 }
 
-/// A computed block on its way to the writer.
-enum Output {
-    Kept,
-    Parts(Vec<Vec<u8>>),
-}
-
-/// What is known of a tensor when all its blocks are done.
+/// What is known when all blocks are done.
 #[derive(Default)]
-pub(crate) struct TensorResult {
-    pub(crate) figures: BlockFigures,
-    pub(crate) source: blake3::Hasher,
+pub(crate) struct Results {
+    /// Sums of each tensor of the plan.
+    pub(crate) figures: Vec<BlockFigures>,
+    /// Digests of the source tensors that were not copied, by name.
+    pub(crate) sources: HashMap<String, blake3::Hasher>,
 }
-
-/// A batch of computed blocks, in order.
-type Batch = Vec<(Block, Output)>;
 
 fn stream(
     job: &Job<'_>,
     writer: ShardWriter,
     first_part: &[usize],
     progress: &Progress,
-) -> Result<(WrittenShards, Vec<TensorResult>)> {
+) -> Result<(WrittenShards, Results)> {
     let blocks = cut(job.plan);
     let batches = batches(&blocks);
-    let mut results: Vec<TensorResult> = job.plan.tensors.iter().map(|_| TensorResult::default()).collect();
+    let mut results = Results::default();
+    results
+        .figures
+        .resize_with(job.plan.tensors.len(), BlockFigures::default);
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel::<Batch>(1);
-        let writing = scope.spawn(move || write(job, writer, first_part, &receive));
+        let writing = scope.spawn(move || write(job.checkpoint, job.plan, writer, first_part, &receive));
         let computed = compute(job, &blocks, &batches, &mut results, &send, progress);
         drop(send);
         let written = writing
@@ -208,7 +214,7 @@ fn compute(
     job: &Job<'_>,
     blocks: &[Block],
     batches: &[std::ops::Range<usize>],
-    results: &mut [TensorResult],
+    results: &mut Results,
     send: &SyncSender<Batch>,
     progress: &Progress,
 ) -> Result<()> {
@@ -218,9 +224,10 @@ fn compute(
         if let Some(next) = batches.get(i + 1) {
             let mut ahead: Vec<usize> = blocks[next.clone()].iter().map(|b| b.tensor).collect();
             ahead.dedup();
-            ahead
-                .iter()
-                .for_each(|&t| job.checkpoint.will_need(&job.plan.tensors[t].name));
+            for tensor in ahead {
+                let sources = job.plan.tensors[tensor].sources();
+                sources.iter().for_each(|name| job.checkpoint.will_need(name));
+            }
         }
         let batch = &blocks[batch.clone()];
         let (outputs, hashed) = rayon::join(
@@ -230,13 +237,13 @@ fn compute(
                     .map(|block| job.block(block))
                     .collect::<Result<Vec<_>>>()
             },
-            || hash_source(job, batch, results),
+            || hash_sources(job, batch, &mut results.sources),
         );
         hashed?;
         let mut sent: Batch = Vec::with_capacity(batch.len());
         for (block, (output, figures)) in batch.iter().zip(outputs?) {
             if let Some(figures) = figures {
-                results[block.tensor].figures.merge(&figures);
+                results.figures[block.tensor].merge(&figures);
             }
             sent.push((block.clone(), output));
         }
@@ -249,20 +256,23 @@ fn compute(
     Ok(())
 }
 
-/// Feeds the sources of quantized tensors to their hashers, in order. (A kept tensor's digest is
-/// the one it is written with.)
-fn hash_source(job: &Job<'_>, batch: &[Block], results: &mut [TensorResult]) -> Result<()> {
+/// Feeds source tensors to their hashers: rows as they are used where whole tensors are read row by
+/// row, all at once where they are not. (A copied tensor's digest is the one it is written with.)
+fn hash_sources(job: &Job<'_>, batch: &[Block], sources: &mut HashMap<String, blake3::Hasher>) -> Result<()> {
     for block in batch {
-        let tensor = &job.plan.tensors[block.tensor];
-        let Action::Quantize(q) = &tensor.action else {
-            continue;
+        let pieces = match &job.plan.tensors[block.tensor].action {
+            Action::Keep { .. } => continue,
+            Action::Convert(c) => &c.pieces,
+            Action::Quantize(q) => &q.pieces,
         };
-        let view = job.checkpoint.tensor(&tensor.name)?;
-        let hasher = &mut results[block.tensor].source;
-        match q.orientation {
-            Orientation::OutIn => drop(hasher.update(view.row_bytes(block.range.clone()))),
-            Orientation::InOut if block.range.start == 0 => drop(hasher.update(view.bytes())),
-            Orientation::InOut => {}
+        for (piece, rows) in overlapping(pieces, block.range.clone()) {
+            let view = job.checkpoint.tensor(&piece.tensor)?;
+            let hasher = sources.entry(piece.tensor.clone()).or_default();
+            if piece.is_whole() && piece.orientation == Orientation::OutIn {
+                hasher.update(view.row_bytes(rows));
+            } else if hasher.count() == 0 {
+                hasher.update(view.bytes());
+            }
         }
     }
     Ok(())
@@ -271,46 +281,56 @@ fn hash_source(job: &Job<'_>, batch: &[Block], results: &mut [TensorResult]) -> 
 impl Job<'_> {
     fn block(&self, block: &Block) -> Result<(Output, Option<BlockFigures>)> {
         let tensor = &self.plan.tensors[block.tensor];
-        let view = self.checkpoint.tensor(&tensor.name)?;
         match &tensor.action {
-            Action::Keep { .. } => {
+            Action::Keep { source, .. } => {
+                let view = self.checkpoint.tensor(source)?;
                 if let Some(dtype) = view.float_dtype()
                     && self.non_finite == NonFinite::Refuse
                     && let Some((at, value)) = first_bad(self.isa, dtype, &view.bytes()[block.range.clone()])
                 {
                     let at = unravel(&tensor.shape, block.range.start / dtype.bytes() + at);
-                    return Err(self.non_finite(tensor, at, value.to_string()));
+                    return Err(self.non_finite(source, at, value.to_string()));
                 }
-                Ok((Output::Kept, None))
+                Ok((Output::Copied, None))
             }
+            Action::Convert(conversion) => Ok((Output::Converted(self.convert(conversion, block)?), None)),
             Action::Quantize(q) => {
-                let (parts, figures) = self.quantize(tensor, q, &view, block)?;
+                let (parts, figures) = self.quantize(tensor, q, block)?;
                 Ok((Output::Parts(parts), Some(figures)))
             }
         }
+    }
+
+    fn convert(&self, conversion: &Conversion, block: &Block) -> Result<Vec<u8>> {
+        let mut values = Vec::new();
+        let range = block.range.clone();
+        read_rows(self.isa, self.checkpoint, &conversion.pieces, range, &mut values)?;
+        if self.non_finite == NonFinite::Refuse
+            && let Some(at) = first_non_finite(&values)
+        {
+            let (row, column) = (block.range.start + at / conversion.k, at % conversion.k);
+            return Err(self.non_finite_in(&conversion.pieces, row, column, values[at].to_string()));
+        }
+        let mut bytes = Vec::with_capacity(values.len() * conversion.dtype.bytes());
+        values.iter().for_each(|&v| conversion.dtype.push(v, &mut bytes));
+        Ok(bytes)
     }
 
     fn quantize(
         &self,
         tensor: &TensorPlan,
         q: &Quantization,
-        view: &TensorView<'_>,
         block: &Block,
     ) -> Result<(Vec<Vec<u8>>, BlockFigures)> {
         thread_local!(static ROWS: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) });
         ROWS.with_borrow_mut(|rows| {
-            read_rows(self.isa, q, view, block.range.clone(), rows);
+            read_rows(self.isa, self.checkpoint, &q.pieces, block.range.clone(), rows)?;
             let weight = q
                 .quantizer
                 .quantize(self.isa, rows, block.range.len(), q.k)
                 .map_err(|error| match error {
                     CalibError::NonFinite { row, column, value } => {
-                        let row = block.range.start + row;
-                        let at = match q.orientation {
-                            Orientation::OutIn => unravel(&tensor.shape, row * q.k + column),
-                            Orientation::InOut => vec![column, row],
-                        };
-                        self.non_finite(tensor, at, value)
+                        self.non_finite_in(&q.pieces, block.range.start + row, column, value)
                     }
                     source => {
                         let path = self.checkpoint.root().to_owned();
@@ -323,15 +343,31 @@ impl Job<'_> {
                 })?;
             let mut figures = BlockFigures::default();
             measure(self.isa, rows, &weight, &mut figures);
-            let parts = weight.encode(&|bits, k, codes, out| pack(self.isa, bits, k, codes, out))?;
+            let pack = |bits, k: usize, codes: &[u8], out: &mut Vec<u8>| pack(self.isa, bits, k, codes, out);
+            let parts = weight.encode_in(self.plan.family, &pack)?;
             Ok((parts, figures))
         })
     }
 
-    fn non_finite(&self, tensor: &TensorPlan, index: Vec<usize>, value: String) -> Error {
+    /// The fault at a place of an assembled matrix, by its place in the source.
+    fn non_finite_in(&self, pieces: &[Piece], row: usize, column: usize, value: String) -> Error {
+        let place = overlapping(pieces, row..row + 1).next();
+        let Some((piece, rows)) = place else {
+            return self.non_finite("", vec![row, column], value);
+        };
+        let [major, minor] = piece.source_index(rows.start, column);
+        let shape = self
+            .checkpoint
+            .tensor(&piece.tensor)
+            .map_or(&[][..], |view| view.shape());
+        let at = major * shape.last().copied().unwrap_or(1) + minor;
+        self.non_finite(&piece.tensor, unravel(shape, at), value)
+    }
+
+    fn non_finite(&self, tensor: &str, index: Vec<usize>, value: String) -> Error {
         Error::NonFinite {
             path: self.checkpoint.root().to_owned(),
-            tensor: tensor.name.clone(),
+            tensor: tensor.to_owned(),
             index,
             value,
         }
@@ -354,30 +390,4 @@ fn pack(isa: Isa, bits: u8, k: usize, codes: &[u8], out: &mut Vec<u8>) -> qtool_
         _ => LSB_ROWS.pack(bits, k, codes, out)?,
     }
     Ok(())
-}
-
-fn write(
-    job: &Job<'_>,
-    mut writer: ShardWriter,
-    first_part: &[usize],
-    receive: &Receiver<Batch>,
-) -> Result<WrittenShards> {
-    for batch in receive {
-        for (block, output) in batch {
-            let first = first_part[block.tensor];
-            match output {
-                Output::Kept => {
-                    let view = job.checkpoint.tensor(&job.plan.tensors[block.tensor].name)?;
-                    writer.append(first, &view.bytes()[block.range])?;
-                }
-                Output::Parts(parts) => {
-                    for (i, bytes) in parts.iter().enumerate() {
-                        writer.append(first + i, bytes)?;
-                    }
-                }
-            }
-        }
-    }
-    interrupt::check()?;
-    Ok(writer.finish()?)
 }

@@ -1,18 +1,22 @@
 //! What a quantization leaves behind besides weights: the manifest's records, the model's
 //! `config.json` with its `quantization_config`, and the copied side files.
 
+use std::path::Path;
+
 use qtool_formats::artifact::manifest::{QuantizedRecord, Totals};
 use qtool_formats::artifact::{
-    FORMAT, FORMAT_VERSION, FileRecord, MANIFEST_FILE, Manifest, PartRecord, SourceRecord, Stored,
-    TensorRecord,
+    FORMAT, FORMAT_VERSION, FileRecord, MANIFEST_FILE, Manifest, PartRecord, PieceRecord, SourceRecord,
+    Stored, TensorRecord,
 };
-use qtool_formats::checkpoint::Checkpoint;
-use qtool_formats::replace::Staging;
-use qtool_formats::shard_writer::{WrittenShards, digest_text};
+use qtool_formats::checkpoint::{Checkpoint, Orientation};
+use qtool_formats::piece::Piece;
+use qtool_formats::replace::{copy_file, write_file};
+use qtool_formats::scheme::Part;
+use qtool_formats::shard_writer::{Written, WrittenShards, digest_text};
 use serde_json::{Value, json};
 
-use crate::plan::{Action, QuantizePlan, read_config};
-use crate::quantize::{NonFinite, Options, TensorResult};
+use crate::plan::{Action, Conversion, Quantization, QuantizePlan, TensorPlan, read_config};
+use crate::quantize::{NonFinite, Options, Results};
 use crate::{Error, Result, TOOL};
 
 /// The manifest of what was written.
@@ -22,23 +26,26 @@ pub(crate) fn manifest(
     options: &Options,
     written: &WrittenShards,
     first_part: &[usize],
-    results: Vec<TensorResult>,
-    staging: &Staging,
+    results: &Results,
+    folder: &Path,
 ) -> Result<Manifest> {
     let mut tensors = Vec::with_capacity(plan.tensors.len());
-    for ((tensor, result), &first) in plan.tensors.iter().zip(results).zip(first_part) {
+    for ((tensor, figures), &first) in plan.tensors.iter().zip(&results.figures).zip(first_part) {
         let kept_as = &written.tensors[first];
+        let sources = sources(checkpoint, tensor, results, kept_as)?;
+        let assembled = !sources.is_empty();
         let (stored, source_digest) = match &tensor.action {
-            Action::Keep { reason } => (
+            Action::Keep { reason, .. } | Action::Convert(Conversion { reason, .. }) => (
                 Stored::Kept {
                     reason: reason.clone(),
                     file: kept_as.file.clone(),
+                    digest: assembled.then(|| kept_as.digest.clone()),
                 },
                 kept_as.digest.clone(),
             ),
             Action::Quantize(q) => {
-                let bits_per_weight = q.scheme.bits_per_weight(q.n, q.k)?;
-                let figures = result.figures.figures(&q.scheme, bits_per_weight);
+                let bits_per_weight = bits_per_weight(q);
+                let figures = figures.figures(&q.scheme, bits_per_weight);
                 let parts = q.parts.iter().zip(&written.tensors[first..]);
                 let record = QuantizedRecord {
                     scheme: q.scheme,
@@ -47,19 +54,23 @@ pub(crate) fn manifest(
                     columns: q.k,
                     orientation: q.orientation,
                     parts: parts
-                        .map(|(p, w)| PartRecord::new(&tensor.name, p, w.file.clone(), w.digest.clone()))
+                        .map(|(p, w)| {
+                            PartRecord::new(plan.family, &tensor.name, p, w.file.clone(), w.digest.clone())
+                        })
                         .collect(),
                     faults: figures.faults(q.scheme.bits()),
                     figures,
                 };
-                (Stored::Quantized(record), digest_text(&result.source))
+                let digest = results.sources.get(&tensor.name).map(digest_text);
+                (Stored::Quantized(record), digest.unwrap_or_default())
             }
         };
         tensors.push(TensorRecord {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
             dtype: tensor.dtype,
-            source_digest,
+            source_digest: (!assembled).then_some(source_digest),
+            sources,
             stored,
         });
     }
@@ -69,7 +80,7 @@ pub(crate) fn manifest(
         digest: None,
     };
     let mut files: Vec<FileRecord> = written.files.iter().cloned().map(record).collect();
-    files.extend(side_files(checkpoint, options, staging)?);
+    files.extend(side_files(checkpoint, plan, options, folder)?);
     let mut manifest = Manifest {
         format: FORMAT.to_owned(),
         version: FORMAT_VERSION,
@@ -79,8 +90,13 @@ pub(crate) fn manifest(
             naming: checkpoint.naming(),
             tensor_bytes: checkpoint.tensor_bytes(),
             files: checkpoint.files().map(record).collect(),
+            dropped: plan.dropped.clone(),
         },
-        options: effective_options(options),
+        options: match &plan.foreign {
+            Some(foreign) => foreign.options.clone(),
+            None => effective_options(options),
+        },
+        family: plan.family,
         layouts: Default::default(),
         schemes: Default::default(),
         totals: Totals::default(),
@@ -94,6 +110,51 @@ pub(crate) fn manifest(
         .collect();
     manifest.describe(|record| sizes.get(record.name.as_str()).copied().unwrap_or(0));
     Ok(manifest)
+}
+
+/// Stored bits per weight, everything counted.
+fn bits_per_weight(q: &Quantization) -> f64 {
+    let bytes: usize = q.parts.iter().map(Part::bytes).sum();
+    bytes as f64 * 8.0 / (q.n as f64 * q.k as f64).max(1.0)
+}
+
+/// What a tensor was assembled from; empty when it is a tensor of the source.
+fn sources(
+    checkpoint: &Checkpoint,
+    tensor: &TensorPlan,
+    results: &Results,
+    stored: &Written,
+) -> Result<Vec<PieceRecord>> {
+    if let Action::Keep { source, .. } = &tensor.action {
+        if *source == tensor.name {
+            return Ok(Vec::new());
+        }
+        // Copied under another name: the digest it was written with is the source's.
+        let (rows, columns) = checkpoint.tensor(source)?.matrix_dims();
+        return Ok(vec![PieceRecord {
+            tensor: source.clone(),
+            shape: tensor.shape.clone(),
+            dtype: tensor.dtype,
+            digest: stored.digest.clone(),
+            orientation: Orientation::OutIn,
+            rows: [0, rows],
+            columns: [0, columns],
+        }]);
+    }
+    let record = |piece: &Piece| {
+        let view = checkpoint.tensor(&piece.tensor)?;
+        let digest = results.sources.get(&piece.tensor).map(digest_text);
+        Ok(PieceRecord {
+            tensor: piece.tensor.clone(),
+            shape: view.shape().to_vec(),
+            dtype: view.dtype(),
+            digest: digest.unwrap_or_default(),
+            orientation: piece.orientation,
+            rows: [piece.rows.start, piece.rows.end],
+            columns: [piece.columns.start, piece.columns.end],
+        })
+    };
+    tensor.pieces().iter().map(record).collect()
 }
 
 /// Last component of the source's path, also when that was given as `.`.
@@ -118,7 +179,12 @@ fn effective_options(options: &Options) -> Value {
 }
 
 /// Copies the side files and writes `config.json` with its `quantization_config`.
-fn side_files(checkpoint: &Checkpoint, options: &Options, staging: &Staging) -> Result<Vec<FileRecord>> {
+fn side_files(
+    checkpoint: &Checkpoint,
+    plan: &QuantizePlan,
+    options: &Options,
+    folder: &Path,
+) -> Result<Vec<FileRecord>> {
     const CONFIG: &str = "config.json";
     let mut records = Vec::new();
     for path in checkpoint.side_files()? {
@@ -127,9 +193,21 @@ fn side_files(checkpoint: &Checkpoint, options: &Options, staging: &Staging) -> 
             .map(|n| n.to_string_lossy().into_owned())
             .unwrap_or_default();
         if name != CONFIG {
-            records.push(file_record(&staging.copy_file(&path)?, name)?);
+            records.push(file_record(&copy_file(folder, &path)?, name)?);
         }
     }
+    let config = match &plan.foreign {
+        Some(foreign) => foreign.config.clone(),
+        None => own_config(checkpoint, options)?,
+    };
+    write_file(folder, CONFIG, format!("{config:#}\n").as_bytes())?;
+    records.push(file_record(&folder.join(CONFIG), CONFIG.to_owned())?);
+    records.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(records)
+}
+
+/// The source's `config.json` with a `quantization_config` that names qtool.
+fn own_config(checkpoint: &Checkpoint, options: &Options) -> Result<Value> {
     let config = if checkpoint.root().is_dir() {
         read_config(checkpoint.folder())?
     } else {
@@ -143,14 +221,11 @@ fn side_files(checkpoint: &Checkpoint, options: &Options, staging: &Staging) -> 
         "scheme": options.recipe.default_options().scheme().map_err(Error::Option)?.to_string(),
         "manifest": MANIFEST_FILE,
     });
-    staging.write_file(CONFIG, format!("{config:#}\n").as_bytes())?;
-    records.push(file_record(&staging.folder().join(CONFIG), CONFIG.to_owned())?);
-    records.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(records)
+    Ok(config)
 }
 
 /// Size and digest of a file, read anew.
-pub fn file_record(path: &std::path::Path, name: String) -> Result<FileRecord> {
+pub fn file_record(path: &Path, name: String) -> Result<FileRecord> {
     let fault = |e| Error::Format(qtool_formats::FormatError::io(path, "read")(e));
     let mut hasher = blake3::Hasher::new();
     hasher

@@ -6,19 +6,20 @@
 //! that shares nothing with the writer's: codes taken from the bytes bit by bit by the manifest's
 //! formula, values and sums in plain `f64`.
 
+use std::collections::HashSet;
 use std::path::Path;
 
-use qtool_formats::artifact::figures::ErrorMoments;
+use qtool_formats::artifact::RankIndex;
 use qtool_formats::artifact::manifest::QuantizedRecord;
 use qtool_formats::artifact::{Artifact, Figures, FileRecord, Stored, TensorRecord};
-use qtool_formats::checkpoint::{Checkpoint, Orientation};
-use qtool_formats::scheme::Role;
-use qtool_formats::{FloatDtype, FormatError, TensorView};
+use qtool_formats::checkpoint::Checkpoint;
+use qtool_formats::dtype::Dtype;
 use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::progress::Progress;
 use crate::record::file_record;
+use crate::second_decode::{SourceValues, rederive};
 use crate::{Result, interrupt};
 
 /// What a check found.
@@ -31,7 +32,7 @@ pub struct Finding {
 }
 
 /// The outcome of a verification.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Verification {
     /// Tensors checked.
     pub tensors: usize,
@@ -49,8 +50,29 @@ pub struct Verification {
 /// which moves the largest error of INT8 by up to 8e-6.
 pub const FIGURE_TOLERANCE: f64 = 1e-5;
 
-/// Verifies the artifact in `folder`. Fails only when it cannot be opened as one at all.
+/// Verifies the artifact in `folder`, or every rank's when it is split. Fails only when it cannot be
+/// opened as one at all.
 pub fn run(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Verification> {
+    let Some(ranks) = RankIndex::folders(folder)? else {
+        return one(folder, base, show_progress);
+    };
+    let mut all = Verification::default();
+    for rank in ranks {
+        let name = rank.file_name().map(|n| n.to_string_lossy().into_owned());
+        let found = one(&rank, base, show_progress)?;
+        all.tensors += found.tensors;
+        all.bytes += found.bytes;
+        all.figures_rederived += found.figures_rederived;
+        all.findings
+            .extend(found.findings.into_iter().map(|finding| Finding {
+                subject: format!("{}: {}", name.as_deref().unwrap_or_default(), finding.subject),
+                ..finding
+            }));
+    }
+    Ok(all)
+}
+
+fn one(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Verification> {
     let artifact = Artifact::open(folder)?;
     let base = base.map(Checkpoint::open).transpose()?;
     let records = &artifact.manifest().tensors;
@@ -65,10 +87,14 @@ pub fn run(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Ve
             });
         };
         match &record.stored {
-            Stored::Kept { .. } => {
-                let digest = artifact.digest(&record.name)?;
-                expect("digest", &record.source_digest, &digest, &mut report);
+            Stored::Kept { digest, .. } => {
+                let found = artifact.digest(&record.name)?;
+                let stated = digest.as_ref().or(record.source_digest.as_ref());
+                expect("digest", stated.map_or("none", |d| d), &found, &mut report);
                 progress.add(artifact.stored(&record.name)?.bytes().len() as u64);
+                if let (Some(base), false) = (&base, record.sources.is_empty()) {
+                    check_converted(&artifact, base, record, &mut report)?;
+                }
             }
             Stored::Quantized(quantized) => {
                 for part in &quantized.parts {
@@ -80,7 +106,9 @@ pub fn run(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Ve
                     );
                     progress.add(artifact.stored(&part.tensor)?.bytes().len() as u64);
                 }
-                let source = base.as_ref().and_then(|b| b.tensor(&record.name).ok());
+                let source = base
+                    .as_ref()
+                    .and_then(|base| SourceValues::of(base, record, Some(quantized)));
                 match rederive(&artifact, quantized, source.as_ref()) {
                     Ok(figures) => compare(quantized, &figures, source.is_some(), &mut report),
                     Err(error) => report(error.to_string()),
@@ -97,7 +125,13 @@ pub fn run(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Ve
     let mut findings = check_files(folder, &artifact.manifest().files)?;
     findings.extend(nested?.into_iter().flatten());
     if let Some(base) = &base {
-        let known: std::collections::HashSet<&str> = records.iter().map(|r| r.name.as_str()).collect();
+        let pieces = records.iter().flat_map(|r| &r.sources).map(|p| p.tensor.as_str());
+        let whole = records
+            .iter()
+            .filter(|r| r.sources.is_empty())
+            .map(|r| r.name.as_str());
+        let dropped = artifact.manifest().source.dropped.iter().map(String::as_str);
+        let known: HashSet<&str> = pieces.chain(whole).chain(dropped).collect();
         findings.extend(
             base.names()
                 .filter(|name| !known.contains(name))
@@ -159,138 +193,62 @@ fn check_files(folder: &Path, files: &[FileRecord]) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
+/// The source tensors of a record are those of the base.
 fn check_source(base: &Checkpoint, record: &TensorRecord, report: &mut impl FnMut(String)) {
-    let tensor = match base.tensor(&record.name) {
-        Ok(tensor) => tensor,
-        Err(error) => return report(error.to_string()),
+    let mut check = |name: &str, dtype: Dtype, shape: &[usize], digest: &str| {
+        let tensor = match base.tensor(name) {
+            Ok(tensor) => tensor,
+            Err(error) => return report(error.to_string()),
+        };
+        let text = |dtype, shape: &[usize]| format!("{dtype} {shape:?}");
+        expect(
+            "source",
+            &text(dtype, shape),
+            &text(tensor.dtype(), tensor.shape()),
+            report,
+        );
+        let found = format!("blake3:{}", blake3::hash(tensor.bytes()).to_hex());
+        expect("digest of the source", digest, &found, report);
     };
-    let shape = |dtype, shape: &[usize]| format!("{dtype} {shape:?}");
-    expect(
-        "source",
-        &shape(record.dtype, &record.shape),
-        &shape(tensor.dtype(), tensor.shape()),
-        report,
-    );
-    let digest = format!("blake3:{}", blake3::hash(tensor.bytes()).to_hex());
-    expect("digest of the source", &record.source_digest, &digest, report);
-}
-
-/// Figures from the stored bytes alone, or against the source.
-struct Rederived {
-    figures: Figures,
-}
-
-/// Decodes a weight bit by bit and sums in `f64`. Without a source, error sums stay zero.
-fn rederive(
-    artifact: &Artifact,
-    q: &QuantizedRecord,
-    source: Option<&TensorView<'_>>,
-) -> Result<Rederived, FormatError> {
-    // The library's own decoder checks code ranges and scales; this one then goes its own way.
-    let stride = (1 << 22) / q.columns.max(1);
-    for from in (0..q.rows).step_by(stride.max(1)) {
-        artifact.weight_rows(q, from, stride.max(1))?;
+    if let Some(digest) = &record.source_digest {
+        check(&record.name, record.dtype, &record.shape, digest);
     }
-    let part = |role: Role| q.parts.iter().find(|p| p.role == role);
-    let bytes = |role: Role| {
-        part(role)
-            .map(|p| artifact.stored(&p.tensor).map(|t| t.bytes()))
-            .transpose()
+    for piece in &record.sources {
+        check(&piece.tensor, piece.dtype, &piece.shape, &piece.digest);
+    }
+}
+
+/// A kept tensor that was assembled holds the values of its sources, rounded once.
+fn check_converted(
+    artifact: &Artifact,
+    base: &Checkpoint,
+    record: &TensorRecord,
+    report: &mut impl FnMut(String),
+) -> Result<()> {
+    let stored = artifact.stored(&record.name)?;
+    let Some(dtype) = stored.float_dtype() else {
+        return Ok(());
     };
-    let spelled = &artifact.manifest().schemes[&q.scheme.to_string()];
-    let group = if spelled.group == 0 {
-        q.columns
-    } else {
-        spelled.group
+    let (Some(source), (rows, columns)) = (SourceValues::of(base, record, None), stored.matrix_dims()) else {
+        report("its sources are not those of the base".to_owned());
+        return Ok(());
     };
-    let groups = q.columns / group.max(1);
-    let codes = bytes(Role::Codes)?.unwrap_or_default();
-    let zero_points = bytes(Role::ZeroPoints)?;
-    let scale_type = FloatDtype::from_dtype(spelled.scale_dtype).unwrap_or(FloatDtype::F32);
-    let scales = scale_type.widen(bytes(Role::Scales)?.unwrap_or_default());
-    let (code_row, zero_row) = (row_bytes(q, Role::Codes), row_bytes(q, Role::ZeroPoints));
-    let source = source.and_then(|s| SourceValues::new(s, q));
-    let mut histogram = [0u64; 256];
-    let mut moments = ErrorMoments::default();
-    for n in 0..q.rows {
-        for k in 0..q.columns {
-            let code = bits_at(codes, n * code_row, k, spelled.bits);
-            let zero = match (&spelled.zero_point, zero_points) {
-                (Some(zero), _) => *zero,
-                (None, Some(bytes)) => bits_at(bytes, n * zero_row, k / group, spelled.bits),
-                (None, None) => 0,
-            };
-            histogram[usize::from(code)] += 1;
-            if let Some(source) = &source {
-                let scale = f64::from(scales[n * groups + k / group]);
-                let decoded = (f64::from(code) - f64::from(zero)) * scale;
-                let w = source.at(n, k);
-                let e = w - decoded;
-                moments.sum_w2 += w * w;
-                moments.sum_e2 += e * e;
-                moments.sum_we += w * e;
-                moments.max_abs_e = moments.max_abs_e.max(e.abs());
+    let mut elements = stored.bytes().chunks_exact(dtype.bytes());
+    for n in 0..rows {
+        for k in 0..columns {
+            let mut expected = Vec::new();
+            dtype.push(source.at(n, k) as f32, &mut expected);
+            if elements.next() != Some(expected.as_slice()) {
+                report(format!("the element at [{n}, {k}] is not the source's"));
+                return Ok(());
             }
         }
     }
-    let stored_bits: usize = q.parts.iter().map(|p| p.shape[0] * p.row_bytes * 8).sum();
-    let bits_per_weight = stored_bits as f64 / (q.rows * q.columns).max(1) as f64;
-    Ok(Rederived {
-        figures: Figures::new(&moments, &histogram, spelled.code_range, bits_per_weight),
-    })
+    Ok(())
 }
 
-fn row_bytes(q: &QuantizedRecord, role: Role) -> usize {
-    q.parts.iter().find(|p| p.role == role).map_or(0, |p| p.row_bytes)
-}
-
-/// Value `index` of a row of little-endian `bits`-bit values that begins at byte `row`: the
-/// formula of `lsb-rows`, one bit at a time.
-fn bits_at(bytes: &[u8], row: usize, index: usize, bits: u8) -> u8 {
-    let bit = |i: usize| {
-        let at = index * usize::from(bits) + i;
-        bytes.get(row + at / 8).map_or(0, |byte| (byte >> (at % 8)) & 1)
-    };
-    (0..usize::from(bits)).map(|i| bit(i) << i).sum()
-}
-
-/// Source values by (n, k), whatever the orientation.
-struct SourceValues<'a> {
-    bytes: &'a [u8],
-    dtype: FloatDtype,
-    strides: (usize, usize),
-}
-
-impl<'a> SourceValues<'a> {
-    fn new(tensor: &TensorView<'a>, q: &QuantizedRecord) -> Option<Self> {
-        let dtype = tensor.float_dtype()?;
-        let strides = match q.orientation {
-            Orientation::OutIn => (q.columns, 1),
-            Orientation::InOut => (1, q.rows),
-        };
-        (tensor.bytes().len() == q.rows * q.columns * dtype.bytes()).then_some(Self {
-            bytes: tensor.bytes(),
-            dtype,
-            strides,
-        })
-    }
-
-    fn at(&self, n: usize, k: usize) -> f64 {
-        let width = self.dtype.bytes();
-        let at = (n * self.strides.0 + k * self.strides.1) * width;
-        let mut bits = [0u8; 4];
-        // A bfloat16 is the upper half of an f32.
-        let place = if self.dtype == FloatDtype::Bf16 { 2 } else { 0 };
-        bits[place..place + width].copy_from_slice(&self.bytes[at..at + width]);
-        match self.dtype {
-            FloatDtype::Bf16 | FloatDtype::F32 => f64::from(f32::from_le_bytes(bits)),
-            FloatDtype::F16 => f64::from(self.dtype.widen(&bits[..2])[0]),
-        }
-    }
-}
-
-fn compare(q: &QuantizedRecord, rederived: &Rederived, with_errors: bool, report: &mut impl FnMut(String)) {
-    let (stated, found) = (&q.figures, &rederived.figures);
+fn compare(q: &QuantizedRecord, found: &Figures, with_errors: bool, report: &mut impl FnMut(String)) {
+    let stated = &q.figures;
     let mut check = |what: &str, stated: Option<f64>, found: Option<f64>| {
         let close = match (stated, found) {
             (Some(a), Some(b)) => (a - b).abs() <= FIGURE_TOLERANCE * a.abs().max(b.abs()),

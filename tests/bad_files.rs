@@ -9,7 +9,7 @@ use qtool_formats::artifact::{self, Figures, PartRecord, Stored, TensorRecord};
 use qtool_formats::checkpoint::{Naming, Orientation};
 use qtool_formats::dtype::Dtype;
 use qtool_formats::packing::{LSB_ROWS, Packing};
-use qtool_formats::scheme::AffineScheme;
+use qtool_formats::scheme::{AffineScheme, Family};
 use qtool_formats::shard_writer::{ShardWriter, StoredTensor, digest_text};
 use qtool_formats::weight::{AffineWeight, QuantizedWeight};
 use serde_json::Value;
@@ -102,7 +102,13 @@ pub fn write_artifact(folder: &Path) {
         for (part, part_bytes) in parts.iter().zip(encoded) {
             let mut hasher = blake3::Hasher::new();
             hasher.update(&part_bytes);
-            let record = PartRecord::new(name, part, "model.safetensors".to_owned(), digest_text(&hasher));
+            let record = PartRecord::new(
+                Family::Own,
+                name,
+                part,
+                "model.safetensors".to_owned(),
+                digest_text(&hasher),
+            );
             stored.push(StoredTensor {
                 name: record.tensor.clone(),
                 dtype: part.dtype,
@@ -144,6 +150,7 @@ pub fn write_artifact(folder: &Path) {
     let kept = Stored::Kept {
         reason: "a vector".to_owned(),
         file: "model.safetensors".to_owned(),
+        digest: None,
     };
     tensors.push(record("norm", vec![4], Dtype::F32, kept));
 
@@ -169,8 +176,10 @@ pub fn write_artifact(folder: &Path) {
             naming: Naming::Hf,
             tensor_bytes: 0,
             files: Vec::new(),
+            dropped: Vec::new(),
         },
         options: Value::Null,
+        family: Family::Own,
         layouts: BTreeMap::new(),
         schemes: BTreeMap::new(),
         totals: Totals::default(),
@@ -186,7 +195,8 @@ fn record(name: &str, shape: Vec<usize>, dtype: Dtype, stored: Stored) -> Tensor
         name: name.to_owned(),
         shape,
         dtype,
-        source_digest: digest_text(&blake3::Hasher::new()),
+        source_digest: Some(digest_text(&blake3::Hasher::new())),
+        sources: Vec::new(),
         stored,
     }
 }

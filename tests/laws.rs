@@ -16,16 +16,23 @@ const CEILING: [(u8, f64); 2] = [(4, 0.014), (8, 0.00007)];
 
 #[test]
 fn unpack_after_pack_is_identity() {
-    let mut cases = 0;
     for packing in PACKINGS {
+        let mut cases = 0;
+        let rows = 5 * packing.row_multiple();
         for bits in 1..=8u8 {
-            for k in [1usize, 7, 31, 32, 33, 64, 100, 127, 129] {
-                let codes: Vec<u8> = (0..5 * k).map(|i| ((i * 29 + 3) % (1 << bits)) as u8).collect();
+            for k in [1usize, 7, 31, 32, 33, 64, 100, 127, 129, 192] {
+                let codes: Vec<u8> = (0..rows * k)
+                    .map(|i| ((i * 29 + 3) % (1 << bits)) as u8)
+                    .collect();
                 let (mut packed, mut back) = (Vec::new(), Vec::new());
-                packing.pack(bits, k, &codes, &mut packed).unwrap();
+                // Some layouts are for one width and whole tiles only.
+                if packing.pack(bits, k, &codes, &mut packed).is_err() {
+                    assert_ne!(packing.name(), "lsb-rows");
+                    continue;
+                }
                 assert_eq!(
                     packed.len(),
-                    5 * packing.row_bytes(bits, k),
+                    rows * packing.row_bytes(bits, k),
                     "{} declares its size",
                     packing.name()
                 );
@@ -34,8 +41,9 @@ fn unpack_after_pack_is_identity() {
                 cases += 1;
             }
         }
+        let expected = if packing.row_multiple() == 1 { 80 } else { 2 };
+        assert_eq!(cases, expected, "{}", packing.name());
     }
-    assert_eq!(cases, PACKINGS.len() * 72);
 }
 
 /// Every method at every width, grid and grouping it is offered for.

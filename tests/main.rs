@@ -3,6 +3,8 @@
 mod bad_files;
 mod cli;
 mod decode;
+mod ernie;
+mod fastdeploy;
 mod faults;
 mod flow;
 mod hostile;

@@ -8,13 +8,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{FORMAT, FORMAT_VERSION, Figures};
+use super::{FORMAT, FORMAT_VERSION, Figures, PieceRecord};
 use crate::checkpoint::shards::{is_plain_name, read_bounded};
 use crate::checkpoint::{Naming, Orientation};
 use crate::dtype::Dtype;
 use crate::error::quoted;
 use crate::packing;
-use crate::scheme::{Part, Role, Scheme};
+use crate::scheme::{Family, Part, Role, Scheme};
 use crate::{FormatError, Result, limits};
 
 /// The manifest as a whole.
@@ -31,6 +31,9 @@ pub struct Manifest {
     pub source: SourceRecord,
     /// Every option that had an effect, defaults included.
     pub options: serde_json::Value,
+    /// Stored forms of its weights; absent for our own.
+    #[serde(default, skip_serializing_if = "Family::is_own")]
+    pub family: Family,
     /// Index formula of each layout used.
     pub layouts: BTreeMap<String, String>,
     /// Meaning of each scheme used.
@@ -55,6 +58,13 @@ pub struct SourceRecord {
     pub tensor_bytes: u64,
     /// Its weight files.
     pub files: Vec<FileRecord>,
+    /// Tensors that were left out on purpose; absent when there are none.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "all_printable"
+    )]
+    pub dropped: Vec<String>,
 }
 
 /// A file of a folder.
@@ -120,18 +130,27 @@ pub struct Totals {
     pub bits_per_weight: f64,
 }
 
-/// One tensor of the source and what became of it.
+/// One tensor of the source and what became of it; or, when it has `sources`, a tensor assembled
+/// from several, from a part of one, or from one under another name, in another orientation or type.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorRecord {
-    /// Name in the source.
+    /// Name in the source; of an assembled tensor its own.
     pub name: String,
-    /// Shape in the source.
+    /// Shape in the source; of an assembled tensor its own.
     pub shape: Vec<usize>,
-    /// Element type in the source.
+    /// Element type in the source; of an assembled kept tensor its own.
     pub dtype: Dtype,
-    /// Digest of its bytes in the source.
-    #[serde(deserialize_with = "printable")]
-    pub source_digest: String,
+    /// Digest of its bytes in the source; absent when it has `sources`.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "maybe_printable"
+    )]
+    pub source_digest: Option<String>,
+    /// What it was assembled from, stacked along N in this order; absent when it is a tensor of the
+    /// source as a whole, under its own name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<PieceRecord>,
     /// How it is stored here.
     #[serde(flatten)]
     pub stored: Stored,
@@ -141,13 +160,20 @@ pub struct TensorRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "stored", rename_all = "lowercase")]
 pub enum Stored {
-    /// Byte for byte as in the source, under its own name.
+    /// Under its own name; byte for byte as in the source unless it has `sources`.
     Kept {
         /// Why.
         #[serde(deserialize_with = "printable")]
         reason: String,
         /// File it lies in.
         file: String,
+        /// Digest of its stored bytes; absent when the source's is the same.
+        #[serde(
+            default,
+            skip_serializing_if = "Option::is_none",
+            deserialize_with = "maybe_printable"
+        )]
+        digest: Option<String>,
     },
     /// As codes.
     Quantized(QuantizedRecord),
@@ -195,9 +221,9 @@ pub struct PartRecord {
     pub bits: u8,
     /// Element type.
     pub dtype: Dtype,
-    /// (N, elements per row).
-    pub shape: [usize; 2],
-    /// Bytes of one row.
+    /// Dimensions as tagged in the file; (N, elements per row) unless the layout says otherwise.
+    pub shape: Vec<usize>,
+    /// Bytes of one row; all parts have N rows.
     pub row_bytes: usize,
     /// Digest of its bytes.
     #[serde(deserialize_with = "printable")]
@@ -206,15 +232,15 @@ pub struct PartRecord {
 
 impl PartRecord {
     /// The record of `part` of the weight `name`.
-    pub fn new(name: &str, part: &Part, file: String, digest: String) -> Self {
+    pub fn new(family: Family, name: &str, part: &Part, file: String, digest: String) -> Self {
         Self {
             role: part.role,
-            tensor: format!("{name}.{}", part.role.suffix()),
+            tensor: family.tensor_name(name, part.role),
             file,
             layout: part.layout.to_owned(),
             bits: part.bits,
             dtype: part.dtype,
-            shape: part.shape,
+            shape: part.shape.clone(),
             row_bytes: part.row_bytes,
             digest,
         }
@@ -223,8 +249,14 @@ impl PartRecord {
 
 /// Free text of a manifest, fit for a screen: control characters are escaped as it is read, so that
 /// a foreign artifact cannot write to the terminal of whoever inspects it.
-fn printable<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<String, D::Error> {
+pub(super) fn printable<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<String, D::Error> {
     Ok(escaped(String::deserialize(deserializer)?))
+}
+
+pub(super) fn maybe_printable<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<String>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.map(escaped))
 }
 
 fn all_printable<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<String>, D::Error> {
@@ -294,6 +326,7 @@ impl Manifest {
             return Err(bad("files".to_owned(), "names of files of this folder", got));
         }
         for tensor in &self.tensors {
+            tensor.check_sources(path)?;
             let Stored::Quantized(record) = &tensor.stored else {
                 continue;
             };
@@ -324,7 +357,7 @@ impl Manifest {
             }
             let parts = record
                 .scheme
-                .parts(record.rows, record.columns)
+                .parts_in(self.family, record.rows, record.columns)
                 .map_err(|e| bad(what(), "a shape its scheme can hold", e.to_string()))?;
             if parts.len() != record.parts.len() {
                 return Err(bad(
@@ -334,8 +367,8 @@ impl Manifest {
                 ));
             }
             for (part, stored) in parts.iter().zip(&record.parts) {
-                let expected =
-                    PartRecord::new(&tensor.name, part, stored.file.clone(), stored.digest.clone());
+                let (file, digest) = (stored.file.clone(), stored.digest.clone());
+                let expected = PartRecord::new(self.family, &tensor.name, part, file, digest);
                 if &expected != stored {
                     let got = quoted(&format!("{stored:?}"));
                     return Err(bad(what(), &quoted(&format!("{expected:?}")), got));

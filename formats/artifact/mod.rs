@@ -8,17 +8,22 @@
 //! ```
 //!
 //! A quantized weight `W` is stored as `W.codes`, `W.scales` and, where its grid asks for them,
-//! `W.zero_points`. Everything needed to decode it (layout, index formula, widths, shapes, value
+//! `W.zero_points`; in a folder of another [`Family`](crate::scheme::Family), under that family's names and
+//! in its layouts. Everything needed to decode it (layout, index formula, widths, shapes, value
 //! formula) stands in the manifest; `docs/artifact.md` is the byte-level text and `docs/decode.py`
 //! a reader that has only the folder.
 
 pub mod figures;
 pub mod manifest;
+pub mod ranks;
 pub mod reader;
+pub mod sources;
 
 pub use figures::Figures;
 pub use manifest::{FileRecord, Manifest, PartRecord, SchemeRecord, SourceRecord, Stored, TensorRecord};
+pub use ranks::RankIndex;
 pub use reader::Artifact;
+pub use sources::PieceRecord;
 
 /// File name of the manifest.
 pub const MANIFEST_FILE: &str = "qtool.json";

@@ -1,13 +1,16 @@
 //! Opening an artifact and decoding its weights. Hashing every byte is `qtool verify`'s work, done
 //! on request through [`Artifact::digest`].
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::MANIFEST_FILE;
 use super::manifest::{Manifest, QuantizedRecord, Stored, TensorRecord};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::Dtype;
+use crate::scheme::Part;
 use crate::shard_writer::digest_text;
 use crate::tensor::TensorView;
 use crate::weight::QuantizedWeight;
@@ -153,18 +156,25 @@ impl Artifact {
     ) -> Result<QuantizedWeight> {
         let from = from.min(record.rows);
         let count = count.min(record.rows - from);
+        let family = self.manifest.family;
+        // Interleaved rows are decoded together; the surplus is cut off again.
+        let multiple = family.row_multiple();
+        let first = from / multiple * multiple;
+        let hull = first..record.rows.min((from + count).next_multiple_of(multiple));
+        let forms = record.scheme.parts_in(family, record.rows, record.columns)?;
         let parts = record
             .parts
             .iter()
-            .map(|part| {
-                let bytes = self.stored(&part.tensor)?.bytes();
-                Ok(bytes
-                    .get(from * part.row_bytes..(from + count) * part.row_bytes)
-                    .unwrap_or_default())
-            })
-            .collect::<Result<Vec<&[u8]>>>()?;
-        QuantizedWeight::decode(record.scheme, count, record.columns, &parts)
-            .map_err(|error| self.locate(record, error))
+            .zip(&forms)
+            .map(|(part, form)| Ok(part_rows(self.stored(&part.tensor)?.bytes(), form, hull.clone())))
+            .collect::<Result<Vec<Cow<'_, [u8]>>>>()?;
+        let parts: Vec<&[u8]> = parts.iter().map(AsRef::as_ref).collect();
+        let weight = QuantizedWeight::decode_in(family, record.scheme, hull.len(), record.columns, &parts)
+            .map_err(|error| self.locate(record, error))?;
+        if hull.len() == count {
+            return Ok(weight);
+        }
+        weight.rows(from - first..from - first + count)
     }
 
     /// A fault of a decoded weight, with the file and the tensor it was found in.
@@ -191,4 +201,25 @@ impl Artifact {
         hasher.update(self.stored(name)?.bytes());
         Ok(digest_text(&hasher))
     }
+}
+
+/// The given rows of a stored part, one after the other.
+fn part_rows<'a>(bytes: &'a [u8], part: &Part, rows: Range<usize>) -> Cow<'a, [u8]> {
+    let cut = |from: usize, to: usize| bytes.get(from..to).unwrap_or_default();
+    if !part.by_columns {
+        return Cow::Borrowed(cut(rows.start * part.row_bytes, rows.end * part.row_bytes));
+    }
+    let width = part.dtype.bitsize() / 8;
+    let mut out = vec![0u8; rows.len() * part.row_bytes];
+    for column in 0..part.row_bytes / width.max(1) {
+        let at = column * part.rows;
+        let run = cut((at + rows.start) * width, (at + rows.end) * width);
+        let targets = out.chunks_exact_mut(part.row_bytes);
+        for (target, value) in targets.zip(run.chunks_exact(width)) {
+            if let Some(target) = target.get_mut(column * width..(column + 1) * width) {
+                target.copy_from_slice(value);
+            }
+        }
+    }
+    Cow::Owned(out)
 }

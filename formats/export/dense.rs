@@ -10,7 +10,8 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use serde_json::{Value, json};
 
-use super::{Exporter, OnBytes, copy_side_files, write_provenance};
+use super::{Exporter, OnBytes, copy_side_files, interrupted, write_provenance};
+use crate::Result;
 use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
 use crate::checkpoint::Orientation;
@@ -19,7 +20,6 @@ use crate::dtype::FloatDtype;
 use crate::replace::Staging;
 use crate::scheme::Scheme;
 use crate::shard_writer::{ShardWriter, StoredTensor};
-use crate::{FormatError, Result};
 
 /// Decoded weights in BF16.
 pub const DENSE_BF16: Dense = Dense {
@@ -113,11 +113,6 @@ impl Exporter for Dense {
     }
 }
 
-/// A stop asked for by `on_bytes`, as the error every unfinished write ends in.
-fn interrupted(staging: &Staging) -> FormatError {
-    FormatError::io(staging.target(), "finish")(std::io::ErrorKind::Interrupted.into())
-}
-
 impl Dense {
     fn stored(&self, record: &TensorRecord, group: usize) -> StoredTensor {
         let dtype = match &record.stored {
@@ -190,6 +185,7 @@ impl Dense {
         let mut config: Value = read_json(&path)?;
         if let Some(object) = config.as_object_mut() {
             object.shift_remove("quantization_config");
+            object.shift_remove("is_quantized");
             let name = if self.dtype == FloatDtype::F32 {
                 "float32"
             } else {

@@ -4,15 +4,16 @@
 //! Adding a format is one file here, one line in [`EXPORTERS`], and its page in `docs/formats`.
 
 pub mod dense;
+pub mod fastdeploy;
 
 use std::path::Path;
 
 use serde_json::json;
 
-use crate::Result;
 use crate::artifact::Artifact;
 use crate::replace::Staging;
 use crate::scheme::Scheme;
+use crate::{FormatError, Result};
 
 /// Marks a folder as an export of qtool and says of what.
 pub const PROVENANCE_FILE: &str = "qtool-export.json";
@@ -31,6 +32,11 @@ pub trait Exporter: Sync {
     /// `None` when the format can hold this scheme, or the reason in words.
     fn refuses(&self, scheme: &Scheme) -> Option<String>;
 
+    /// Fails when the format cannot hold this artifact for another reason than a scheme.
+    fn check(&self, _artifact: &Artifact) -> Result<()> {
+        Ok(())
+    }
+
     /// Bytes of tensor data the export will write.
     fn planned_bytes(&self, artifact: &Artifact) -> u64;
 
@@ -45,11 +51,16 @@ pub trait Exporter: Sync {
 }
 
 /// Every export format.
-pub const EXPORTERS: &[&dyn Exporter] = &[&dense::DENSE_BF16, &dense::DENSE_F32];
+pub const EXPORTERS: &[&dyn Exporter] = &[&dense::DENSE_BF16, &dense::DENSE_F32, &fastdeploy::FASTDEPLOY];
 
 /// The exporter of this name.
 pub fn find(name: &str) -> Option<&'static dyn Exporter> {
     EXPORTERS.iter().copied().find(|e| e.name() == name)
+}
+
+/// A stop asked for by [`OnBytes`], as the error every unfinished write ends in.
+pub(crate) fn interrupted(staging: &Staging) -> FormatError {
+    FormatError::io(staging.target(), "finish")(std::io::ErrorKind::Interrupted.into())
 }
 
 /// Writes the provenance file every export carries.

@@ -3,10 +3,14 @@
 //! A layout is pure: it neither rounds nor knows what a code means.
 
 pub mod lsb_rows;
+pub mod paddle_int4;
+pub mod paddle_int8;
 
-use crate::Result;
+use crate::{FormatError, Result};
 
 pub use lsb_rows::LSB_ROWS;
+pub use paddle_int4::PADDLE_INT4;
+pub use paddle_int8::PADDLE_INT8;
 
 /// One byte layout of a matrix of codes, row by row.
 pub trait Packing: Sync {
@@ -19,6 +23,11 @@ pub trait Packing: Sync {
     /// Bytes of one row of `k` codes of `bits` bits.
     fn row_bytes(&self, bits: u8, k: usize) -> usize;
 
+    /// Rows that lie interleaved: only whole runs of this many can be packed and unpacked.
+    fn row_multiple(&self) -> usize {
+        1
+    }
+
     /// Appends the bytes of `codes`, rows of `k`. Every code must fit `bits`; higher bits are
     /// dropped. Fails when the codes are no whole number of rows.
     fn pack(&self, bits: u8, k: usize, codes: &[u8], out: &mut Vec<u8>) -> Result<()>;
@@ -29,9 +38,44 @@ pub trait Packing: Sync {
 }
 
 /// Every layout an artifact may use.
-pub const PACKINGS: &[&dyn Packing] = &[&LSB_ROWS];
+pub const PACKINGS: &[&dyn Packing] = &[&LSB_ROWS, &PADDLE_INT8, &PADDLE_INT4];
 
 /// The layout of this name.
 pub fn find(name: &str) -> Option<&'static dyn Packing> {
     PACKINGS.iter().copied().find(|p| p.name() == name)
+}
+
+/// Fails unless a layout of tiles gets its own code width, rows of whole tiles of columns, and a
+/// whole number of interleaved rows of `row` items. Pairs are (expected, got).
+fn check_tiles(
+    layout: &dyn Packing,
+    bits: (u8, u8),
+    columns: (usize, usize),
+    items: usize,
+    row: usize,
+) -> Result<()> {
+    let fault = |what, expected: String, got: String| Err(FormatError::Weight { what, expected, got });
+    let (name, rows) = (layout.name(), layout.row_multiple());
+    if bits.0 != bits.1 {
+        return fault(
+            "bits of a code",
+            format!("{} for {name}", bits.0),
+            bits.1.to_string(),
+        );
+    }
+    if columns.1 == 0 || !columns.1.is_multiple_of(columns.0) {
+        return fault(
+            "input columns",
+            format!("a multiple of {} for {name}", columns.0),
+            columns.1.to_string(),
+        );
+    }
+    if !items.is_multiple_of(rows * row) {
+        return fault(
+            "rows",
+            format!("a multiple of {rows} for {name}"),
+            format!("{items} bytes"),
+        );
+    }
+    Ok(())
 }

@@ -7,11 +7,11 @@
 //!
 //! The product is one `f32` multiplication, rounded once; the difference is an exact integer.
 //!
-//! Names: `w{bits}-{sym|zp}-{row|g<len>}-{scale dtype}`, e.g. `w4-sym-g64-bf16`.
+//! Names: `w{bits}-{sym|narrow|zp}-{row|g<len>}-{scale dtype}`, e.g. `w4-sym-g64-bf16`.
 
-use super::{Part, Role};
+use super::{Family, Part, Role};
 use crate::dtype::{Dtype, FloatDtype};
-use crate::packing::{LSB_ROWS, Packing};
+use crate::packing::{LSB_ROWS, PADDLE_INT4, PADDLE_INT8, Packing};
 use crate::{FormatError, Result};
 
 /// The meaning of an affine code, as written into the manifest.
@@ -21,11 +21,19 @@ pub const FORMULA: &str =
 /// Group lengths that exist; a multiple of 16 keeps groups on vector boundaries.
 const GROUP_LENGTHS: [usize; 6] = [16, 32, 64, 128, 256, 512];
 
+/// Rows of a tile of FastDeploy's layouts: the shape check of Paddle's `weight_quantize`.
+const TILE_ROWS: usize = 16;
+/// Columns of such a tile.
+const TILE_COLUMNS: usize = 64;
+
 /// Where the zero of the grid lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Grid {
     /// At the middle code 2^(bits-1).
     Symmetric,
+    /// At the middle code, with the lowest code left out, so that the grid is even on both sides
+    /// (-7..7 at 4 bits). Not at 8 bits, where [`Grid::Symmetric`] is like that already.
+    Narrow,
     /// At a stored code, one per group.
     ZeroPoint,
 }
@@ -83,6 +91,11 @@ impl AffineScheme {
         if ![2, 3, 4, 8].contains(&bits) {
             return Err(fault("affine codes have 2, 3, 4 or 8 bits"));
         }
+        if grid == Grid::Narrow && bits == 8 {
+            return Err(fault(
+                "at 8 bits the symmetric grid is narrow already: ask for sym",
+            ));
+        }
         if let Grouping::Columns(len) = grouping
             && !GROUP_LENGTHS.contains(&len)
         {
@@ -111,17 +124,18 @@ impl AffineScheme {
         self.scale
     }
 
-    /// Smallest and largest code. Symmetric INT8 leaves out code 0 (-128), so that its grid is
-    /// even on both sides; all others use every code.
+    /// Smallest and largest code. Narrow grids and symmetric INT8 leave out code 0, so that
+    /// the grid is even on both sides; all others use every code.
     pub fn code_range(&self) -> (u8, u8) {
         let top = ((1u16 << self.bits) - 1) as u8;
-        let bottom = u8::from(self.grid == Grid::Symmetric && self.bits == 8);
+        let even = self.grid == Grid::Narrow || (self.grid == Grid::Symmetric && self.bits == 8);
+        let bottom = u8::from(even);
         (bottom, top)
     }
 
     /// The zero point of a symmetric grid, `None` when zero points are stored.
     pub fn fixed_zero(&self) -> Option<u8> {
-        (self.grid == Grid::Symmetric).then(|| 1 << (self.bits - 1))
+        (self.grid != Grid::ZeroPoint).then(|| 1 << (self.bits - 1))
     }
 
     /// Groups per row of `k` columns. Fails when the weight is empty, when its bits cannot be
@@ -162,7 +176,63 @@ impl AffineScheme {
         )))
     }
 
-    /// The stored tensors of a weight of `n` x `k`.
+    /// The stored tensors of a weight of `n` x `k` in the forms of `family`.
+    pub fn parts_in(&self, family: Family, n: usize, k: usize) -> Result<Vec<Part>> {
+        match family {
+            Family::Own => self.parts(n, k),
+            Family::FastDeploy => self.fastdeploy_parts(n, k),
+        }
+    }
+
+    /// FastDeploy's INT8 and INT4: per output channel, symmetric, BF16 scales, whole tiles.
+    fn fastdeploy_parts(&self, n: usize, k: usize) -> Result<Vec<Part>> {
+        let layout: &dyn Packing = match (self.bits, self.grid, self.grouping, self.scale) {
+            (8, Grid::Symmetric, Grouping::Row, FloatDtype::Bf16) => &PADDLE_INT8,
+            (4, Grid::Narrow, Grouping::Row, FloatDtype::Bf16) => &PADDLE_INT4,
+            _ => {
+                return Err(FormatError::Scheme {
+                    got: format!("{self} in a FastDeploy folder"),
+                    expected: "FastDeploy loads w8-sym-row-bf16 and w4-narrow-row-bf16".to_owned(),
+                });
+            }
+        };
+        self.groups(n, k)?;
+        if !n.is_multiple_of(TILE_ROWS) || !k.is_multiple_of(TILE_COLUMNS) {
+            return Err(FormatError::SchemeShape {
+                scheme: self.to_string(),
+                n,
+                k,
+                reason: format!(
+                    "FastDeploy's layout takes whole tiles, N a multiple of {TILE_ROWS} and K of {TILE_COLUMNS}"
+                ),
+            });
+        }
+        let row_bytes = layout.row_bytes(self.bits, k);
+        Ok(vec![
+            Part {
+                role: Role::Codes,
+                layout: layout.name(),
+                bits: self.bits,
+                dtype: Dtype::I8,
+                shape: vec![n * usize::from(self.bits) / 8, k],
+                rows: n,
+                row_bytes,
+                by_columns: false,
+            },
+            Part {
+                role: Role::Scales,
+                layout: "rows",
+                bits: 16,
+                dtype: Dtype::BF16,
+                shape: vec![n],
+                rows: n,
+                row_bytes: 2,
+                by_columns: false,
+            },
+        ])
+    }
+
+    /// The stored tensors of a weight of `n` x `k` in our own form.
     pub fn parts(&self, n: usize, k: usize) -> Result<Vec<Part>> {
         let groups = self.groups(n, k)?;
         let packed = |role, per_row| {
@@ -172,8 +242,10 @@ impl AffineScheme {
                 layout: LSB_ROWS.name(),
                 bits: self.bits,
                 dtype: Dtype::U8,
-                shape: [n, row_bytes],
+                shape: vec![n, row_bytes],
+                rows: n,
                 row_bytes,
+                by_columns: false,
             }
         };
         let mut parts = vec![
@@ -183,8 +255,10 @@ impl AffineScheme {
                 layout: "rows",
                 bits: 8 * self.scale.bytes() as u8,
                 dtype: self.scale.dtype(),
-                shape: [n, groups],
+                shape: vec![n, groups],
+                rows: n,
                 row_bytes: groups * self.scale.bytes(),
+                by_columns: false,
             },
         ];
         if self.grid == Grid::ZeroPoint {
@@ -199,6 +273,7 @@ impl AffineScheme {
         let bits = words.next()?.strip_prefix('w')?.parse().ok()?;
         let grid = match words.next()? {
             "sym" => Grid::Symmetric,
+            "narrow" => Grid::Narrow,
             "zp" => Grid::ZeroPoint,
             _ => return None,
         };
@@ -218,6 +293,7 @@ impl std::fmt::Display for AffineScheme {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let grid = match self.grid {
             Grid::Symmetric => "sym",
+            Grid::Narrow => "narrow",
             Grid::ZeroPoint => "zp",
         };
         write!(f, "w{}-{grid}-{}-{}", self.bits, self.grouping, self.scale)
@@ -233,7 +309,10 @@ mod tests {
     fn names_read_back_and_nonsense_does_not() {
         let mut count = 0;
         for bits in [2, 3, 4, 8] {
-            for grid in [Grid::Symmetric, Grid::ZeroPoint] {
+            for grid in [Grid::Symmetric, Grid::Narrow, Grid::ZeroPoint] {
+                if (bits, grid) == (8, Grid::Narrow) {
+                    continue;
+                }
                 for grouping in [Grouping::Row, Grouping::Columns(64)] {
                     let scheme = AffineScheme::new(bits, grid, grouping, FloatDtype::F16).unwrap();
                     assert_eq!(AffineScheme::parse(&scheme.to_string()), Some(scheme));
@@ -241,7 +320,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(count, 16);
+        assert_eq!(count, 22);
         for name in [
             "",
             "w4",
@@ -249,6 +328,7 @@ mod tests {
             "w4-sym-g48-f16",
             "w4-sym-row-f16-x",
             "w4-mid-row-f16",
+            "w8-narrow-row-f16",
         ] {
             assert!(Scheme::parse(name).is_err(), "{name}");
         }
@@ -274,6 +354,26 @@ mod tests {
                 message.contains("empty") || message.contains("overflows"),
                 "{message}"
             );
+        }
+    }
+
+    #[test]
+    fn fastdeploy_takes_whole_tiles_of_two_schemes() {
+        let parts = |name, n, k| Scheme::parse(name).unwrap().parts_in(Family::FastDeploy, n, k);
+        let int8 = parts("w8-sym-row-bf16", 32, 128).unwrap();
+        assert_eq!((&int8[0].shape[..], int8[0].bytes()), (&[32, 128][..], 32 * 128));
+        assert_eq!((&int8[1].shape[..], int8[1].bytes()), (&[32][..], 64));
+        let int4 = parts("w4-narrow-row-bf16", 32, 128).unwrap();
+        assert_eq!((&int4[0].shape[..], int4[0].bytes()), (&[16, 128][..], 16 * 128));
+        for (name, n, k, why) in [
+            ("w4-sym-row-bf16", 32, 128, "w4-narrow-row-bf16"),
+            ("w4-narrow-g64-bf16", 32, 128, "w4-narrow-row-bf16"),
+            ("w8-sym-row-f32", 32, 128, "w8-sym-row-bf16"),
+            ("w8-sym-row-bf16", 24, 128, "N a multiple of 16"),
+            ("w8-sym-row-bf16", 32, 96, "K of 64"),
+        ] {
+            let message = parts(name, n, k).unwrap_err().to_string();
+            assert!(message.contains(why), "{name}: {message}");
         }
     }
 }

@@ -5,10 +5,12 @@
 //! built through checked constructors, so impossible combinations do not exist.
 
 pub mod affine;
+pub mod family;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use affine::{AffineScheme, Grid, Grouping};
+pub use family::Family;
 
 use crate::dtype::Dtype;
 use crate::{FormatError, Result};
@@ -37,7 +39,8 @@ impl Role {
 }
 
 /// One stored tensor of a quantized weight. Its bytes are N rows of `row_bytes`, so blocks of rows
-/// can be written one after the other.
+/// can be written one after the other; in a layout that interleaves rows, blocks of
+/// [`Family::row_multiple`] rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// What it holds.
@@ -48,16 +51,21 @@ pub struct Part {
     pub bits: u8,
     /// Element type of the stored tensor.
     pub dtype: Dtype,
-    /// (N, elements per row).
-    pub shape: [usize; 2],
+    /// Dimensions as tagged in the file; (N, elements per row) unless the family says otherwise.
+    pub shape: Vec<usize>,
+    /// N.
+    pub rows: usize,
     /// Bytes of one row.
     pub row_bytes: usize,
+    /// Whether the file holds the transpose, elements of all rows of one column together. Such a
+    /// tensor is written when all its rows are there.
+    pub by_columns: bool,
 }
 
 impl Part {
     /// Bytes of the whole stored tensor.
     pub fn bytes(&self) -> usize {
-        self.shape[0] * self.row_bytes
+        self.rows * self.row_bytes
     }
 }
 
@@ -69,10 +77,17 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// The stored tensors of a weight of `n` x `k`. Fails when the shape does not fit the scheme.
+    /// The stored tensors of a weight of `n` x `k` in our own form. Fails when the shape does not fit
+    /// the scheme.
     pub fn parts(&self, n: usize, k: usize) -> Result<Vec<Part>> {
+        self.parts_in(Family::Own, n, k)
+    }
+
+    /// The stored tensors of a weight of `n` x `k` in the forms of `family`. Fails when the family
+    /// has no form for this scheme, or the shape does not fit.
+    pub fn parts_in(&self, family: Family, n: usize, k: usize) -> Result<Vec<Part>> {
         match self {
-            Self::Affine(scheme) => scheme.parts(n, k),
+            Self::Affine(scheme) => scheme.parts_in(family, n, k),
         }
     }
 

@@ -3,17 +3,20 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use clap::ValueEnum;
 use console::style;
-use qtool_calib::options::{PartialOptions, parse_clip, parse_grid, parse_grouping, parse_scale};
+use qtool_calib::options::{PartialOptions, parse_bits, parse_clip, parse_grid, parse_grouping, parse_scale};
 use qtool_calib::{METHODS, Recipe};
 use qtool_formats::artifact::{Manifest, Stored};
 use qtool_formats::checkpoint::Checkpoint;
+use qtool_formats::export::fastdeploy::Wanted;
 use serde_json::{Value, json};
 
 use super::{print, print_json, size, wants_progress};
 use crate::classes::{class_of, group};
 use crate::estimate::{self, Estimate};
+use crate::fastdeploy::{self, Request};
 use crate::plan::{QuantizePlan, TensorPlan};
 use crate::quantize::{self, NonFinite, Options};
 use crate::table::Table;
@@ -27,9 +30,18 @@ pub struct Args {
     /// Folder to create
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
-    /// Bits per code: 8 or 4
-    #[arg(short, long, value_name = "BITS", value_parser = qtool_calib::options::parse_bits)]
-    pub bits: u8,
+    /// Bits per code: 8 or 4; with --format fastdeploy 2 as well
+    #[arg(short, long, value_name = "BITS")]
+    pub bits: String,
+    /// Folder to write: qtool's artifact, or one that FastDeploy loads (ERNIE-4.5)
+    #[arg(long, value_enum, default_value_t = Format::Qtool)]
+    pub format: Format,
+    /// FastDeploy, --bits 2: experts up to this layer get INT4 instead of 2 bits [default: none]
+    #[arg(long, value_name = "LAYER")]
+    pub w4_until: Option<usize>,
+    /// FastDeploy: ranks of tensor parallelism; above 1, OUT gets a folder per rank
+    #[arg(long, value_name = "RANKS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub tensor_parallel: u16,
     /// Columns that share a scale: 16 to 512, or "row" [default: row at 8 bits, 64 at 4]
     #[arg(short, long, value_name = "N")]
     pub group_size: Option<String>,
@@ -71,6 +83,15 @@ pub struct Args {
     pub quiet: bool,
 }
 
+/// `--format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// qtool's own artifact
+    Qtool,
+    /// A folder PaddlePaddle FastDeploy loads, with qtool.json beside
+    Fastdeploy,
+}
+
 /// `--non-finite`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OnNonFinite {
@@ -88,7 +109,7 @@ fn after_help() -> String {
     format!(
         "\
 Embeddings, norms, output heads, routers, biases and everything that is no float matrix stay as
-they are unless a --rule names them. Rules: bits:8|4, group:N|row, grid:sym|zp, clip:none|mse,
+they are unless a --rule names them. Rules: bits:8|4, group:N|row, grid:sym|narrow|zp, clip:none|mse,
 scale:bf16|f16|f32, in any number, separated by commas; or keep.
 
 Clip methods:
@@ -98,7 +119,8 @@ Examples:
   qtool quantize MODEL -o OUT --bits 4
   qtool quantize MODEL -o OUT --bits 4 --group-size 32 --asymmetric --scale-dtype f16
   qtool quantize MODEL -o OUT --bits 4 --rule 'down_proj=bits:8' --skip 'layers\\.0\\.'
-  qtool quantize MODEL -o OUT --bits 8 --dry-run",
+  qtool quantize MODEL -o OUT --bits 8 --dry-run
+  qtool quantize ERNIE -o OUT --bits 4 --format fastdeploy",
         methods.join("\n")
     )
 }
@@ -116,20 +138,38 @@ impl Args {
                 self.model.display()
             );
         }
-        let plan = quantize::with_threads(self.threads, || quantize::plan(&checkpoint, &options))?;
+        let plans = match self.format {
+            Format::Qtool => vec![quantize::with_threads(self.threads, || {
+                quantize::plan(&checkpoint, &options)
+            })?],
+            Format::Fastdeploy => fastdeploy::plans(&checkpoint, &self.request(&options)?)?,
+        };
+        let plan = &plans[0];
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
-            return self.print_plan(&checkpoint, &plan);
+            return self.print_plan(&checkpoint, plan, plans.len());
         }
-        let manifest = quantize::run(&checkpoint, &plan, &options)?;
-        self.print_outcome(&manifest, &plan, started.elapsed())?;
+        let manifest = if plans.len() == 1 {
+            quantize::run(&checkpoint, plan, &options)?
+        } else {
+            quantize::run_ranks(&checkpoint, &plans, &options)?.swap_remove(0)
+        };
+        self.print_outcome(&manifest, plan, plans.len(), started.elapsed())?;
         Ok(0)
     }
 
     /// What was typed, as what it means.
     fn options(&self) -> anyhow::Result<Options> {
+        if self.format == Format::Qtool && (self.w4_until.is_some() || self.tensor_parallel > 1) {
+            anyhow::bail!("--w4-until and --tensor-parallel go with --format fastdeploy only");
+        }
+        let bits = match (self.format, self.bits.trim()) {
+            // The recipe is not used; its width has only to be one that exists.
+            (Format::Fastdeploy, "2") => 4,
+            (_, bits) => parse_bits(bits).context("--bits")?,
+        };
         let partial = PartialOptions {
-            bits: Some(self.bits),
+            bits: Some(bits),
             grouping: self.group_size.as_deref().map(parse_grouping).transpose()?,
             grid: if self.asymmetric {
                 Some(parse_grid("zp")?)
@@ -142,7 +182,7 @@ impl Args {
         Ok(Options {
             target: self.output.clone(),
             force: self.force,
-            recipe: Recipe::new(partial.complete(self.bits)?, &self.skips, &self.rules)?,
+            recipe: Recipe::new(partial.complete(bits)?, &self.skips, &self.rules)?,
             non_finite: match self.non_finite {
                 OnNonFinite::Refuse => NonFinite::Refuse,
                 OnNonFinite::Keep => NonFinite::Keep,
@@ -153,7 +193,43 @@ impl Args {
         })
     }
 
-    fn print_plan(&self, checkpoint: &Checkpoint, plan: &QuantizePlan) -> anyhow::Result<i32> {
+    /// What is asked of a FastDeploy folder. Its layout leaves most choices to no one.
+    fn request(&self, options: &Options) -> anyhow::Result<Request> {
+        let rules = !self.rules.is_empty() || !self.skips.is_empty();
+        let refused = [
+            (
+                "--group-size",
+                self.group_size
+                    .as_deref()
+                    .is_some_and(|group| group.trim() != "row"),
+            ),
+            ("--asymmetric", self.asymmetric),
+            (
+                "--scale-dtype",
+                self.scale_dtype
+                    .as_deref()
+                    .is_some_and(|dtype| dtype.trim() != "bf16"),
+            ),
+            ("--rule and --skip", rules),
+            ("--non-finite keep", self.non_finite == OnNonFinite::Keep),
+        ];
+        if let Some((option, _)) = refused.iter().find(|(_, typed)| *typed) {
+            anyhow::bail!(
+                "{option} does not go with --format fastdeploy: it loads symmetric codes with one BF16 scale per output channel in every linear weight; leave {option} out, or leave --format out for qtool's own artifact"
+            );
+        }
+        Ok(Request {
+            wanted: Wanted {
+                bits: self.bits.trim().parse()?,
+                w4_until: self.w4_until,
+            },
+            ranks: usize::from(self.tensor_parallel),
+            clip: self.clip.as_deref().map(parse_clip).transpose()?,
+            max_shard_bytes: options.max_shard_bytes,
+        })
+    }
+
+    fn print_plan(&self, checkpoint: &Checkpoint, plan: &QuantizePlan, ranks: usize) -> anyhow::Result<i32> {
         let estimate = estimate::estimate(checkpoint, plan, self.threads)?;
         let classes = plan_classes(plan);
         if self.json {
@@ -161,6 +237,7 @@ impl Args {
             print_json(&json!({
                 "model": self.model,
                 "output": self.output,
+                "ranks": ranks,
                 "source_bytes": plan.source_bytes(),
                 "stored_bytes": plan.stored_bytes(),
                 "estimate": estimate,
@@ -180,19 +257,27 @@ impl Args {
             ]);
         }
         print(&format!(
-            "Plan for {} (nothing is written):\n{}\n{}",
+            "Plan for {}{} (nothing is written):\n{}\n{}",
             self.model.display(),
+            of_ranks(ranks),
             table.render(),
             totals_line(plan, &estimate)
         ))?;
         Ok(0)
     }
 
-    fn print_outcome(&self, manifest: &Manifest, plan: &QuantizePlan, time: Duration) -> anyhow::Result<()> {
+    fn print_outcome(
+        &self,
+        manifest: &Manifest,
+        plan: &QuantizePlan,
+        ranks: usize,
+        time: Duration,
+    ) -> anyhow::Result<()> {
         let faulty: Vec<(&str, &str)> = faults(manifest);
         if self.json {
             print_json(&json!({
                 "output": self.output,
+                "ranks": ranks,
                 "source_bytes": plan.source_bytes(),
                 "stored_bytes": plan.stored_bytes(),
                 "seconds": time.as_secs_f64(),
@@ -206,9 +291,10 @@ impl Args {
         let totals = &manifest.totals;
         let mut text = format!("{}\n", outcome_table(manifest, plan));
         text += &format!(
-            "{} {} -> {}: {} -> {} ({:.2} bits per weight, {:.2} in quantized tensors) in {}, {}/s\n",
+            "{} {}{} -> {}: {} -> {} ({:.2} bits per weight, {:.2} in quantized tensors) in {}, {}/s\n",
             style("Quantized").green().bold(),
             self.model.display(),
+            of_ranks(ranks),
             self.output.display(),
             size::bytes(plan.source_bytes()),
             size::bytes(plan.stored_bytes()),
@@ -226,6 +312,15 @@ impl Args {
             self.model.display()
         );
         print(&text)
+    }
+}
+
+/// Says that figures are those of one rank.
+fn of_ranks(ranks: usize) -> String {
+    if ranks == 1 {
+        String::new()
+    } else {
+        format!(" (rank 0 of {ranks}, all alike)")
     }
 }
 

@@ -1,0 +1,201 @@
+//! The plan of `qtool quantize --format fastdeploy`: one plan per rank, each an artifact whose stored
+//! forms, names and `config.json` are those FastDeploy loads. What belongs where and what is refused
+//! is known in [`qtool_formats::export::fastdeploy`]; this page joins it with quantizers.
+
+use std::path::Path;
+
+use qtool_calib::TensorOptions;
+use qtool_calib::options::PartialOptions;
+use qtool_formats::checkpoint::{Checkpoint, Orientation};
+use qtool_formats::export::fastdeploy::{
+    Ernie, Kind, Placed, Source, Store, Wanted, kept_dtype, kept_reason, place,
+};
+use qtool_formats::scheme::{Family, Grid, Grouping};
+use qtool_formats::{FloatDtype, FormatError};
+use serde_json::{Value, json};
+
+use crate::plan::{
+    Action, Conversion, Foreign, Quantization, QuantizePlan, TensorPlan, read_config, refuse_quantized,
+};
+use crate::{Error, Result};
+
+/// What was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// Width and mixture.
+    pub wanted: Wanted,
+    /// Ranks of tensor parallelism.
+    pub ranks: usize,
+    /// Method that chooses scales of INT8 and INT4; the width's default when absent.
+    pub clip: Option<&'static str>,
+    /// Most bytes of tensor data in one file.
+    pub max_shard_bytes: u64,
+}
+
+/// One plan per rank. Fails, before anything is read or written, with one sentence that says what
+/// does not fit.
+pub fn plans(checkpoint: &Checkpoint, request: &Request) -> Result<Vec<QuantizePlan>> {
+    refuse_quantized(checkpoint)?;
+    let config_path = checkpoint.folder().join("config.json");
+    let config = if checkpoint.root().is_dir() {
+        read_config(checkpoint.folder())?
+    } else {
+        None
+    };
+    let Some(config) = config else {
+        return Err(Error::Source {
+            path: checkpoint.root().to_owned(),
+            reason: "--format fastdeploy needs the model's config.json beside its weights; give the model's folder".to_owned(),
+        });
+    };
+    let model = Ernie::from_config(&config_path, &config)?;
+    request.wanted.check(&model, checkpoint.root())?;
+    (0..request.ranks.max(1))
+        .map(|rank| plan(checkpoint, request, &model, &config, rank))
+        .collect()
+}
+
+fn plan(
+    checkpoint: &Checkpoint,
+    request: &Request,
+    model: &Ernie,
+    config: &Value,
+    rank: usize,
+) -> Result<QuantizePlan> {
+    let find = |name: &str| {
+        let view = checkpoint.tensor(name).ok()?;
+        Some((view.dtype(), view.shape().to_vec()))
+    };
+    let source = Source {
+        path: checkpoint.root(),
+        naming: checkpoint.naming(),
+        names: checkpoint.names().collect(),
+        find: &find,
+    };
+    let placement = place(model, &source, rank, request.ranks.max(1))?;
+    let mut tensors = Vec::with_capacity(placement.tensors.len());
+    for placed in &placement.tensors {
+        tensors.push(tensor(checkpoint.root(), request, model, placed)?);
+    }
+    let has_router_bias = placement.has_router_bias();
+    Ok(QuantizePlan {
+        tensors,
+        family: Family::FastDeploy,
+        dropped: placement.dropped,
+        foreign: Some(Foreign {
+            config: request.wanted.config(model, config.clone(), has_router_bias),
+            options: options(request, rank),
+        }),
+    })
+}
+
+/// Every option with an effect on the bytes.
+fn options(request: &Request, rank: usize) -> Value {
+    let mut options = json!({
+        "format": "fastdeploy",
+        "bits": request.wanted.bits,
+        "clip": request.clip,
+        "max_shard_bytes": request.max_shard_bytes,
+    });
+    if request.wanted.bits == 2 {
+        options["w4_until"] = json!(request.wanted.w4_until);
+    }
+    if request.ranks > 1 {
+        options["tensor_parallel"] = json!({"ranks": request.ranks, "rank": rank});
+    }
+    options
+}
+
+fn tensor(root: &Path, request: &Request, model: &Ernie, placed: &Placed) -> Result<TensorPlan> {
+    let bytes = |piece: &qtool_formats::piece::Piece| {
+        (piece.rows.len() * piece.columns.len() * piece.dtype.bytes()) as u64
+    };
+    let source_bytes = placed.pieces.iter().map(bytes).sum();
+    let (dtype, action) = match request.wanted.store(model, placed.kind) {
+        Some(store) => {
+            let quantization = quantization(root, request, placed, store)?;
+            (FloatDtype::Bf16, Action::Quantize(Box::new(quantization)))
+        }
+        None => (kept_dtype(placed.kind), kept(placed)),
+    };
+    Ok(TensorPlan {
+        name: placed.name.clone(),
+        shape: placed.shape.clone(),
+        dtype: dtype.dtype(),
+        source_bytes,
+        action,
+    })
+}
+
+fn kept(placed: &Placed) -> Action {
+    let (reason, dtype) = (kept_reason(placed.kind).to_owned(), kept_dtype(placed.kind));
+    match placed.pieces.as_slice() {
+        [piece] if piece.is_whole() && piece.dtype == dtype && piece.orientation == Orientation::OutIn => {
+            Action::Keep {
+                reason,
+                source: piece.tensor.clone(),
+            }
+        }
+        pieces => Action::Convert(Conversion {
+            reason,
+            n: placed.rows,
+            k: placed.columns,
+            pieces: pieces.to_vec(),
+            dtype,
+        }),
+    }
+}
+
+fn quantization(root: &Path, request: &Request, placed: &Placed, store: Store) -> Result<Quantization> {
+    let partial = |bits, grid| PartialOptions {
+        bits: Some(bits),
+        grouping: Some(Grouping::Row),
+        grid: Some(grid),
+        clip: request.clip,
+        scale: Some(FloatDtype::Bf16),
+    };
+    let options: TensorOptions = match store {
+        Store::Int8 => partial(8, Grid::Symmetric).complete(8),
+        Store::Int4 => partial(4, Grid::Narrow).complete(4),
+        Store::Wint2 => {
+            return Err(no_wint2(root));
+        }
+    }
+    .map_err(Error::Option)?;
+    let method = qtool_calib::find(options.clip).ok_or_else(|| Error::Source {
+        path: root.to_owned(),
+        reason: format!("no method {}", options.clip),
+    })?;
+    let quantizer = (method.build)(&options).map_err(Error::Option)?;
+    let scheme = quantizer.scheme();
+    let parts = scheme
+        .parts_in(Family::FastDeploy, placed.rows, placed.columns)
+        .map_err(|error| unfit(root, placed, &error))?;
+    Ok(Quantization {
+        quantizer,
+        scheme,
+        n: placed.rows,
+        k: placed.columns,
+        orientation: Orientation::InOut,
+        pieces: placed.pieces.clone(),
+        parts,
+    })
+}
+
+fn unfit(root: &Path, placed: &Placed, error: &FormatError) -> Error {
+    let what = match placed.kind {
+        Kind::Expert { .. } => "an expert's weight",
+        _ => "a linear weight",
+    };
+    Error::Source {
+        path: root.to_owned(),
+        reason: format!("{} ({what}): {error}", placed.name),
+    }
+}
+
+fn no_wint2(root: &Path) -> Error {
+    Error::Source {
+        path: root.to_owned(),
+        reason: "this qtool cannot write 2-bit experts yet; pass --bits 4 for INT4 experts".to_owned(),
+    }
+}

@@ -1,0 +1,171 @@
+//! Figures derived a second time, by a path that shares nothing with the writer's: codes taken from
+//! the stored bytes by each layout's formula, one at a time, values and sums in plain `f64`.
+
+use qtool_formats::artifact::figures::ErrorMoments;
+use qtool_formats::artifact::manifest::QuantizedRecord;
+use qtool_formats::artifact::{Artifact, Figures, PieceRecord, TensorRecord};
+use qtool_formats::checkpoint::{Checkpoint, Orientation};
+use qtool_formats::piece::Piece;
+use qtool_formats::scheme::Role;
+use qtool_formats::{FloatDtype, FormatError};
+
+/// Decodes a weight code by code and sums in `f64`. Without a source, error sums stay zero.
+pub(crate) fn rederive(
+    artifact: &Artifact,
+    q: &QuantizedRecord,
+    source: Option<&SourceValues<'_>>,
+) -> Result<Figures, FormatError> {
+    // The library's own decoder checks code ranges and scales; this one then goes its own way.
+    let stride = ((1 << 22) / q.columns.max(1)).next_multiple_of(16);
+    for from in (0..q.rows).step_by(stride) {
+        artifact.weight_rows(q, from, stride)?;
+    }
+    let part = |role: Role| q.parts.iter().find(|p| p.role == role);
+    let bytes = |role: Role| {
+        part(role)
+            .map(|p| artifact.stored(&p.tensor).map(|t| t.bytes()))
+            .transpose()
+    };
+    let spelled = &artifact.manifest().schemes[&q.scheme.to_string()];
+    let group = if spelled.group == 0 {
+        q.columns
+    } else {
+        spelled.group
+    };
+    let groups = q.columns / group.max(1);
+    let codes = bytes(Role::Codes)?.unwrap_or_default();
+    let layout = part(Role::Codes).map_or("", |p| p.layout.as_str());
+    let zero_points = bytes(Role::ZeroPoints)?;
+    let scale_type = FloatDtype::from_dtype(spelled.scale_dtype).unwrap_or(FloatDtype::F32);
+    let scales = scale_type.widen(bytes(Role::Scales)?.unwrap_or_default());
+    let (code_row, zero_row) = (row_bytes(q, Role::Codes), row_bytes(q, Role::ZeroPoints));
+    let mut histogram = [0u64; 256];
+    let mut moments = ErrorMoments::default();
+    for n in 0..q.rows {
+        for k in 0..q.columns {
+            let code = match layout {
+                "paddle-int8" => paddle_int8(codes, q.columns, n, k),
+                "paddle-int4" => paddle_int4(codes, q.columns, n, k),
+                _ => bits_at(codes, n * code_row, k, spelled.bits),
+            };
+            let zero = match (&spelled.zero_point, zero_points) {
+                (Some(zero), _) => *zero,
+                (None, Some(bytes)) => bits_at(bytes, n * zero_row, k / group, spelled.bits),
+                (None, None) => 0,
+            };
+            histogram[usize::from(code)] += 1;
+            if let Some(source) = source {
+                let scale = f64::from(scales[n * groups + k / group]);
+                let decoded = (f64::from(code) - f64::from(zero)) * scale;
+                let w = source.at(n, k);
+                let e = w - decoded;
+                moments.sum_w2 += w * w;
+                moments.sum_e2 += e * e;
+                moments.sum_we += w * e;
+                moments.max_abs_e = moments.max_abs_e.max(e.abs());
+            }
+        }
+    }
+    let stored_bits: usize = q.parts.iter().map(|p| q.rows * p.row_bytes * 8).sum();
+    let bits_per_weight = stored_bits as f64 / (q.rows * q.columns).max(1) as f64;
+    Ok(Figures::new(
+        &moments,
+        &histogram,
+        spelled.code_range,
+        bits_per_weight,
+    ))
+}
+
+fn row_bytes(q: &QuantizedRecord, role: Role) -> usize {
+    q.parts.iter().find(|p| p.role == role).map_or(0, |p| p.row_bytes)
+}
+
+/// Value `index` of a row of little-endian `bits`-bit values that begins at byte `row`: the
+/// formula of `lsb-rows`, one bit at a time.
+fn bits_at(bytes: &[u8], row: usize, index: usize, bits: u8) -> u8 {
+    let bit = |i: usize| {
+        let at = index * usize::from(bits) + i;
+        bytes.get(row + at / 8).map_or(0, |byte| (byte >> (at % 8)) & 1)
+    };
+    (0..usize::from(bits)).map(|i| bit(i) << i).sum()
+}
+
+/// The formula of `paddle-int8`.
+fn paddle_int8(bytes: &[u8], columns: usize, n: usize, k: usize) -> u8 {
+    let kk = 16 * (k / 16) + (k % 8) * 2 + (k % 16) / 8;
+    let at = kk % 64 + 128 * (kk / 64) + 64 * (n % 2) + 2 * columns * (n / 2);
+    bytes.get(at).copied().unwrap_or(0)
+}
+
+/// The formula of `paddle-int4`.
+fn paddle_int4(bytes: &[u8], columns: usize, n: usize, k: usize) -> u8 {
+    let pp = 16 * (k / 32) + 4 * ((k / 2) % 4) + (k % 32) / 8;
+    let p = pp % 32 + 128 * (pp / 32) + 32 * (n % 4) + 2 * columns * (n / 4);
+    let nibble = 4 * (k % 2) + p % 4;
+    let byte = bytes.get(4 * (p / 4) + nibble / 2).copied().unwrap_or(0);
+    (byte >> (4 * (nibble % 2))) & 15
+}
+
+/// Values of the matrix a tensor was made from, by row and column, however the sources lie.
+pub(crate) struct SourceValues<'a> {
+    pieces: Vec<(Piece, &'a [u8])>,
+}
+
+impl<'a> SourceValues<'a> {
+    /// The sources of a record in `base`; `None` when one is missing or has another type or size.
+    pub(crate) fn of(
+        base: &'a Checkpoint,
+        record: &TensorRecord,
+        quantized: Option<&QuantizedRecord>,
+    ) -> Option<Self> {
+        let pieces = match (quantized, record.sources.is_empty()) {
+            (Some(q), true) => {
+                let dtype = FloatDtype::from_dtype(record.dtype)?;
+                let dims = (q.rows, q.columns);
+                vec![Piece::whole(&record.name, dtype, q.orientation, dims)]
+            }
+            _ => record
+                .sources
+                .iter()
+                .map(PieceRecord::piece)
+                .collect::<Option<_>>()?,
+        };
+        let with_bytes = |piece: Piece| {
+            let view = base.tensor(&piece.tensor).ok()?;
+            let fits = view.float_dtype() == Some(piece.dtype)
+                && view.bytes().len() == piece.dims.0 * piece.dims.1 * piece.dtype.bytes();
+            fits.then(|| (piece, view.bytes()))
+        };
+        let pieces = pieces.into_iter().map(with_bytes).collect::<Option<_>>()?;
+        Some(Self { pieces })
+    }
+
+    /// The value at row `n` and column `k`; NaN outside of all pieces.
+    pub(crate) fn at(&self, mut n: usize, k: usize) -> f64 {
+        for (piece, bytes) in &self.pieces {
+            if n >= piece.rows.len() {
+                n -= piece.rows.len();
+                continue;
+            }
+            let [major, minor] = piece.source_index(n, k);
+            let stride = match piece.orientation {
+                Orientation::OutIn => piece.dims.1,
+                Orientation::InOut => piece.dims.0,
+            };
+            let width = piece.dtype.bytes();
+            let at = (major * stride + minor) * width;
+            let Some(element) = bytes.get(at..at + width) else {
+                return f64::NAN;
+            };
+            let mut bits = [0u8; 4];
+            // A bfloat16 is the upper half of an f32.
+            let place = if piece.dtype == FloatDtype::Bf16 { 2 } else { 0 };
+            bits[place..place + width].copy_from_slice(element);
+            return match piece.dtype {
+                FloatDtype::Bf16 | FloatDtype::F32 => f64::from(f32::from_le_bytes(bits)),
+                FloatDtype::F16 => f64::from(piece.dtype.widen(&bits[..2])[0]),
+            };
+        }
+        f64::NAN
+    }
+}

@@ -1,0 +1,129 @@
+//! The writer's side of the pipeline: which tensors the folder will hold, and a thread that puts
+//! computed blocks where they belong while the next batch is being computed.
+
+use std::ops::Range;
+use std::sync::mpsc::Receiver;
+
+use qtool_formats::checkpoint::Checkpoint;
+use qtool_formats::scheme::Part;
+use qtool_formats::shard_writer::{ShardWriter, StoredTensor, WrittenShards};
+
+use crate::blocks::Block;
+use crate::plan::{Action, QuantizePlan};
+use crate::{Result, interrupt};
+
+/// A computed block on its way to the writer.
+pub(crate) enum Output {
+    /// Bytes of the source as they are.
+    Copied,
+    /// Bytes of the tensor's only stored tensor.
+    Converted(Vec<u8>),
+    /// Bytes of each part.
+    Parts(Vec<Vec<u8>>),
+}
+
+/// A batch of computed blocks, in order.
+pub(crate) type Batch = Vec<(Block, Output)>;
+
+/// The stored tensors of the folder, and for each tensor of the plan the index of its first one.
+pub(crate) fn stored_tensors(plan: &QuantizePlan) -> (Vec<StoredTensor>, Vec<usize>) {
+    let mut stored = Vec::new();
+    let mut first = Vec::new();
+    for (group, tensor) in plan.tensors.iter().enumerate() {
+        first.push(stored.len());
+        match &tensor.action {
+            Action::Keep { .. } | Action::Convert(_) => stored.push(StoredTensor {
+                name: tensor.name.clone(),
+                dtype: tensor.dtype,
+                shape: tensor.shape.clone(),
+                bytes: tensor.stored_bytes(),
+                group,
+            }),
+            Action::Quantize(q) => stored.extend(q.parts.iter().map(|part| StoredTensor {
+                name: plan.family.tensor_name(&tensor.name, part.role),
+                dtype: part.dtype,
+                shape: part.shape.clone(),
+                bytes: part.bytes() as u64,
+                group,
+            })),
+        }
+    }
+    (stored, first)
+}
+
+/// Writes every block that arrives; returns when the last has.
+pub(crate) fn write(
+    checkpoint: &Checkpoint,
+    plan: &QuantizePlan,
+    mut writer: ShardWriter,
+    first_part: &[usize],
+    receive: &Receiver<Batch>,
+) -> Result<WrittenShards> {
+    let mut gathered: Vec<Vec<u8>> = Vec::new();
+    for batch in receive {
+        for (Block { tensor, range, .. }, output) in batch {
+            let first = first_part[tensor];
+            let entry = &plan.tensors[tensor];
+            match (output, &entry.action) {
+                (Output::Copied, Action::Keep { source, .. }) => {
+                    let view = checkpoint.tensor(source)?;
+                    writer.append(first, &view.bytes()[range])?;
+                }
+                (Output::Converted(bytes), _) => writer.append(first, &bytes)?,
+                (Output::Parts(parts), Action::Quantize(q)) => {
+                    gathered.resize(q.parts.len(), Vec::new());
+                    for (i, (bytes, part)) in parts.iter().zip(&q.parts).enumerate() {
+                        if part.by_columns {
+                            append_by_columns(&mut writer, first + i, part, &range, bytes, &mut gathered[i])?;
+                        } else {
+                            writer.append(first + i, bytes)?;
+                        }
+                    }
+                }
+                (Output::Copied, _) | (Output::Parts(_), _) => {}
+            }
+        }
+    }
+    interrupt::check()?;
+    Ok(writer.finish()?)
+}
+
+/// Gathers the rows of a part that lies by columns, and writes it when the last of them is there.
+fn append_by_columns(
+    writer: &mut ShardWriter,
+    index: usize,
+    part: &Part,
+    rows: &Range<usize>,
+    bytes: &[u8],
+    gathered: &mut Vec<u8>,
+) -> Result<()> {
+    gathered.extend_from_slice(bytes);
+    if rows.end < part.rows {
+        return Ok(());
+    }
+    writer.append(index, &turned(gathered, part.row_bytes, part.dtype.bitsize() / 8))?;
+    gathered.clear();
+    Ok(())
+}
+
+/// Rows of `row_bytes` bytes as columns of elements of `width` bytes.
+fn turned(rows: &[u8], row_bytes: usize, width: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(rows.len());
+    for column in (0..row_bytes).step_by(width.max(1)) {
+        for row in rows.chunks_exact(row_bytes) {
+            out.extend_from_slice(&row[column..column + width]);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_become_columns() {
+        assert_eq!(turned(&[1, 2, 3, 4, 5, 6], 3, 1), [1, 4, 2, 5, 3, 6]);
+        assert_eq!(turned(&[1, 2, 3, 4, 5, 6, 7, 8], 4, 2), [1, 2, 5, 6, 3, 4, 7, 8]);
+    }
+}
