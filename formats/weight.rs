@@ -13,7 +13,7 @@ pub mod ccq;
 pub use affine::AffineWeight;
 pub use ccq::CcqWeight;
 
-/// A function with the contract of [`Packing::pack`] of `lsb-rows`, so that a faster twin from the
+/// A function with the contract of [`Packing::pack`](crate::packing::Packing::pack) of `lsb-rows`, so that a faster twin from the
 /// floor above can stand in for it.
 pub type PackFn<'a> = &'a dyn Fn(u8, usize, &[u8], &mut Vec<u8>) -> Result<()>;
 

@@ -1,6 +1,9 @@
 //! Folders that FastDeploy loads: names, shapes and config, the same from both name families, whole
 //! or split, verified and exported like any artifact; and what is refused.
 
+mod ranks;
+mod refusals;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -14,7 +17,7 @@ use qtool_formats::export::fastdeploy::Wanted;
 use qtool_formats::{Dtype, export};
 use serde_json::{Value, json};
 
-use crate::cli::{assert_error, qtool};
+use crate::cli::qtool;
 use crate::ernie::Ernie;
 use crate::flow::{options, quantize, with_recipe};
 use crate::model::read_model;
@@ -211,94 +214,6 @@ fn experts_of_two_bits() {
     );
 }
 
-/// Column in the whole of a column of a rank's share.
-type Column<'a> = &'a dyn Fn(usize, usize) -> usize;
-
-/// Each rank is a whole artifact; the ranks' decoded shares make up the model.
-#[test]
-fn ranks_share_the_model() {
-    let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| dir.path().join(name);
-    Ernie::moe().write_paddle(&at("paddle"));
-    let two = Request {
-        ranks: 2,
-        ..request(4)
-    };
-    let manifests = make(&at("paddle"), &at("split"), &two);
-    assert_eq!(manifests.len(), 2);
-    assert_sound(&at("split"), &at("paddle"));
-    let mut shares = Vec::new();
-    for rank in ["rank0", "rank1"] {
-        let folder = at("split").join(rank);
-        assert_sound(&folder, &at("paddle"));
-        assert!(folder.join("tokenizer.model").is_file() && folder.join("config.json").is_file());
-        let dense = at(&format!("{rank}-bf16"));
-        let bf16 = export::find("bf16").unwrap();
-        qtool::export::run(&folder, bf16, &dense, false, 5_000_000_000, false).unwrap();
-        shares.push(stored(&dense));
-    }
-    let base = stored(&at("paddle"));
-    assert_eq!(shares[0].len(), base.len());
-    let bytes_of = |folder: &BTreeMap<_, (Dtype, Vec<usize>, Vec<u8>)>, name: &str| folder[name].2.clone();
-    let embedding = "ernie.embed_tokens.weight";
-    let halves = [bytes_of(&shares[0], embedding), bytes_of(&shares[1], embedding)];
-    assert!(halves.concat() == bytes_of(&base, embedding));
-    let value = |bytes: &[u8], i: usize| half::bf16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f64();
-    // Columns of a rank's share, counted in the whole: q heads, k heads and v heads of each rank.
-    let qkv = |rank: usize, n: usize| match n {
-        0..128 => 128 * rank + n,
-        128..192 => 256 + 64 * rank + n - 128,
-        _ => 384 + 64 * rank + n - 192,
-    };
-    let gate_up = |rank: usize, n: usize| {
-        if n < 64 {
-            64 * rank + n
-        } else {
-            128 + 64 * rank + n - 64
-        }
-    };
-    let expert = "ernie.layers.1.mlp.experts.2.up_gate_proj.weight";
-    let attention = "ernie.layers.0.self_attn.qkv_proj.weight";
-    let columns: [(&str, usize, Column<'_>); 3] = [
-        (attention, 512, &qkv),
-        (expert, 256, &gate_up),
-        ("lm_head.weight", 96, &|rank, n| 48 * rank + n),
-    ];
-    for (name, width, whole_column) in columns {
-        for (rank, share) in shares.iter().enumerate() {
-            let (_, shape, bytes) = &share[name];
-            assert_eq!(shape[..], [128, width / 2], "{name}");
-            let mut error = 0.0;
-            for k in 0..128 {
-                for n in 0..width / 2 {
-                    let source = value(&base[name].2, k * width + whole_column(rank, n));
-                    error += (source - value(bytes, k * (width / 2) + n)).abs();
-                }
-            }
-            // Rounding leaves about 0.004, a wrong column 0.056.
-            assert!(error / (64.0 * width as f64) < 0.01, "{name}: {error}");
-        }
-    }
-    let down = "ernie.layers.0.mlp.down_proj.weight";
-    for (rank, share) in shares.iter().enumerate() {
-        let (_, shape, bytes) = &share[down];
-        assert_eq!(shape[..], [128, 128], "rows of K are shared");
-        for i in 0..128 * 128 {
-            let source = value(&base[down].2, rank * 128 * 128 + i);
-            assert!((source - value(bytes, i)).abs() < 0.01);
-        }
-    }
-    for command in [["inspect", ""], ["export", "--to=bf16"]] {
-        let split = at("split").to_string_lossy().into_owned();
-        let out = at("nowhere").to_string_lossy().into_owned();
-        let output = match command {
-            ["inspect", _] => qtool(&["inspect", &split]),
-            _ => qtool(&["export", &split, "--to", "bf16", "-o", &out]),
-        };
-        assert_error(&output, &["rank0"]);
-    }
-}
-
 /// An artifact whose codes fit is laid out anew, to the bytes `quantize` writes.
 #[test]
 fn relaying_an_artifact_equals_quantizing() {
@@ -367,145 +282,6 @@ fn relaying_an_artifact_equals_quantizing() {
         assert!(words.iter().all(|w| message.contains(w)), "{message}");
         assert!(!at("never").exists());
         fs::remove_dir_all(out).unwrap();
-    }
-}
-
-/// One sentence each, and nothing written.
-#[test]
-fn what_fastdeploy_cannot_load_is_refused_before_work() {
-    let mut cases = 0;
-    let mut refuse = |model: &Ernie, args: &[&str], words: &[&str]| {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
-        model.write(Path::new(&path("model")));
-        let (from, to) = (path("model"), path("out"));
-        let output = qtool(&[&["quantize", &from, "-o", &to, "--format", "fastdeploy"], args].concat());
-        assert_error(&output, words);
-        let message = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(message.trim_end().lines().count(), 1, "{message}");
-        assert_eq!(
-            fs::read_dir(dir.path()).unwrap().count(),
-            1,
-            "nothing but the model"
-        );
-        cases += 1;
-    };
-    let (dense, moe) = (Ernie::dense(), Ernie::moe());
-    refuse(
-        &dense,
-        &["--bits", "2"],
-        &["routed experts only", "--bits 8 or --bits 4", "--to bf16"],
-    );
-    refuse(&moe, &["--bits", "8"], &["no INT8 experts", "--bits 4"]);
-    refuse(
-        &dense,
-        &["--bits", "4", "--w4-until", "1"],
-        &["--w4-until", "--bits 2"],
-    );
-    refuse(
-        &dense,
-        &["--bits", "4", "--group-size", "64"],
-        &["--group-size", "output channel"],
-    );
-    refuse(&dense, &["--bits", "4", "--asymmetric"], &["--asymmetric"]);
-    refuse(
-        &dense,
-        &["--bits", "4", "--scale-dtype", "f32"],
-        &["--scale-dtype"],
-    );
-    refuse(&dense, &["--bits", "8", "--skip", "o_proj"], &["--skip"]);
-    refuse(
-        &dense,
-        &["--bits", "8", "--tensor-parallel", "4"],
-        &["2 key and value heads", "4 ranks"],
-    );
-    refuse(
-        &moe,
-        &["--bits", "2"],
-        &["experts.0.down_proj.weight", "multiple of 256"],
-    );
-    refuse(&dense, &["--bits", "4", "--effort", "fast"], &["--effort"]);
-    let missing = moe.clone().without("layers.2.mlp.experts.3.up_proj");
-    refuse(
-        &missing,
-        &["--bits", "4"],
-        &["layers.2.mlp.experts.3.up_proj.weight is missing"],
-    );
-    let missing = moe.clone().without("layers.3.mlp.experts.1.");
-    refuse(
-        &missing,
-        &["--bits", "4"],
-        &["layers.3.mlp.experts.1.gate_proj.weight is missing"],
-    );
-    let none = moe.clone().without("experts");
-    refuse(&none, &["--bits", "4"], &["moe_num_experts", "hold none"]);
-    let mut uneven = dense.clone();
-    let up = uneven.tensor("model.layers.1.mlp.up_proj.weight");
-    (up.shape, up.bytes) = (vec![240, 128], vec![0; 240 * 128 * 2]);
-    refuse(
-        &uneven,
-        &["--bits", "8"],
-        &["layers.1.mlp.up_proj.weight", "[256, 128]", "[240, 128]"],
-    );
-    let mut quantized = dense.clone();
-    quantized.config["quantization_config"] = json!({"quantization": "wint8"});
-    refuse(&quantized, &["--bits", "8"], &["quantized already", "wint8"]);
-    let mut llama = dense.clone();
-    llama.config["architectures"] = json!(["LlamaForCausalLM"]);
-    refuse(
-        &llama,
-        &["--bits", "8"],
-        &["LlamaForCausalLM", "ERNIE-4.5", "--format"],
-    );
-    let mut narrow = dense.clone();
-    narrow.config["intermediate_size"] = json!(264);
-    for (name, shape) in [
-        ("gate_proj", [264, 128]),
-        ("up_proj", [264, 128]),
-        ("down_proj", [128, 264]),
-    ] {
-        for layer in 0..2 {
-            let tensor = narrow.tensor(&format!("model.layers.{layer}.mlp.{name}.weight"));
-            (tensor.shape, tensor.bytes) = (shape.to_vec(), vec![0; 264 * 128 * 2]);
-        }
-    }
-    refuse(&narrow, &["--bits", "8"], &["mlp.down_proj.weight", "K of 64"]);
-    let mut stranger = dense.clone();
-    let tensor = stranger.tensors[0].1.clone();
-    stranger.tensors.push(("model.vision.weight".to_owned(), tensor));
-    refuse(
-        &stranger,
-        &["--bits", "8"],
-        &["model.vision.weight", "no part of"],
-    );
-    assert_eq!(cases, 18);
-}
-
-#[test]
-fn a_bad_value_is_named_by_its_place_in_the_source() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
-    let nan = half::bf16::NAN.to_le_bytes();
-    for (name, at, index) in [
-        ("model.layers.1.self_attn.k_proj.weight", 5 * 128 + 7, "[5, 7]"),
-        ("lm_head.weight", 9 * 128 + 3, "[9, 3]"),
-        ("model.norm.weight", 11, "[11]"),
-    ] {
-        let mut model = Ernie::moe();
-        model.tensor(name).bytes[2 * at..2 * at + 2].copy_from_slice(&nan);
-        let folder = path(&format!("{name}-model"));
-        model.write(Path::new(&folder));
-        let args = [
-            "quantize",
-            &folder,
-            "-o",
-            &path("out"),
-            "--format",
-            "fastdeploy",
-            "--bits",
-            "4",
-        ];
-        assert_error(&qtool(&args), &[name, index]);
     }
 }
 

@@ -57,7 +57,7 @@ pub fn formula(layout: &str) -> Option<&'static str> {
         ROWS => Some("element [n][g] is element n*shape[1] + g of the tensor"),
         COLUMNS => Some("element [n][j] is element j*N + n of the tensor"),
         COLUMNS_HIGH_NIBBLES => Some("value[n][k] is (byte (k/2)*N + n >> (4 if k % 2 == 0 else 0)) & 15"),
-        _ => find(layout).map(|packing| packing.formula()),
+        _ => find(layout).map(Packing::formula),
     }
 }
 

@@ -219,7 +219,7 @@ impl CcqWeight {
                         .0
                         .iter()
                         .map(|b| bf16::from_le_bytes(*b))
-                        .collect()
+                        .collect();
                 }
                 Role::CodeScales => slopes = FloatDtype::F32.widen(bytes),
                 _ => offsets = FloatDtype::F32.widen(bytes),
