@@ -50,12 +50,30 @@ def lsb_rows(raw, part, count):
     return np.packbits(stream, axis=2, bitorder="little")[:, :, 0]  # fills up with zero bits
 
 
+def paddle_int8(raw, part, count):
+    """Two rows in turn, 64 columns each; of 16 columns the first and the last eight alternate."""
+    tiles = raw.reshape(len(raw) // 2, count // 64, 2, 4, 8, 2)  # pair, tile, row, run, k%8, k%16/8
+    return tiles.transpose(0, 2, 1, 3, 5, 4).reshape(len(raw), count)
+
+
+def paddle_int4(raw, part, count):
+    """Four rows in turn, 64 columns each; 32 columns are four words of the nibbles 0..7."""
+    nibbles = np.stack([raw & 15, raw >> 4], axis=-1)
+    tiles = nibbles.reshape(len(raw) // 4, count // 64, 4, 2, 4, 2, 4)  # .., k%8/2, k%2, k%32/8
+    return tiles.transpose(0, 2, 1, 3, 6, 4, 5).reshape(len(raw), count)
+
+
 # Layout -> (its formula, as the manifest has it under "layouts"; its reader).
 LAYOUTS = {
     "rows": ("element [n][g] is element n*shape[1] + g of the tensor",
              lambda raw, part, count: elements(raw.ravel(), part["dtype"], (len(raw), count))),
     "lsb-rows": ("bit i of code[n][k] is bit (k*bits + i) % 8 of byte"
                  " n*row_bytes + (k*bits + i) / 8", lsb_rows),
+    "paddle-int8": ("code[n][k] is byte kk%64 + 128*(kk/64) + 64*(n%2) + 2*K*(n/2) with"
+                    " kk = 16*(k/16) + (k%8)*2 + (k%16)/8", paddle_int8),
+    "paddle-int4": ("code[n][k] is nibble 4*(k%2) + p%4 (lowest first) of 32-bit word p/4 with"
+                    " p = pp%32 + 128*(pp/32) + 32*(n%4) + 2*K*(n/4),"
+                    " pp = 16*(k/32) + 4*((k/2)%4) + (k%32)/8", paddle_int4),
 }
 
 
@@ -102,7 +120,7 @@ def matrix(folder, files, manifest, record):
         need(all(entry[key] == part[key] for key in ("dtype", "shape")), f"{name}: {part} {entry}")
         parts[part["role"]] = part, raw.reshape(n, part["row_bytes"])
     result = np.empty((n, k), "<f4")
-    step = 1 + (1 << 22) // max(1, k)
+    step = 16 + (1 << 22) // max(1, k) // 16 * 16  # some layouts interleave up to 16 rows
     for at in range(0, n, step):
         def part(role, count):
             need(role in parts, f"{name}: no {role}")

@@ -10,6 +10,8 @@ use std::process::Command;
 use qtool_formats::artifact::Artifact;
 use qtool_formats::export;
 
+use crate::ernie::Ernie;
+use crate::fastdeploy::{make, request};
 use crate::flow::{quantize, with_recipe};
 use crate::model::{SAMPLES, read_model, sample};
 use crate::paddle::write_paddle;
@@ -57,6 +59,52 @@ fn sha256(python: &str, file: &Path) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
+/// Folders of FastDeploy's family: fused weights, other layouts, turned and converted tensors.
+#[test]
+fn it_decodes_fastdeploy_folders_too() {
+    let Some(python) = python() else {
+        eprintln!("SKIPPED: no Python with NumPy; set QTOOL_PYTHON to one");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    Ernie::dense().write(&model);
+    for bits in [8, 4] {
+        let out = dir.path().join(format!("out{bits}"));
+        make(&model, &out, &request(bits));
+        assert_decodes(&python, &out, &dir.path().join(format!("dense{bits}")));
+    }
+    Ernie::moe().write(&dir.path().join("moe"));
+    let out = dir.path().join("moe-out");
+    make(&dir.path().join("moe"), &out, &request(4));
+    assert_decodes(&python, &out, &dir.path().join("moe-dense"));
+}
+
+/// Asserts that the page decodes `out` as the f32 export does; returns the number of tensors.
+#[track_caller]
+fn assert_decodes(python: &str, out: &Path, dense: &Path) -> usize {
+    qtool::export::run(out, export::find("f32").unwrap(), dense, false, 1 << 40, false).unwrap();
+    let theirs = decoded(python, out);
+    let mut compared = 0;
+    for (name, tensor) in read_model(dense) {
+        let bytes = match qtool_formats::FloatDtype::from_dtype(tensor.dtype) {
+            Some(dtype) => dtype
+                .widen(&tensor.bytes)
+                .iter()
+                .flat_map(|v| v.to_le_bytes())
+                .collect(),
+            None => tensor.bytes,
+        };
+        let file = dense.join("tensor");
+        std::fs::write(&file, bytes).unwrap();
+        assert_eq!(theirs.get(&name), Some(&sha256(python, &file)), "{name}");
+        compared += 1;
+    }
+    let artifact = Artifact::open(out).unwrap();
+    assert_eq!(theirs.len(), artifact.manifest().tensors.len());
+    compared
+}
+
 #[test]
 fn a_reader_with_only_the_folder_decodes_every_bit() {
     let Some(python) = python() else {
@@ -76,30 +124,7 @@ fn a_reader_with_only_the_folder_decodes_every_bit() {
     for (i, (model, recipe)) in cases.iter().enumerate() {
         let out = dir.path().join(format!("out{i}"));
         quantize(model, &with_recipe(&out, recipe, &[], &[]));
-        let dense = dir.path().join(format!("dense{i}"));
-        qtool::export::run(&out, export::find("f32").unwrap(), &dense, false, 1 << 40, false).unwrap();
-        let theirs = decoded(&python, &out);
-        let artifact = Artifact::open(&out).unwrap();
-        for (name, tensor) in read_model(&dense) {
-            let float = qtool_formats::FloatDtype::from_dtype(tensor.dtype);
-            let bytes = match float {
-                Some(dtype) => dtype
-                    .widen(&tensor.bytes)
-                    .iter()
-                    .flat_map(|v| v.to_le_bytes())
-                    .collect(),
-                None => tensor.bytes,
-            };
-            let file = dir.path().join("tensor");
-            std::fs::write(&file, bytes).unwrap();
-            assert_eq!(
-                theirs.get(&name),
-                Some(&sha256(&python, &file)),
-                "{name} with {recipe}"
-            );
-            compared += 1;
-        }
-        assert_eq!(theirs.len(), artifact.manifest().tensors.len());
+        compared += assert_decodes(&python, &out, &dir.path().join(format!("dense{i}")));
     }
     assert!(compared > 150, "{compared}");
 }

@@ -22,7 +22,8 @@ use crate::ernie::Ernie;
 use crate::flow::{options, quantize, with_recipe};
 use crate::model::read_model;
 
-fn request(bits: u8) -> Request {
+/// A whole folder of these bits.
+pub fn request(bits: u8) -> Request {
     Request {
         wanted: Wanted { bits, w4_until: None },
         ranks: 1,
@@ -32,7 +33,8 @@ fn request(bits: u8) -> Request {
     }
 }
 
-fn make(from: &Path, to: &Path, request: &Request) -> Vec<Manifest> {
+/// Makes the folder and returns the manifest of each rank.
+pub fn make(from: &Path, to: &Path, request: &Request) -> Vec<Manifest> {
     let checkpoint = Checkpoint::open(from).unwrap();
     let plans = plans(&checkpoint, request).unwrap();
     match plans.as_slice() {
