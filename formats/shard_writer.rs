@@ -69,8 +69,12 @@ struct Shard {
     file: Option<File>,
 }
 
+/// Bytes after which [`ShardWriter::due_for_sync`] gives a handle.
+const SYNC_BYTES: u64 = 64 << 20;
+
 /// See the module's text.
 pub struct ShardWriter {
+    unsynced: u64,
     folder: PathBuf,
     tensors: Vec<StoredTensor>,
     slots: Vec<Slot>,
@@ -161,6 +165,7 @@ impl ShardWriter {
             });
         }
         Ok(Self {
+            unsynced: 0,
             folder: folder.to_owned(),
             tensors,
             slots: slots.into_values().collect(),
@@ -188,7 +193,30 @@ impl ShardWriter {
         slot.hasher.update(bytes);
         shard.write_at(slot.offset + slot.written, bytes)?;
         slot.written = after;
+        self.unsynced += bytes.len() as u64;
         Ok(())
+    }
+
+    /// The folder the shards lie in.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// When much was written since the last call that gave one: a handle of the file tensor `index`
+    /// lies in, to be synced by another thread while writing goes on. Whoever takes it must report
+    /// its errors; the system tells each only once.
+    pub fn due_for_sync(&mut self, index: usize) -> Result<Option<File>> {
+        if self.unsynced < SYNC_BYTES {
+            return Ok(None);
+        }
+        let shard = self.slots.get(index).and_then(|slot| self.shards.get(slot.shard));
+        let Some((shard, file)) = shard.and_then(|shard| Some((shard, shard.file.as_ref()?))) else {
+            return Ok(None);
+        };
+        self.unsynced = 0;
+        file.try_clone()
+            .map(Some)
+            .map_err(FormatError::io(&shard.path, "sync"))
     }
 
     /// Checks that every tensor is complete, writes the index when there are several shards, and

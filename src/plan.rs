@@ -1,12 +1,13 @@
 //! What `quantize` will do, tensor by tensor, decided before any work: every shape that does not
 //! fit is refused here, all at once.
 
+use std::ops::Range;
 use std::path::Path;
 
 use qtool_calib::{Decision, Quantizer, Recipe};
 use qtool_formats::checkpoint::shards::read_json;
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
-use qtool_formats::piece::Piece;
+use qtool_formats::piece::{Piece, overlapping};
 use qtool_formats::scheme::{Family, Part, Scheme};
 use qtool_formats::{Dtype, FloatDtype, TensorView};
 use serde_json::Value;
@@ -134,23 +135,31 @@ impl TensorPlan {
         }
     }
 
-    /// Names of the source tensors it is made of.
-    pub fn sources(&self) -> Vec<&str> {
-        match &self.action {
-            Action::Keep { source, .. } => vec![source],
-            Action::Convert(Conversion { pieces, .. }) => names_of(pieces),
-            Action::Quantize(q) => names_of(&q.pieces),
-        }
+    /// The source bytes that its rows `range` (bytes, when it is copied) are made of. Columns of an
+    /// (in, out) source lie all over it: its first rows ask for the whole tensor.
+    pub fn source_bytes_of(&self, range: &Range<usize>) -> Vec<(&str, Range<usize>)> {
+        let pieces = match &self.action {
+            Action::Keep { source, .. } => return vec![(source, range.clone())],
+            Action::Convert(Conversion { pieces, .. }) => pieces,
+            Action::Quantize(q) => &q.pieces,
+        };
+        let bytes = |(piece, rows): (&Piece, Range<usize>)| match piece.orientation {
+            Orientation::OutIn => {
+                let row = piece.dims.1 * piece.dtype.bytes();
+                let from = piece.rows.start;
+                Some((from + rows.start) * row..(from + rows.end) * row)
+            }
+            Orientation::InOut => (rows.start == 0).then_some(0..usize::MAX),
+        };
+        overlapping(pieces, range.clone())
+            .filter_map(|(piece, rows)| Some((piece.tensor.as_str(), bytes((piece, rows))?)))
+            .collect()
     }
 
     /// Class of its name, see [`class_of`].
     pub fn class(&self) -> String {
         class_of(&self.name)
     }
-}
-
-fn names_of(pieces: &[Piece]) -> Vec<&str> {
-    pieces.iter().map(|piece| piece.tensor.as_str()).collect()
 }
 
 impl QuantizePlan {

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use qtool_calib::measure::{BlockFigures, measure};
 use qtool_calib::{CalibError, Recipe};
@@ -199,8 +199,13 @@ fn stream(
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel::<Batch>(1);
         let writing = scope.spawn(move || write(job.checkpoint, job.plan, writer, first_part, &receive));
-        let computed = compute(job, &blocks, &batches, &mut results, &send, progress);
-        drop(send);
+        let (ready, read) = sync_channel::<()>(1);
+        scope.spawn({
+            let (blocks, batches) = (&blocks, &batches);
+            move || read_ahead(job, blocks, batches, &ready)
+        });
+        let computed = compute(job, &blocks, &batches, &mut results, &read, &send, progress);
+        drop((send, read));
         let written = writing
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -210,25 +215,43 @@ fn stream(
     })
 }
 
+/// Brings batch after batch into memory, at most two ahead of the computation.
+fn read_ahead(job: &Job<'_>, blocks: &[Block], batches: &[std::ops::Range<usize>], ready: &SyncSender<()>) {
+    for batch in batches {
+        let mut wanted: Vec<(&str, std::ops::Range<usize>)> = Vec::new();
+        for block in &blocks[batch.clone()] {
+            for (name, bytes) in job.plan.tensors[block.tensor].source_bytes_of(&block.range) {
+                match wanted.last_mut() {
+                    Some((last, range)) if *last == name && range.end >= bytes.start => {
+                        range.end = range.end.max(bytes.end);
+                    }
+                    _ => wanted.push((name, bytes)),
+                }
+            }
+        }
+        wanted
+            .into_iter()
+            .for_each(|(name, bytes)| job.checkpoint.read_ahead(name, bytes));
+        if ready.send(()).is_err() {
+            return;
+        }
+    }
+}
+
 fn compute(
     job: &Job<'_>,
     blocks: &[Block],
     batches: &[std::ops::Range<usize>],
     results: &mut Results,
+    read: &Receiver<()>,
     send: &SyncSender<Batch>,
     progress: &Progress,
 ) -> Result<()> {
-    for (i, batch) in batches.iter().enumerate() {
+    for batch in batches {
         interrupt::check()?;
         job.checkpoint.check_unchanged()?;
-        if let Some(next) = batches.get(i + 1) {
-            let mut ahead: Vec<usize> = blocks[next.clone()].iter().map(|b| b.tensor).collect();
-            ahead.dedup();
-            for tensor in ahead {
-                let sources = job.plan.tensors[tensor].sources();
-                sources.iter().for_each(|name| job.checkpoint.will_need(name));
-            }
-        }
+        // The batch is in memory, or the reader gave up and the pages come when they are touched.
+        let _ = read.recv();
         let batch = &blocks[batch.clone()];
         let (outputs, hashed) = rayon::join(
             || {

@@ -1,9 +1,11 @@
 //! The writer's side of the pipeline: which tensors the folder will hold, and a thread that puts
 //! computed blocks where they belong while the next batch is being computed.
 
+use std::fs::File;
 use std::ops::Range;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use qtool_formats::FormatError;
 use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::scheme::Part;
 use qtool_formats::shard_writer::{ShardWriter, StoredTensor, WrittenShards};
@@ -51,13 +53,36 @@ pub(crate) fn stored_tensors(plan: &QuantizePlan) -> (Vec<StoredTensor>, Vec<usi
     (stored, first)
 }
 
-/// Writes every block that arrives; returns when the last has.
+/// Writes every block that arrives; returns when the last has, and everything is synced. A thread
+/// beside syncs what is written already, so that the disk is busy from the start.
 pub(crate) fn write(
+    checkpoint: &Checkpoint,
+    plan: &QuantizePlan,
+    writer: ShardWriter,
+    first_part: &[usize],
+    receive: &Receiver<Batch>,
+) -> Result<WrittenShards> {
+    let folder = writer.folder().to_owned();
+    std::thread::scope(|scope| {
+        let (due, files) = sync_channel::<File>(1);
+        let syncing = scope.spawn(move || files.iter().try_for_each(|file| file.sync_data()));
+        let written = write_blocks(checkpoint, plan, writer, first_part, receive, due);
+        let synced = syncing
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let written = written?;
+        synced.map_err(FormatError::io(&folder, "sync"))?;
+        Ok(written)
+    })
+}
+
+fn write_blocks(
     checkpoint: &Checkpoint,
     plan: &QuantizePlan,
     mut writer: ShardWriter,
     first_part: &[usize],
     receive: &Receiver<Batch>,
+    due: SyncSender<File>,
 ) -> Result<WrittenShards> {
     let mut gathered: Vec<Vec<u8>> = Vec::new();
     for batch in receive {
@@ -82,8 +107,13 @@ pub(crate) fn write(
                 }
                 (Output::Copied, _) | (Output::Parts(_), _) => {}
             }
+            if let Some(file) = writer.due_for_sync(first)? {
+                // Still busy with the one before: that one's successor will cover this.
+                let _ = due.try_send(file);
+            }
         }
     }
+    drop(due);
     interrupt::check()?;
     Ok(writer.finish()?)
 }

@@ -64,11 +64,14 @@ impl MappedFile {
         &self.path
     }
 
-    /// Asks the system to read `len` bytes from `offset` ahead. Only a hint; failures are ignored.
-    pub fn will_need(&self, offset: usize, len: usize) {
+    /// Reads `len` bytes from `offset` into memory and, where the system can, maps them, so that whoever
+    /// uses them next neither waits nor faults. Only a hint; failures are ignored.
+    pub fn read_ahead(&self, offset: usize, len: usize) {
         let end = offset.saturating_add(len).min(self.map.len());
         if offset < end {
             let _ = self.map.advise_range(Advice::WillNeed, offset, end - offset);
+            #[cfg(target_os = "linux")]
+            let _ = self.map.advise_range(Advice::PopulateRead, offset, end - offset);
         }
     }
 

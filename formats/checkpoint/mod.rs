@@ -10,6 +10,7 @@ pub mod shards;
 
 use std::collections::HashMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use header::Entry;
@@ -162,12 +163,15 @@ impl Checkpoint {
             .map(|f| (file_name(f.path()), f.bytes().len() as u64))
     }
 
-    /// Asks the system to read this tensor's bytes ahead.
-    pub fn will_need(&self, name: &str) {
+    /// Reads these bytes of a tensor ahead, see [`MappedFile::read_ahead`]. A range that reaches beyond
+    /// the tensor is cut.
+    pub fn read_ahead(&self, name: &str, bytes: Range<usize>) {
         if let Some((file, entry)) = self.by_name.get(name).and_then(|&i| self.entries.get(i))
             && let Some(file) = self.files.get(*file)
         {
-            file.will_need(entry.range.start, entry.range.len());
+            let end = bytes.end.min(entry.range.len());
+            let len = end.saturating_sub(bytes.start);
+            file.read_ahead(entry.range.start.saturating_add(bytes.start), len);
         }
     }
 
