@@ -27,6 +27,7 @@ const AFTER: &str = "\
 Examples:
   qtool quantize MODEL -o OUT --bits 4        group-wise INT4 with clip search
   qtool quantize MODEL -o OUT --bits 8        INT8 per output channel
+  qtool quantize ERNIE -o OUT --bits 4 --format fastdeploy   the folder FastDeploy loads
   qtool verify OUT --base MODEL               every byte and every figure, checked again
   qtool inspect OUT                           what is in there, worst tensors first
   qtool export OUT --to bf16 -o DIR           decoded weights for any library
