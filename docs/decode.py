@@ -1,21 +1,16 @@
 #!/usr/bin/env python3
 """Decodes a qtool artifact. Needs NumPy and nothing else of qtool: the folder explains itself.
 
-    python decode.py OUT [--npz FILE]     prints a line a tensor: name, shape, source dtype, SHA-256
+    python decode.py OUT [--npz FILE]     prints a line a tensor: name, shape, dtype, SHA-256
 
-OUT/qtool.json, the manifest, has a record for every tensor of the source model. A tensor is
-
-  kept       byte for byte as in the source: look up its own name in the safetensors file "file";
-  quantized  stored as "parts", each a tensor of a safetensors file: packed codes, scales, and
-             zero points where the scheme stores them. All have N rows ("rows"), one per output.
-
-A part's "layout" says where its elements lie: LAYOUTS below. The record's "scheme" names an entry
-of the manifest's table "schemes", and that entry's "value" is the formula that makes weights
-of the codes: VALUES below. The result is an (N, K) float32 matrix, K being "columns"; where
-"orientation" is "in_out", the source stored its transpose. The SHA-256 is that of the float32
-little-endian bytes, row-major (of tensors that are not F32, F16 or BF16: of the stored bytes).
+OUT/qtool.json, the manifest, has a record for every tensor. It is "kept" (as it is, under its own
+name in the safetensors file "file") or "quantized": stored as "parts", each a tensor with N rows,
+one per output. A part's "layout" says where its elements lie: the manifest has the formula under
+"layouts", LAYOUTS below the reader. The record's "scheme" names an entry of "schemes", whose
+"value" is the formula that makes weights of codes: VALUES below. The result is an (N, K) float32
+matrix; where "orientation" is "in_out", the tensor is its transpose. The SHA-256 is that of the
+float32 little-endian bytes, row-major (of tensors not F32, F16 or BF16: of the stored bytes).
 """
-
 import hashlib
 import json
 import sys
@@ -27,11 +22,9 @@ NEWEST = 1
 NUMBERS = {"BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4",
            "I32": "<i4", "U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
-
 def need(condition, sentence):
     if not condition:
         raise ValueError(sentence)
-
 
 def elements(raw, dtype, shape):
     """Bytes -> numbers. F32, F16 and BF16 become float32, exactly; unknown types stay bytes."""
@@ -40,6 +33,8 @@ def elements(raw, dtype, shape):
     numbers = raw.view(NUMBERS[dtype]).reshape(shape) if dtype in NUMBERS else raw
     return numbers.astype("<f4") if dtype == "F16" else numbers
 
+def rows(raw, part, count):
+    return elements(np.ascontiguousarray(raw).ravel(), part["dtype"], (len(raw), count))
 
 def lsb_rows(raw, part, count):
     """(N, row_bytes) bytes -> (N, count) codes: cuts each row's stream of bits every `bits`."""
@@ -49,12 +44,13 @@ def lsb_rows(raw, part, count):
     stream = stream.reshape(len(raw), count, bits)
     return np.packbits(stream, axis=2, bitorder="little")[:, :, 0]  # fills up with zero bits
 
+def high_nibbles(raw, part, count):
+    return np.stack([raw >> 4, raw & 15], axis=2).reshape(len(raw), -1)[:, :count]
 
 def paddle_int8(raw, part, count):
     """Two rows in turn, 64 columns each; of 16 columns the first and the last eight alternate."""
     tiles = raw.reshape(len(raw) // 2, count // 64, 2, 4, 8, 2)  # pair, tile, row, run, k%8, k%16/8
     return tiles.transpose(0, 2, 1, 3, 5, 4).reshape(len(raw), count)
-
 
 def paddle_int4(raw, part, count):
     """Four rows in turn, 64 columns each; 32 columns are four words of the nibbles 0..7."""
@@ -62,20 +58,9 @@ def paddle_int4(raw, part, count):
     tiles = nibbles.reshape(len(raw) // 4, count // 64, 4, 2, 4, 2, 4)  # .., k%8/2, k%2, k%32/8
     return tiles.transpose(0, 2, 1, 3, 6, 4, 5).reshape(len(raw), count)
 
-
-# Layout -> (its formula, as the manifest has it under "layouts"; its reader).
-LAYOUTS = {
-    "rows": ("element [n][g] is element n*shape[1] + g of the tensor",
-             lambda raw, part, count: elements(raw.ravel(), part["dtype"], (len(raw), count))),
-    "lsb-rows": ("bit i of code[n][k] is bit (k*bits + i) % 8 of byte"
-                 " n*row_bytes + (k*bits + i) / 8", lsb_rows),
-    "paddle-int8": ("code[n][k] is byte kk%64 + 128*(kk/64) + 64*(n%2) + 2*K*(n/2) with"
-                    " kk = 16*(k/16) + (k%8)*2 + (k%16)/8", paddle_int8),
-    "paddle-int4": ("code[n][k] is nibble 4*(k%2) + p%4 (lowest first) of 32-bit word p/4 with"
-                    " p = pp%32 + 128*(pp/32) + 32*(n%4) + 2*K*(n/4),"
-                    " pp = 16*(k/32) + 4*((k/2)%4) + (k%32)/8", paddle_int4),
-}
-
+LAYOUTS = {"rows": rows, "lsb-rows": lsb_rows, "high-nibbles": high_nibbles, "columns": rows,
+           "columns-high-nibbles": high_nibbles, "paddle-int8": paddle_int8,
+           "paddle-int4": paddle_int4}  # "columns...": the bytes of all rows of a column together
 
 def affine(scheme, columns, part):
     """Subtracts integers and multiplies in float32, so there is one rounding."""
@@ -88,12 +73,19 @@ def affine(scheme, columns, part):
     grouped = codes.reshape(len(codes), columns // group, group).astype("<i4")
     return ((grouped - zeros).astype("<f4") * scales).reshape(codes.shape)
 
+def wint2(scheme, columns, part):
+    """A byte gives a 15-bit code by a line of its row, a code four windows of six bits."""
+    codes = part("codes", columns // 4) * part("code_scales", 1) + part("code_zero_points", 1)
+    codes = np.floor(codes + np.float32(0.5)).astype("<i4")
+    windows = ((codes[:, :, None] >> np.array([9, 6, 3, 0])) & 63).reshape(len(codes), -1, 64)
+    scales = part("local_scales", columns // 64) * part("super_scales", 1)
+    return ((windows - 32).astype("<f4") * scales[:, :, None]).reshape(len(codes), columns)
 
-# Formula of a scheme -> the function that computes it.
 VALUES = {
     "value[n][k] = (code[n][k] - zero_point[n][k / group]) * scale[n][k / group], in f32": affine,
-}
-
+    "code = floor(codes[n][k / 4] * code_scales[n] + code_zero_points[n] + 0.5); value[n][k] ="
+    " (((code >> (9 - 3 * (k % 4))) & 63) - 32) * (local_scales[n][k / 64] * super_scales[n]),"
+    " in f32": wint2}
 
 def stored(folder, files, file, name):
     """A tensor of a safetensors file (8 bytes header length, JSON header, data): entry, bytes."""
@@ -105,7 +97,6 @@ def stored(folder, files, file, name):
     begin, end = header[name]["data_offsets"]
     return header[name], np.array(data[begin:end])
 
-
 def matrix(folder, files, manifest, record):
     """The (N, K) matrix of a quantized record, decoded some rows at a time."""
     name, n, k = (record[key] for key in ("name", "rows", "columns"))
@@ -113,25 +104,23 @@ def matrix(folder, files, manifest, record):
     need(scheme.get("value") in VALUES, f"{name}: unknown scheme {record['scheme']} {scheme}")
     parts = {}
     for part in record["parts"]:
-        layout, text = part["layout"], manifest["layouts"].get(part["layout"])
-        need(layout in LAYOUTS and text == LAYOUTS[layout][0],
-             f"{name}: unknown layout {layout} ({text})")
+        layout, width = part["layout"], part["row_bytes"]
+        need(layout in LAYOUTS, f"{name}: unknown layout {layout}")
         entry, raw = stored(folder, files, part["file"], part["tensor"])
         need(all(entry[key] == part[key] for key in ("dtype", "shape")), f"{name}: {part} {entry}")
-        parts[part["role"]] = part, raw.reshape(n, part["row_bytes"])
+        turned = raw.reshape(width, n).T if layout.startswith("columns") else raw.reshape(n, width)
+        parts[part["role"]] = part, turned
     result = np.empty((n, k), "<f4")
     step = 16 + (1 << 22) // max(1, k) // 16 * 16  # some layouts interleave up to 16 rows
     for at in range(0, n, step):
         def part(role, count):
             need(role in parts, f"{name}: no {role}")
             about, raw = parts[role]
-            return LAYOUTS[about["layout"]][1](raw[at:at + step], about, count)
+            return LAYOUTS[about["layout"]](raw[at:at + step], about, count)
         result[at:at + step] = VALUES[scheme["value"]](scheme, k, part)
     return result
 
-
-def tensors(folder):
-    """Yields (record, array) for every tensor of the source."""
+def tensors(folder):  # yields (record, array)
     folder, files = Path(folder), {}
     manifest = json.loads((folder / "qtool.json").read_text("utf-8"))
     form, version = manifest["format"], manifest["version"]
@@ -146,22 +135,15 @@ def tensors(folder):
             turn = {"out_in": values, "in_out": values.T}
             yield record, np.ascontiguousarray(turn[record["orientation"]]).reshape(record["shape"])
 
-
-def decode(folder):
-    """All tensors: name -> array, float32 where the source was F32, F16 or BF16."""
+def decode(folder):  # name -> array
     return {record["name"]: array for record, array in tensors(folder)}
-
-
-def main(out, option="", file=""):
-    for record, array in tensors(out):
-        digest = hashlib.sha256(array.tobytes()).hexdigest()
-        print(record["name"], "x".join(map(str, record["shape"])), record["dtype"], digest)
-    if option == "--npz":
-        np.savez(file, **decode(out))
-
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:])
-    except (ValueError, OSError, KeyError, TypeError) as error:
+        for about, array in tensors(sys.argv[1]):
+            digest = hashlib.sha256(array.tobytes()).hexdigest()
+            print(about["name"], "x".join(map(str, about["shape"])), about["dtype"], digest)
+        if sys.argv[2:3] == ["--npz"]:
+            np.savez(sys.argv[3], **decode(sys.argv[1]))
+    except (IndexError, ValueError, OSError, KeyError, TypeError) as error:
         sys.exit(f"decode.py: {type(error).__name__}: {error}")

@@ -75,9 +75,11 @@ fn it_decodes_fastdeploy_folders_too() {
         assert_decodes(&python, &out, &dir.path().join(format!("dense{bits}")));
     }
     Ernie::moe().write(&dir.path().join("moe"));
-    let out = dir.path().join("moe-out");
-    make(&dir.path().join("moe"), &out, &request(4));
-    assert_decodes(&python, &out, &dir.path().join("moe-dense"));
+    for bits in [4, 2] {
+        let out = dir.path().join(format!("moe-out{bits}"));
+        make(&dir.path().join("moe"), &out, &request(bits));
+        assert_decodes(&python, &out, &dir.path().join(format!("moe-dense{bits}")));
+    }
 }
 
 /// Asserts that the page decodes `out` as the f32 export does; returns the number of tensors.
@@ -118,6 +120,7 @@ fn a_reader_with_only_the_folder_decodes_every_bit() {
         (sample(SAMPLES[0]), "bits:8"),
         (sample(SAMPLES[0]), "bits:4,grid:zp,scale:f16,group:32"),
         (sample(SAMPLES[1]), "bits:4,scale:f32"),
+        (sample(SAMPLES[0]), "bits:2,effort:fast"),
         (fused, "bits:4"),
     ];
     let mut compared = 0;

@@ -5,8 +5,8 @@
 
 What is checked: docs/decode.py on artifacts written by hand (test_decode.py); decoded weights of
 the sample models, HF and Paddle form, against a second decode and the source (test_weights.py);
-folders for FastDeploy against what its loader asks for (test_fastdeploy.py); the bf16 export in Hugging Face transformers, logits and held-out bits per byte
-(test_transformers.py). Ends in a line "N passed, N failed"; status 1 when any failed.
+folders for FastDeploy against what its loader asks for (test_fastdeploy.py); the bf16 export in
+Hugging Face transformers, logits and held-out bits per byte (test_transformers.py). Ends in a line "N passed, N failed"; status 1 when any failed.
 requirements.txt beside this file pins the versions.
 """
 

@@ -111,7 +111,6 @@ def test_refusals(context):
     cases = {
         "version": {"version": 2},
         "format": {"format": "other"},
-        "layout": {"layouts": handmade.LAYOUTS | {"lsb-rows": "high nibble first"}},
         "scheme": {"schemes": {tensor["scheme"]: other}},
         "no scheme": {"schemes": {}},
     }
