@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import checkpoints
 from harness import MODELS, decoder
-from test_weights import DENSE, INT4, INT8, MOE
+from test_weights import DENSE, INT2, INT4, INT8, MOE
 
 sys.path.insert(0, str(MODELS))
 from evaluate import measure  # noqa: E402  the one definition of bits per byte
@@ -130,11 +130,11 @@ def bits_per_byte(context, folder):
 
 
 def test_bits_per_byte(context):
-    """Held-out bits per byte of base, INT8 and INT4; INT8 has a limit."""
+    """Held-out bits per byte of base, INT8, INT4 and WINT2; INT8 has a limit."""
     rows = 0
     for model in (DENSE, MOE):
         base = bits_per_byte(context, MODELS / model)
-        for label, options in (("base", None), ("INT8", INT8), ("INT4", INT4)):
+        for label, options in (("base", None), ("INT8", INT8), ("INT4", INT4), ("INT2", INT2)):
             got = base
             if options:
                 artifact = context.artifact(MODELS / model, *options)
@@ -144,5 +144,5 @@ def test_bits_per_byte(context):
                   f" (en {got[1]:.4f}, zh {got[2]:.4f}), {cost:+.2%}", flush=True)
             assert label != "INT8" or cost <= INT8_MAY_COST, cost
             rows += 1
-    assert rows == 6
+    assert rows == 8
     return f"INT8 costs at most {INT8_MAY_COST:.1%}"

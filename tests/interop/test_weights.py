@@ -13,7 +13,7 @@ from harness import MODELS, decoder
 # Options -> largest relative mean squared error of a tensor that plain rounding may have. For
 # normal weights with absmax at 4 deviations INT8 gives (4/127)^2 / 12 = 8e-5; INT4 in groups of
 # 128 with absmax at 2.7 gives (2.7/7)^2 / 12 = 1.2e-2.
-INT8, INT4 = ("--bits", "8"), ("--bits", "4")
+INT8, INT4, INT2 = ("--bits", "8"), ("--bits", "4"), ("--bits", "2")
 INT4_ZERO_POINT = ("--bits", "4", "--asymmetric", "--group-size", "32")
 INT4_ABSMAX = ("--bits", "4", "--clip", "none", "--group-size", "64")
 CEILING = {INT8: 5e-4, INT4: 3e-2, INT4_ZERO_POINT: 2e-2, INT4_ABSMAX: 3e-2}
