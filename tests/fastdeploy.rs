@@ -3,6 +3,7 @@
 
 mod ranks;
 mod refusals;
+mod served;
 
 use std::collections::BTreeMap;
 use std::fs;

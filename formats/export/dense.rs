@@ -1,10 +1,10 @@
-//! `bf16` and `f32`: every quantized weight decoded, under its source name, shape and orientation;
-//! kept tensors byte for byte. Any library that loads the source loads this.
+//! `bf16`, `bf16-gemm` and `f32`: every quantized weight decoded, under its source name, shape and
+//! orientation; kept tensors byte for byte. Any library that loads the source loads this.
 //!
 //! `f32` holds the values of [`QuantizedWeight::dequantize_row`] exactly; `bf16` rounds each once,
-//! to nearest even.
-//!
-//! [`QuantizedWeight::dequantize_row`]: crate::weight::QuantizedWeight::dequantize_row
+//! to nearest even. `bf16-gemm` holds what FastDeploy's expert matrix product multiplies with: for WINT2
+//! [`Arithmetic::Gemm`], which rounds twice; every other weight is the same as in `bf16`, because
+//! a code of at most 8 bits is exact in bf16 and its product with the scale is rounded once there too.
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
@@ -17,23 +17,34 @@ use crate::artifact::{Artifact, Stored, TensorRecord};
 use crate::checkpoint::Orientation;
 use crate::checkpoint::shards::read_json;
 use crate::dtype::FloatDtype;
+use crate::packing::wint2::Arithmetic;
 use crate::replace::Staging;
 use crate::scheme::Scheme;
 use crate::shard_writer::{ShardWriter, StoredTensor};
+use crate::weight::QuantizedWeight;
 
 /// Decoded weights in BF16.
 pub const DENSE_BF16: Dense = Dense {
     dtype: FloatDtype::Bf16,
+    arithmetic: Arithmetic::Unzip,
+};
+/// Decoded weights in BF16, as FastDeploy's expert matrix product rounds them.
+pub const DENSE_BF16_GEMM: Dense = Dense {
+    dtype: FloatDtype::Bf16,
+    arithmetic: Arithmetic::Gemm,
 };
 /// Decoded weights in F32.
 pub const DENSE_F32: Dense = Dense {
     dtype: FloatDtype::F32,
+    arithmetic: Arithmetic::Unzip,
 };
 
 /// See the module's text.
 #[derive(Debug, Clone, Copy)]
 pub struct Dense {
     dtype: FloatDtype,
+    /// How WINT2 is rounded to bf16; F32 holds it unrounded.
+    arithmetic: Arithmetic,
 }
 
 /// Values handled between two calls of `on_bytes`.
@@ -41,12 +52,18 @@ const BLOCK: usize = 1 << 20;
 
 impl Exporter for Dense {
     fn name(&self) -> &'static str {
-        self.dtype.name()
+        match self.arithmetic {
+            Arithmetic::Unzip => self.dtype.name(),
+            Arithmetic::Gemm => "bf16-gemm",
+        }
     }
 
     fn summary(&self) -> &'static str {
-        match self.dtype {
-            FloatDtype::F32 => "decoded weights in F32, exactly as the codes mean them",
+        match (self.dtype, self.arithmetic) {
+            (FloatDtype::F32, _) => "decoded weights in F32, exactly as the codes mean them",
+            (_, Arithmetic::Gemm) => {
+                "the same, but 2-bit weights rounded as FastDeploy's expert GEMM does: what serving multiplies with"
+            }
             _ => "decoded weights in BF16 under the source's names, for any library that loads the source",
         }
     }
@@ -146,14 +163,21 @@ impl Dense {
             let weight = artifact.weight_rows(record, from, count)?;
             bytes.clear();
             for i in 0..count {
-                weight.dequantize_row(i, &mut row);
-                match self.dtype {
-                    FloatDtype::Bf16 => {
-                        narrow.convert_from_f32_slice(&row);
-                        bytes.extend(narrow.iter().flat_map(|v| v.to_le_bytes()));
-                    }
-                    dtype => row.iter().for_each(|&v| dtype.push(v, &mut bytes)),
+                if self.dtype != FloatDtype::Bf16 {
+                    weight.dequantize_row(i, &mut row);
+                    row.iter().for_each(|&v| self.dtype.push(v, &mut bytes));
+                    continue;
                 }
+                match &weight {
+                    QuantizedWeight::Ccq(w) if self.arithmetic == Arithmetic::Gemm => {
+                        w.round_row(i, self.arithmetic, &mut narrow)?;
+                    }
+                    _ => {
+                        weight.dequantize_row(i, &mut row);
+                        narrow.convert_from_f32_slice(&row);
+                    }
+                }
+                bytes.extend(narrow.iter().flat_map(|v| v.to_le_bytes()));
             }
             take(from, &bytes)?;
         }

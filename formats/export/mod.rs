@@ -51,7 +51,12 @@ pub trait Exporter: Sync {
 }
 
 /// Every export format.
-pub const EXPORTERS: &[&dyn Exporter] = &[&dense::DENSE_BF16, &dense::DENSE_F32, &fastdeploy::FASTDEPLOY];
+pub const EXPORTERS: &[&dyn Exporter] = &[
+    &dense::DENSE_BF16,
+    &dense::DENSE_BF16_GEMM,
+    &dense::DENSE_F32,
+    &fastdeploy::FASTDEPLOY,
+];
 
 /// The exporter of this name.
 pub fn find(name: &str) -> Option<&'static dyn Exporter> {

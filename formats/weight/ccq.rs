@@ -132,6 +132,19 @@ impl CcqWeight {
         }
     }
 
+    /// Row `n` in bf16, every value as FastDeploy computes it by `arithmetic`, into `out` (K). Fails when
+    /// there is no such row or `out` has another length.
+    pub fn round_row(&self, n: usize, arithmetic: Arithmetic, out: &mut [bf16]) -> Result<()> {
+        let Some((codes, locals, channel)) = self.row(n) else {
+            return Err(FormatError::Weight {
+                what: "row",
+                expected: format!("one of 0..{}", self.n()),
+                got: n.to_string(),
+            });
+        };
+        wint2::decode_row(codes, &wint2::pack_locals(locals)?, *channel, arithmetic, out)
+    }
+
     pub(super) fn dequantize_row(&self, n: usize, out: &mut [f32]) {
         let mut windows = vec![0u8; self.k];
         self.windows(n, &mut windows);
@@ -257,6 +270,7 @@ mod tests {
         let w = weight();
         let mut values = vec![0f32; 192];
         let mut unzipped = vec![bf16::ZERO; 192];
+        let mut again = vec![bf16::ZERO; 192];
         for n in 0..3 {
             w.dequantize_row(n, &mut values);
             let locals = wint2::pack_locals(&w.locals[n * 3..n * 3 + 3]).unwrap();
@@ -264,8 +278,12 @@ mod tests {
             wint2::decode_row(codes, &locals, w.channels[n], Arithmetic::Unzip, &mut unzipped).unwrap();
             let rounded: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
             assert_eq!(rounded, unzipped);
+            w.round_row(n, Arithmetic::Unzip, &mut again).unwrap();
+            assert_eq!(again, unzipped);
             assert!(values.iter().any(|&v| v != 0.0));
         }
+        assert!(w.round_row(3, Arithmetic::Gemm, &mut again).is_err());
+        assert!(w.round_row(0, Arithmetic::Gemm, &mut again[1..]).is_err());
     }
 
     #[test]

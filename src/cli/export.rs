@@ -37,7 +37,7 @@ pub struct Args {
 fn after_help() -> String {
     let formats: Vec<String> = EXPORTERS
         .iter()
-        .map(|e| format!("  {:<8}{}", e.name(), e.summary()))
+        .map(|e| format!("  {:<11}{}", e.name(), e.summary()))
         .collect();
     format!(
         "Formats:\n{}\n\nExample:\n  qtool export OUT --to bf16 -o OUT-bf16",

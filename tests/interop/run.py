@@ -5,8 +5,10 @@
 
 What is checked: docs/decode.py on artifacts written by hand (test_decode.py); decoded weights of
 the sample models, HF and Paddle form, against a second decode and the source (test_weights.py);
+2-bit weights, bit for bit, against a decoder written from the specification (test_wint2.py);
 folders for FastDeploy against what its loader asks for (test_fastdeploy.py); the bf16 export in
-Hugging Face transformers, logits and held-out bits per byte (test_transformers.py). Ends in a line "N passed, N failed"; status 1 when any failed.
+Hugging Face transformers, logits and held-out bits per byte (test_transformers.py).
+Ends in a line "N passed, N failed"; status 1 when any failed.
 requirements.txt beside this file pins the versions.
 """
 
@@ -25,6 +27,9 @@ import test_decode  # noqa: E402
 import test_fastdeploy  # noqa: E402
 import test_transformers  # noqa: E402
 import test_weights  # noqa: E402
+import test_wint2  # noqa: E402
+
+CHECKS = [test_decode, test_weights, test_wint2, test_fastdeploy, test_transformers]
 
 
 def main():
@@ -40,7 +45,7 @@ def main():
     assert all(len(texts[f"heldout.{x}"]) > 10_000 for x in ("en", "zh"))
     with tempfile.TemporaryDirectory(prefix="qtool-interop-") as folder:
         context = harness.Context(folder, args.qtool.resolve(), texts)
-        passed, failed = harness.run(context, [test_decode, test_weights, test_fastdeploy, test_transformers])
+        passed, failed = harness.run(context, CHECKS)
     print(f"{passed} passed, {failed} failed")
     sys.exit(1 if failed or not passed else 0)
 
