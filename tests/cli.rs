@@ -256,7 +256,7 @@ fn what_cannot_be_done_is_said_at_once_and_leaves_nothing() {
     );
     assert_error(
         &qtool(&["export", &model, "--to", "gguff", "-o", &out]),
-        &["gguff", "bf16, f32"],
+        &["gguff", "bf16", "f32", "fastdeploy"],
     );
     assert_error(
         &qtool(&["inspect", &model, "--tensor", "nope"]),

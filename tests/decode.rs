@@ -75,9 +75,10 @@ fn it_decodes_fastdeploy_folders_too() {
         assert_decodes(&python, &out, &dir.path().join(format!("dense{bits}")));
     }
     Ernie::moe().write(&dir.path().join("moe"));
-    for bits in [4, 2] {
+    // The small model's experts are too narrow for FastDeploy's 2-bit tiles; the sample's are not.
+    for (bits, model) in [(4, dir.path().join("moe")), (2, sample(SAMPLES[1]))] {
         let out = dir.path().join(format!("moe-out{bits}"));
-        make(&dir.path().join("moe"), &out, &request(bits));
+        make(&model, &out, &request(bits));
         assert_decodes(&python, &out, &dir.path().join(format!("moe-dense{bits}")));
     }
 }
