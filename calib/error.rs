@@ -35,6 +35,12 @@ pub enum CalibError {
         /// What is wrong and what is accepted.
         reason: String,
     },
+    /// Statistics of a layer's inputs that contradict themselves or fit nothing.
+    #[error("statistics of a layer's inputs: {reason}")]
+    Statistics {
+        /// What is wrong.
+        reason: String,
+    },
     /// A scheme or shape that does not exist.
     #[error(transparent)]
     Format(#[from] FormatError),

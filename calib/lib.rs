@@ -12,6 +12,8 @@
 //! | WINT2.5, its 2.5-bit sibling | [`ccq25`] |
 //! | clip search for the least squared error | [`clip`] |
 //! | the encoder of WINT2, two bits a weight | [`ccq`] |
+//! | what is known about a layer's inputs | [`stats`] |
+//! | how a running model reports them | [`observe`] |
 //! | error figures of a block of rows | [`measure`] |
 #![forbid(unsafe_code)]
 
@@ -21,19 +23,34 @@ pub mod ccq25;
 pub mod clip;
 pub mod error;
 pub mod measure;
+pub mod observe;
 pub mod options;
 pub mod recipe;
 pub mod rtn;
+pub mod stats;
 
 use qtool_formats::{QuantizedWeight, Scheme};
 use qtool_kernels::Isa;
 
 pub use error::CalibError;
+pub use observe::Observer;
 pub use options::TensorOptions;
 pub use recipe::{Decision, Recipe};
+pub use stats::LayerStats;
 
 /// Result of this package.
 pub type Result<T, E = CalibError> = std::result::Result<T, E>;
+
+/// What a method can learn from a layer's inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Evidence {
+    /// Nothing: it looks at the weights alone.
+    None,
+    /// The mean square of each input column.
+    Diagonal,
+    /// The whole second moment.
+    Full,
+}
 
 /// One way to choose codes for rows of weights.
 ///
@@ -45,6 +62,26 @@ pub trait Quantizer: Send + Sync {
 
     /// Name and options, as written into the manifest.
     fn describe(&self) -> String;
+
+    /// The most that [`informed`](Self::informed) has use for.
+    fn evidence(&self) -> Evidence {
+        Evidence::None
+    }
+
+    /// The same method for one weight whose inputs are described by `stats`. What all rows share (a
+    /// factorisation) is made here, once. The result says in [`describe`](Self::describe) what it had to do:
+    /// the damping it needed, a fall back to less evidence.
+    ///
+    /// Fails when the method has no use for evidence, or the statistics are of another width.
+    fn informed(&self, stats: &LayerStats) -> Result<Box<dyn Quantizer>> {
+        Err(CalibError::Statistics {
+            reason: format!(
+                "the method {:?} has no use for statistics of {} columns",
+                self.describe(),
+                stats.columns()
+            ),
+        })
+    }
 
     /// Chooses codes for `x`, a block of `n` rows of `k` values, row-major.
     ///

@@ -30,9 +30,12 @@
 
 #![deny(unsafe_code)]
 
+pub mod backend;
 mod cpu;
 pub mod reference;
 
+pub use backend::Backend;
+pub use cpu::backend::{CpuBackend, Matrix};
 pub use cpu::clip::{Candidate, clip_errors, clip_errors_weighted};
 pub use cpu::codewords::{Codewords, SearchWeights, nearest_codewords};
 pub use cpu::error::{ErrorSums, row_error};

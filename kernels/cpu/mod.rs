@@ -1,6 +1,7 @@
 //! The operations on the processor. Each page below holds one family of loops, written once over
 //! [`simd::Vector`]; [`isa`] chooses the instruction set at run time; [`simd`] alone contains unsafe code.
 
+pub(crate) mod backend;
 pub(crate) mod clip;
 pub(crate) mod codewords;
 pub(crate) mod error;

@@ -1,0 +1,13 @@
+//! What a running model reports. Owns the one trait through which a model speaks to calibration, so that this
+//! package needs to know no model.
+
+/// Listens to a running model.
+pub trait Observer {
+    /// `x` (rows, K) is about to enter every linear layer named in `weights` (full tensor names, as in the
+    /// checkpoint). Reported once for all layers that share the input. With routed experts, rows are those
+    /// routed to the expert, and there may be none.
+    fn linear_input(&mut self, weights: &[&str], x: &[f32], columns: usize);
+
+    /// Keys, after the rotary embedding, and values of decoder layer `layer`: each (rows, kv heads * D).
+    fn keys_and_values(&mut self, layer: usize, keys: &[f32], values: &[f32], columns: usize);
+}

@@ -1,0 +1,195 @@
+//! What is known about the inputs of a linear layer: how many rows were seen, their second moment, and the
+//! largest magnitude of each column. Owns the sums and how they merge; who gathers them is [`crate::observe`].
+//!
+//! ```text
+//! H = (1 / M) sum over rows x of  x x^T          (K, K), or its diagonal alone
+//! ```
+//!
+//! The error of a row e = w - q of a weight, as the layer's output sees it, is e H e^T.
+
+use crate::{CalibError, Result};
+
+/// Sums over rows.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Moment {
+    /// Sum of x_k^2, (K).
+    Diagonal(Vec<f64>),
+    /// Sum of x x^T, (K, K), row-major, symmetric.
+    Full(Vec<f64>),
+}
+
+/// Statistics of the rows that enter one linear layer (or several that share their input).
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerStats {
+    k: usize,
+    rows: u64,
+    moment: Moment,
+    absmax: Vec<f32>,
+}
+
+impl LayerStats {
+    /// No rows yet, K columns.
+    pub fn empty(k: usize, full: bool) -> Self {
+        let moment = if full {
+            Moment::Full(vec![0.0; k * k])
+        } else {
+            Moment::Diagonal(vec![0.0; k])
+        };
+        Self {
+            k,
+            rows: 0,
+            moment,
+            absmax: vec![0.0; k],
+        }
+    }
+
+    /// From sums that were made elsewhere. Fails when lengths disagree with K, or when a number is not finite
+    /// (or, on the diagonal and in `absmax`, is negative).
+    pub fn new(k: usize, rows: u64, moment: Moment, absmax: Vec<f32>) -> Result<Self> {
+        let bad = |reason: String| Err(CalibError::Statistics { reason });
+        let (expected, got) = match &moment {
+            Moment::Diagonal(d) => (k, d.len()),
+            Moment::Full(h) => (k * k, h.len()),
+        };
+        if expected != got || absmax.len() != k {
+            return bad(format!(
+                "expected {expected} sums and {k} magnitudes for {k} columns, got {got} and {}",
+                absmax.len()
+            ));
+        }
+        let sums = match &moment {
+            Moment::Diagonal(sums) | Moment::Full(sums) => sums,
+        };
+        let stats = Self {
+            k,
+            rows,
+            moment: Moment::Diagonal(vec![]),
+            absmax,
+        };
+        if let Some(at) = sums.iter().position(|s| !s.is_finite()) {
+            return bad(format!("the sum at {at} is not finite"));
+        }
+        let stats = Self { moment, ..stats };
+        if let Some(column) = (0..k).find(|&c| stats.sum_of_squares(c) < 0.0 || !(stats.absmax[c] >= 0.0)) {
+            return bad(format!(
+                "column {column} has a negative sum of squares or magnitude"
+            ));
+        }
+        Ok(stats)
+    }
+
+    /// K.
+    pub fn columns(&self) -> usize {
+        self.k
+    }
+
+    /// Rows seen.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// The sums.
+    pub fn moment(&self) -> &Moment {
+        &self.moment
+    }
+
+    /// The sums, to be added to; call [`count`](Self::count) with the rows that were.
+    pub fn moment_mut(&mut self) -> &mut Moment {
+        &mut self.moment
+    }
+
+    /// Takes note of `x` (rows, K): their number and magnitudes, not their moment.
+    pub fn count(&mut self, x: &[f32]) {
+        self.rows += (x.len() / self.k.max(1)) as u64;
+        for row in x.chunks_exact(self.k.max(1)) {
+            self.absmax
+                .iter_mut()
+                .zip(row)
+                .for_each(|(top, x)| *top = top.max(x.abs()));
+        }
+    }
+
+    /// Largest magnitude of each column, (K).
+    pub fn absmax(&self) -> &[f32] {
+        &self.absmax
+    }
+
+    /// Sum of x_k^2.
+    fn sum_of_squares(&self, column: usize) -> f64 {
+        match &self.moment {
+            Moment::Diagonal(d) => d[column],
+            Moment::Full(h) => h[column * self.k + column],
+        }
+    }
+
+    /// Mean of x_k^2 for each column, (K): how much an error in it counts when errors are independent.
+    pub fn importance(&self) -> Vec<f32> {
+        let rows = self.rows.max(1) as f64;
+        (0..self.k)
+            .map(|c| (self.sum_of_squares(c) / rows) as f32)
+            .collect()
+    }
+
+    /// H of the module's text, (K, K), or `None` when only its diagonal is known.
+    pub fn hessian(&self) -> Option<Vec<f64>> {
+        let rows = self.rows.max(1) as f64;
+        match &self.moment {
+            Moment::Full(h) => Some(h.iter().map(|h| h / rows).collect()),
+            Moment::Diagonal(_) => None,
+        }
+    }
+
+    /// Adds the sums of `other`. In f64, in this order: merging in another order may differ in the last bit.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        let (sums, more) = match (&mut self.moment, &other.moment) {
+            (Moment::Full(a), Moment::Full(b)) | (Moment::Diagonal(a), Moment::Diagonal(b))
+                if a.len() == b.len() =>
+            {
+                (a, b)
+            }
+            _ => {
+                return Err(CalibError::Statistics {
+                    reason: "statistics of different widths or kinds cannot be merged".to_owned(),
+                });
+            }
+        };
+        sums.iter_mut().zip(more).for_each(|(a, b)| *a += b);
+        self.rows += other.rows;
+        let tops = self.absmax.iter_mut().zip(&other.absmax);
+        tops.for_each(|(a, b)| *a = a.max(*b));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_by_hand() {
+        let mut stats = LayerStats::empty(2, true);
+        stats.count(&[1.0, -2.0, 3.0, 0.5]);
+        if let Moment::Full(h) = stats.moment_mut() {
+            h.copy_from_slice(&[10.0, -0.5, -0.5, 4.25]);
+        }
+        assert_eq!(stats.rows(), 2);
+        assert_eq!(stats.absmax(), [3.0, 2.0]);
+        assert_eq!(stats.importance(), [5.0, 2.125]);
+        assert_eq!(stats.hessian().unwrap(), [5.0, -0.25, -0.25, 2.125]);
+        let twin = stats.clone();
+        stats.merge(&twin).unwrap();
+        assert_eq!((stats.rows(), stats.importance()), (4, vec![5.0, 2.125]));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let new = |moment, absmax| LayerStats::new(2, 1, moment, absmax);
+        assert!(new(Moment::Diagonal(vec![1.0, 2.0]), vec![1.0, 1.0]).is_ok());
+        assert!(new(Moment::Diagonal(vec![1.0]), vec![1.0, 1.0]).is_err());
+        assert!(new(Moment::Diagonal(vec![1.0, f64::NAN]), vec![1.0, 1.0]).is_err());
+        assert!(new(Moment::Diagonal(vec![1.0, -1.0]), vec![1.0, 1.0]).is_err());
+        assert!(new(Moment::Full(vec![1.0; 4]), vec![1.0, f32::NAN]).is_err());
+        let mut diagonal = LayerStats::empty(2, false);
+        assert!(diagonal.merge(&LayerStats::empty(2, true)).is_err());
+    }
+}
