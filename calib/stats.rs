@@ -70,7 +70,9 @@ impl LayerStats {
             return bad(format!("the sum at {at} is not finite"));
         }
         let stats = Self { moment, ..stats };
-        if let Some(column) = (0..k).find(|&c| stats.sum_of_squares(c) < 0.0 || !(stats.absmax[c] >= 0.0)) {
+        if let Some(column) = (0..k)
+            .find(|&c| stats.sum_of_squares(c) < 0.0 || stats.absmax[c].is_nan() || stats.absmax[c] < 0.0)
+        {
             return bad(format!(
                 "column {column} has a negative sum of squares or magnitude"
             ));
@@ -139,6 +141,27 @@ impl LayerStats {
         }
     }
 
+    /// The statistics of these columns alone, as a layer sees them that reads a part of the input.
+    ///
+    /// # Panics
+    ///
+    /// When the range goes beyond K.
+    pub fn columns_in(&self, range: std::ops::Range<usize>) -> Self {
+        let moment = match &self.moment {
+            Moment::Diagonal(d) => Moment::Diagonal(d[range.clone()].to_vec()),
+            Moment::Full(h) => {
+                let row = |r: usize| &h[r * self.k + range.start..r * self.k + range.end];
+                Moment::Full(range.clone().flat_map(row).copied().collect())
+            }
+        };
+        Self {
+            k: range.len(),
+            rows: self.rows,
+            moment,
+            absmax: self.absmax[range].to_vec(),
+        }
+    }
+
     /// Adds the sums of `other`. In f64, in this order: merging in another order may differ in the last bit.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         let (sums, more) = match (&mut self.moment, &other.moment) {
@@ -176,6 +199,8 @@ mod tests {
         assert_eq!(stats.absmax(), [3.0, 2.0]);
         assert_eq!(stats.importance(), [5.0, 2.125]);
         assert_eq!(stats.hessian().unwrap(), [5.0, -0.25, -0.25, 2.125]);
+        let second = stats.columns_in(1..2);
+        assert_eq!((second.columns(), second.hessian().unwrap()), (1, vec![2.125]));
         let twin = stats.clone();
         stats.merge(&twin).unwrap();
         assert_eq!((stats.rows(), stats.importance()), (4, vec![5.0, 2.125]));

@@ -55,6 +55,72 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A calibration or evaluation file that cannot be used.
+    #[error("{}: {reason}", crate::calibrate::corpus::place(path, *line))]
+    Corpus {
+        /// The file.
+        path: PathBuf,
+        /// Line, counted from one.
+        line: Option<usize>,
+        /// What is wrong and what is expected.
+        reason: String,
+    },
+    /// Calibration text too short for a single row.
+    #[error(
+        "the calibration text has {tokens} tokens, expected at least {length} (one row); give more text or a smaller --length"
+    )]
+    ShortCorpus {
+        /// Tokens there are.
+        tokens: usize,
+        /// Tokens of a row.
+        length: usize,
+    },
+    /// A token the model has no embedding for.
+    #[error(
+        "token id {id} is beyond the model's vocabulary of {vocabulary}; this tokenizer or file of ids belongs to another model"
+    )]
+    Vocabulary {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        vocabulary: usize,
+    },
+    /// NaN or infinity on the way through a model.
+    #[error("{}: the input of {layer} is not finite during calibration; repair the checkpoint, or leave the layer out with --skip", path.display())]
+    NonFiniteActivation {
+        /// The model.
+        path: PathBuf,
+        /// Name of the first weight it enters.
+        layer: String,
+    },
+    /// Statistics that are missing, damaged, or of another model.
+    #[error("{}: {reason}", path.display())]
+    Statistics {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// Statistics of another width than the tensor they are for.
+    #[error(
+        "the statistics for tensor {tensor} are of {got} columns, expected {expected}; they were measured on another model"
+    )]
+    Evidence {
+        /// The tensor.
+        tensor: String,
+        /// Its K.
+        expected: usize,
+        /// Theirs.
+        got: usize,
+    },
+    /// Blocks of an interrupted run with other inputs.
+    #[error("{}: holds the finished blocks of an interrupted run whose {changed} differ; repeat that run as it was, or remove the folder to start anew", folder.display())]
+    Resume {
+        /// The folder with the blocks.
+        folder: PathBuf,
+        /// What differs.
+        changed: String,
+    },
     /// The worker threads could not be started.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {

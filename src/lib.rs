@@ -14,12 +14,14 @@
 #![forbid(unsafe_code)]
 
 pub mod blocks;
+pub mod calibrate;
 pub mod classes;
 pub mod cli;
 pub mod error;
 pub mod estimate;
 pub mod export;
 pub mod fastdeploy;
+pub mod informed;
 pub mod inspect;
 pub mod interrupt;
 pub mod plan;

@@ -24,6 +24,7 @@ use qtool_kernels::{Isa, first_non_finite, pack_crumbs, pack_nibbles};
 use rayon::prelude::*;
 
 use crate::blocks::{Block, batches, cut, read_rows};
+use crate::informed::{Calibrated, Codes, ProxySums, Ready, Workshop};
 use crate::plan::{Action, Conversion, Quantization, QuantizePlan, TensorPlan};
 use crate::progress::Progress;
 use crate::scan::{first_bad, tensors_with_non_finite, unravel};
@@ -84,45 +85,67 @@ pub fn with_threads<T: Send>(threads: usize, work: impl FnOnce() -> Result<T> + 
     .install(work)
 }
 
-/// Quantizes `checkpoint` by `plan` into `options.target` and returns the manifest written there.
-pub fn run(checkpoint: &Checkpoint, plan: &QuantizePlan, options: &Options) -> Result<Manifest> {
+/// Claims the target. Fails when it exists, is being written, or could harm the source.
+pub fn begin(checkpoint: &Checkpoint, options: &Options) -> Result<Staging> {
     refuse_overlap(checkpoint, options)?;
-    let staging = Staging::begin(&options.target, options.force)?;
-    let progress = Progress::new(options.show_progress, "quantizing", plan.source_bytes());
-    let manifest = fill(checkpoint, plan, options, staging.folder(), &progress);
-    progress.clear();
-    let manifest = manifest?;
-    interrupt::check()?;
-    staging.commit()?;
-    Ok(manifest)
+    Ok(Staging::begin(&options.target, options.force)?)
 }
 
-/// Quantizes every rank's share by its plan into a folder of its own in `options.target`, with an
-/// index of them beside, and returns the ranks' manifests.
+/// Quantizes `checkpoint` by `plan` into `options.target`, from the weights alone, and returns the manifest
+/// written there.
+pub fn run(checkpoint: &Checkpoint, plan: &QuantizePlan, options: &Options) -> Result<Manifest> {
+    let mut manifests = run_ranks(checkpoint, std::slice::from_ref(plan), options)?;
+    Ok(manifests.swap_remove(0))
+}
+
+/// As [`run`] for the plan of each rank, see [`write_folders`].
 pub fn run_ranks(
     checkpoint: &Checkpoint,
     plans: &[QuantizePlan],
     options: &Options,
 ) -> Result<Vec<Manifest>> {
-    refuse_overlap(checkpoint, options)?;
-    let staging = Staging::begin(&options.target, options.force)?;
-    let index = RankIndex::new(TOOL, plans.len());
+    let staging = begin(checkpoint, options)?;
+    write_folders(checkpoint, plans, options, Codes::Plain, staging)
+}
+
+/// Quantizes by one plan into the target that [`begin`] claimed; by several, every rank's share into a folder
+/// of its own there, with an index of them beside. The manifests are those of the ranks.
+pub fn write_folders(
+    checkpoint: &Checkpoint,
+    plans: &[QuantizePlan],
+    options: &Options,
+    codes: Codes<'_>,
+    staging: Staging,
+) -> Result<Vec<Manifest>> {
     let bytes = plans.iter().map(QuantizePlan::source_bytes).sum();
     let progress = Progress::new(options.show_progress, "quantizing", bytes);
-    let fill_rank = |(name, plan): (&String, &QuantizePlan)| {
-        fill(checkpoint, plan, options, &staging.subfolder(name)?, &progress)
+    let manifests = match plans {
+        [plan] => fill(checkpoint, plan, options, (codes, 0), staging.folder(), &progress).map(|m| vec![m]),
+        plans => fill_ranks(checkpoint, plans, options, codes, &staging, &progress),
     };
-    let manifests = index
-        .ranks
-        .iter()
-        .zip(plans)
-        .map(fill_rank)
-        .collect::<Result<Vec<_>>>();
     progress.clear();
     let manifests = manifests?;
-    staging.write_file(MANIFEST_FILE, index.to_json().as_bytes())?;
     interrupt::check()?;
     staging.commit()?;
+    Ok(manifests)
+}
+
+fn fill_ranks(
+    checkpoint: &Checkpoint,
+    plans: &[QuantizePlan],
+    options: &Options,
+    codes: Codes<'_>,
+    staging: &Staging,
+    progress: &Progress,
+) -> Result<Vec<Manifest>> {
+    let index = RankIndex::new(TOOL, plans.len());
+    let fill_rank = |(rank, (name, plan)): (usize, (&String, &QuantizePlan))| {
+        let folder = staging.subfolder(name)?;
+        fill(checkpoint, plan, options, (codes, rank), &folder, progress)
+    };
+    let ranks = index.ranks.iter().zip(plans).enumerate();
+    let manifests = ranks.map(fill_rank).collect::<Result<Vec<_>>>()?;
+    staging.write_file(MANIFEST_FILE, index.to_json().as_bytes())?;
     Ok(manifests)
 }
 
@@ -131,6 +154,7 @@ fn fill(
     checkpoint: &Checkpoint,
     plan: &QuantizePlan,
     options: &Options,
+    codes: (Codes<'_>, usize),
     folder: &Path,
     progress: &Progress,
 ) -> Result<Manifest> {
@@ -143,7 +167,7 @@ fn fill(
             non_finite: options.non_finite,
             isa: Isa::best(),
         };
-        stream(&job, writer, &first_part, progress)
+        stream(&job, codes, writer, &first_part, progress)
     });
     let (written, results) = outcome?;
     let manifest = record::manifest(checkpoint, plan, options, &written, &first_part, &results, folder)?;
@@ -180,12 +204,18 @@ struct Job<'a> {
 pub(crate) struct Results {
     /// Sums of each tensor of the plan.
     pub(crate) figures: Vec<BlockFigures>,
+    /// What calibration adds to each.
+    pub(crate) calibrated: Vec<Calibrated>,
     /// Digests of the source tensors that were not copied, by name.
     pub(crate) sources: HashMap<String, blake3::Hasher>,
 }
 
+/// Figures of a block of rows, and its share of the proxy error where inputs are known.
+type Measured = (BlockFigures, Option<ProxySums>);
+
 fn stream(
     job: &Job<'_>,
+    codes: (Codes<'_>, usize),
     writer: ShardWriter,
     first_part: &[usize],
     progress: &Progress,
@@ -196,6 +226,9 @@ fn stream(
     results
         .figures
         .resize_with(job.plan.tensors.len(), BlockFigures::default);
+    results
+        .calibrated
+        .resize_with(job.plan.tensors.len(), Calibrated::default);
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel::<Batch>(1);
         let writing = scope.spawn(move || write(job.checkpoint, job.plan, writer, first_part, &receive));
@@ -204,7 +237,16 @@ fn stream(
             let (blocks, batches) = (&blocks, &batches);
             move || read_ahead(job, blocks, batches, &ready)
         });
-        let computed = compute(job, &blocks, &batches, &mut results, &read, &send, progress);
+        let computed = compute(
+            job,
+            codes,
+            &blocks,
+            &batches,
+            &mut results,
+            &read,
+            &send,
+            progress,
+        );
         drop((send, read));
         let written = writing
             .join()
@@ -238,8 +280,13 @@ fn read_ahead(job: &Job<'_>, blocks: &[Block], batches: &[std::ops::Range<usize>
     }
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one caller; a struct of them would be made to be taken apart"
+)]
 fn compute(
     job: &Job<'_>,
+    codes: (Codes<'_>, usize),
     blocks: &[Block],
     batches: &[std::ops::Range<usize>],
     results: &mut Results,
@@ -247,17 +294,19 @@ fn compute(
     send: &SyncSender<Batch>,
     progress: &Progress,
 ) -> Result<()> {
+    let mut workshop = Workshop::new(codes.0, codes.1);
     for batch in batches {
         interrupt::check()?;
         job.checkpoint.check_unchanged()?;
         // The batch is in memory, or the reader gave up and the pages come when they are touched.
         let _ = read.recv();
         let batch = &blocks[batch.clone()];
+        let ready = workshop.turn_to(job.plan, batch.iter().map(|b| b.tensor))?;
         let (outputs, hashed) = rayon::join(
             || {
                 batch
                     .par_iter()
-                    .map(|block| job.block(block))
+                    .map(|block| job.block(block, ready.get(&block.tensor).map(AsRef::as_ref)))
                     .collect::<Result<Vec<_>>>()
             },
             || hash_sources(job, batch, &mut results.sources),
@@ -265,8 +314,11 @@ fn compute(
         hashed?;
         let mut sent: Batch = Vec::with_capacity(batch.len());
         for (block, (output, figures)) in batch.iter().zip(outputs?) {
-            if let Some(figures) = figures {
+            if let Some((figures, proxy)) = figures {
                 results.figures[block.tensor].merge(&figures);
+                if let Some(ready) = ready.get(&block.tensor) {
+                    results.calibrated[block.tensor].note(ready, proxy);
+                }
             }
             sent.push((block.clone(), output));
         }
@@ -302,7 +354,7 @@ fn hash_sources(job: &Job<'_>, batch: &[Block], sources: &mut HashMap<String, bl
 }
 
 impl Job<'_> {
-    fn block(&self, block: &Block) -> Result<(Output, Option<BlockFigures>)> {
+    fn block(&self, block: &Block, ready: Option<&Ready>) -> Result<(Output, Option<Measured>)> {
         let tensor = &self.plan.tensors[block.tensor];
         match &tensor.action {
             Action::Keep { source, .. } => {
@@ -318,7 +370,7 @@ impl Job<'_> {
             }
             Action::Convert(conversion) => Ok((Output::Converted(self.convert(conversion, block)?), None)),
             Action::Quantize(q) => {
-                let (parts, figures) = self.quantize(tensor, q, block)?;
+                let (parts, figures) = self.quantize(tensor, q, block, ready)?;
                 Ok((Output::Parts(parts), Some(figures)))
             }
         }
@@ -344,31 +396,34 @@ impl Job<'_> {
         tensor: &TensorPlan,
         q: &Quantization,
         block: &Block,
-    ) -> Result<(Vec<Vec<u8>>, BlockFigures)> {
+        ready: Option<&Ready>,
+    ) -> Result<(Vec<Vec<u8>>, Measured)> {
         thread_local!(static ROWS: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) });
         ROWS.with_borrow_mut(|rows| {
             read_rows(self.isa, self.checkpoint, &q.pieces, block.range.clone(), rows)?;
-            let weight = q
-                .quantizer
-                .quantize(self.isa, rows, block.range.len(), q.k)
-                .map_err(|error| match error {
-                    CalibError::NonFinite { row, column, value } => {
-                        self.non_finite_in(&q.pieces, block.range.start + row, column, value)
+            let weight = match ready {
+                Some(ready) => ready.quantize(self.isa, q, &block.range, rows)?,
+                None => q.quantizer.quantize(self.isa, rows, block.range.len(), q.k),
+            };
+            let weight = weight.map_err(|error| match error {
+                CalibError::NonFinite { row, column, value } => {
+                    self.non_finite_in(&q.pieces, block.range.start + row, column, value)
+                }
+                source => {
+                    let path = self.checkpoint.root().to_owned();
+                    Error::Tensor {
+                        path,
+                        tensor: tensor.name.clone(),
+                        source: Box::new(source),
                     }
-                    source => {
-                        let path = self.checkpoint.root().to_owned();
-                        Error::Tensor {
-                            path,
-                            tensor: tensor.name.clone(),
-                            source: Box::new(source),
-                        }
-                    }
-                })?;
+                }
+            })?;
             let mut figures = BlockFigures::default();
             measure(self.isa, rows, &weight, &mut figures);
+            let proxy = ready.and_then(|ready| ready.proxy(rows, &weight));
             let pack = |bits, k: usize, codes: &[u8], out: &mut Vec<u8>| pack(self.isa, bits, k, codes, out);
             let parts = weight.encode_in(self.plan.family, &pack)?;
-            Ok((parts, figures))
+            Ok((parts, (figures, proxy)))
         })
     }
 

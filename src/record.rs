@@ -30,7 +30,8 @@ pub(crate) fn manifest(
     folder: &Path,
 ) -> Result<Manifest> {
     let mut tensors = Vec::with_capacity(plan.tensors.len());
-    for ((tensor, figures), &first) in plan.tensors.iter().zip(&results.figures).zip(first_part) {
+    let results_of = results.figures.iter().zip(&results.calibrated);
+    for ((tensor, (figures, calibrated)), &first) in plan.tensors.iter().zip(results_of).zip(first_part) {
         let kept_as = &written.tensors[first];
         let sources = sources(checkpoint, tensor, results, kept_as)?;
         let assembled = !sources.is_empty();
@@ -49,7 +50,11 @@ pub(crate) fn manifest(
                 let parts = q.parts.iter().zip(&written.tensors[first..]);
                 let record = QuantizedRecord {
                     scheme: q.scheme,
-                    method: q.quantizer.describe(),
+                    method: calibrated
+                        .method
+                        .clone()
+                        .unwrap_or_else(|| q.quantizer.describe()),
+                    proxy_error: calibrated.proxy_error(),
                     rows: q.n,
                     columns: q.k,
                     orientation: q.orientation,

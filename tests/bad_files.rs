@@ -134,6 +134,7 @@ pub fn write_artifact(folder: &Path) {
                 columns,
                 orientation,
                 parts: records,
+                proxy_error: None,
                 figures: figures.clone(),
                 faults: Vec::new(),
             }),

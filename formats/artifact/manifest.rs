@@ -203,6 +203,10 @@ pub struct QuantizedRecord {
     pub orientation: Orientation,
     /// The stored tensors.
     pub parts: Vec<PartRecord>,
+    /// How much of the layer's output is error, on the calibration data: tr(E H E^T) / tr(W H W^T) with H the
+    /// second moment of the inputs. Absent without calibration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_error: Option<f64>,
     /// How good it is.
     pub figures: Figures,
     /// What is suspicious about it; empty when nothing is.

@@ -18,6 +18,7 @@ use super::{print, print_json, size, wants_progress};
 use crate::classes::{class_of, group};
 use crate::estimate::{self, Estimate};
 use crate::fastdeploy::{self, Request};
+use crate::informed::Codes;
 use crate::plan::{QuantizePlan, TensorPlan};
 use crate::quantize::{self, NonFinite, Options};
 use crate::table::Table;
@@ -156,12 +157,10 @@ impl Args {
             qtool_formats::replace::check_target(&self.output, self.force)?;
             return self.print_plan(&checkpoint, plan, plans.len());
         }
-        let manifest = if plans.len() == 1 {
-            quantize::run(&checkpoint, plan, &options)?
-        } else {
-            quantize::run_ranks(&checkpoint, &plans, &options)?.swap_remove(0)
-        };
-        self.print_outcome(&manifest, plan, plans.len(), started.elapsed())?;
+        let staging = quantize::begin(&checkpoint, &options)?;
+        let manifests = quantize::write_folders(&checkpoint, &plans, &options, Codes::Plain, staging)?;
+        let manifest = &manifests[0];
+        self.print_outcome(manifest, plan, plans.len(), started.elapsed())?;
         Ok(0)
     }
 

@@ -1,0 +1,17 @@
+//! Calibration: what a model's own inputs say about its weights, gathered while it runs over a text.
+//!
+//! | Page | Story |
+//! |---|---|
+//! | [`corpus`] | files to rows of token ids |
+//! | [`recorder`] | one block's inputs to sums |
+//! | [`activations`] | what lies between two blocks |
+//! | [`statistics`] | a folder of sums, and merging parts of it |
+//! | [`coverage`] | evidence for a tensor; experts that saw too little |
+//! | [`decisions`] | blocks already quantized, in a sequential run |
+
+pub mod activations;
+pub mod corpus;
+pub mod coverage;
+pub mod decisions;
+pub mod recorder;
+pub mod statistics;
