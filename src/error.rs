@@ -55,6 +55,26 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A tensor of a model that is not what its config says.
+    #[error("{}: tensor {tensor}: expected {expected} by config.json, got {got}", path.display())]
+    ModelTensor {
+        /// The model.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Shape or type.
+        expected: String,
+        /// What is there.
+        got: String,
+    },
+    /// More tokens than a cache has room for.
+    #[error("{tokens} tokens do not fit a cache of {capacity}")]
+    CacheFull {
+        /// Tokens there would be.
+        tokens: usize,
+        /// Room.
+        capacity: usize,
+    },
     /// A calibration or evaluation file that cannot be used.
     #[error("{}: {reason}", crate::calibrate::corpus::place(path, *line))]
     Corpus {

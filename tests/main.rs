@@ -7,6 +7,7 @@ mod ernie;
 mod fastdeploy;
 mod faults;
 mod flow;
+mod forward;
 mod hostile;
 mod house;
 mod laws;
