@@ -12,7 +12,7 @@
 
 use qtool_formats::scheme::{AffineScheme, Grid};
 use qtool_formats::{QuantizedWeight, Scheme};
-use qtool_kernels::{Candidate, Isa, absmax, clip_errors, minmax};
+use qtool_kernels::{Candidate, Isa, absmax, clip_errors, clip_errors_weighted, minmax};
 
 use crate::affine::{ChooseScale, GroupScale, quantize_rows, storable_scale};
 use crate::rtn::symmetric_steps;
@@ -21,7 +21,7 @@ use crate::{Method, Quantizer, Result, TensorOptions};
 /// The registry entry.
 pub const METHOD: Method = Method {
     name: "mse",
-    bits: &[4, 8],
+    bits: &[2, 3, 4, 8],
     summary: "clip search: the scale of each group with the least squared error (the default at 4 bits)",
     build,
 };
@@ -48,12 +48,7 @@ impl Quantizer for ClipSearch {
     }
 
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
-        let mut search = Search {
-            scheme: self.scheme,
-            candidates: Vec::new(),
-            zeros: Vec::new(),
-            errors: Vec::new(),
-        };
+        let mut search = Search::new(self.scheme);
         quantize_rows(isa, self.scheme, x, n, k, &mut search)
     }
 }
@@ -70,11 +65,14 @@ const FINE_STEP: f32 = 0.007;
 /// Zero points tried to both sides of the centring one, in the first and the second sweep.
 const ZERO_REACH: [i32; 2] = [2, 1];
 
-struct Search {
+/// The search, with its working memory.
+pub(crate) struct Search {
     scheme: AffineScheme,
     candidates: Vec<Candidate>,
     zeros: Vec<u8>,
     errors: Vec<f32>,
+    /// How much each column counts; empty when all count the same.
+    importance: Vec<f32>,
 }
 
 /// The values between which a zero point lies in a group, and the scale that spans them.
@@ -85,6 +83,33 @@ struct Extent {
 }
 
 impl Search {
+    /// For groups of this scheme, all columns counting the same.
+    pub(crate) fn new(scheme: AffineScheme) -> Self {
+        Self {
+            scheme,
+            candidates: Vec::new(),
+            zeros: Vec::new(),
+            errors: Vec::new(),
+            importance: Vec::new(),
+        }
+    }
+
+    /// Lets column c of every row count `importance[c]`.
+    pub(crate) fn weigh(&mut self, importance: &[f32]) {
+        // A column that never counts would let its group's scale run away.
+        let floor = importance.iter().sum::<f32>() / importance.len().max(1) as f32 * 1e-6;
+        self.importance = importance
+            .iter()
+            .map(|v| v.max(floor).max(f32::MIN_POSITIVE))
+            .collect();
+    }
+
+    /// The choice for one group whose values count `weights`.
+    pub(crate) fn choose_weighted(&mut self, isa: Isa, group: &[f32], weights: &[f32]) -> GroupScale {
+        self.weigh(weights);
+        self.choose(isa, group, 0)
+    }
+
     /// Adds the candidates of one scale.
     fn push(&mut self, extent: &Extent, factor: f32, reach: i32) {
         let scale = storable_scale(extent.span_scale * factor, self.scheme.scale_dtype());
@@ -119,16 +144,21 @@ impl Search {
     }
 
     /// Prices all candidates and returns the index of the cheapest.
-    fn cheapest(&mut self, isa: Isa, group: &[f32]) -> Option<usize> {
+    fn cheapest(&mut self, isa: Isa, group: &[f32], from: usize) -> Option<usize> {
         self.errors.clear();
         self.errors.resize(self.candidates.len(), 0.0);
-        clip_errors(isa, group, &self.candidates, &mut self.errors);
+        match self.importance.get(from..from + group.len()) {
+            Some(weights) if !weights.is_empty() => {
+                clip_errors_weighted(isa, group, weights, &self.candidates, &mut self.errors);
+            }
+            _ => clip_errors(isa, group, &self.candidates, &mut self.errors),
+        }
         (0..self.errors.len()).min_by(|&a, &b| self.errors[a].total_cmp(&self.errors[b]))
     }
 }
 
 impl ChooseScale for Search {
-    fn choose(&mut self, isa: Isa, group: &[f32]) -> GroupScale {
+    fn choose(&mut self, isa: Isa, group: &[f32], from: usize) -> GroupScale {
         let scheme = self.scheme;
         let extent = match scheme.grid() {
             Grid::Symmetric | Grid::Narrow => {
@@ -161,7 +191,7 @@ impl ChooseScale for Search {
         for step in 0..=steps {
             self.push(&extent, COARSE_TOP - COARSE_STEP * step as f32, ZERO_REACH[0]);
         }
-        let Some(best) = self.cheapest(isa, group) else {
+        let Some(best) = self.cheapest(isa, group, from) else {
             return GroupScale {
                 scale: f32::INFINITY,
                 zero: 0,
@@ -180,7 +210,7 @@ impl ChooseScale for Search {
         for step in (-FINE_STEPS..=FINE_STEPS).filter(|&s| s != 0) {
             self.push(&around, 1.0 + FINE_STEP * step as f32, ZERO_REACH[1]);
         }
-        let best = self.cheapest(isa, group).unwrap_or(0);
+        let best = self.cheapest(isa, group, from).unwrap_or(0);
         GroupScale {
             scale: self.candidates[best].scale,
             zero: self.zeros[best],

@@ -11,9 +11,12 @@
 //! | WINT2, the 2-bit convolutional code | [`ccq`] |
 //! | WINT2.5, its 2.5-bit sibling | [`ccq25`] |
 //! | clip search for the least squared error | [`clip`] |
+//! | a second moment, damped and factored | [`hessian`] |
+//! | rounding with error feedback | [`gptq`] |
 //! | the encoder of WINT2, two bits a weight | [`ccq`] |
 //! | what is known about a layer's inputs | [`stats`] |
 //! | how a running model reports them | [`observe`] |
+//! | how much of a layer's output is error | [`proxy`] |
 //! | error figures of a block of rows | [`measure`] |
 #![forbid(unsafe_code)]
 
@@ -22,9 +25,12 @@ pub mod ccq;
 pub mod ccq25;
 pub mod clip;
 pub mod error;
+pub mod gptq;
+pub mod hessian;
 pub mod measure;
 pub mod observe;
 pub mod options;
+pub mod proxy;
 pub mod recipe;
 pub mod rtn;
 pub mod stats;
@@ -103,7 +109,7 @@ pub struct Method {
 }
 
 /// Every method.
-pub const METHODS: &[Method] = &[rtn::METHOD, clip::METHOD, ccq::METHOD];
+pub const METHODS: &[Method] = &[rtn::METHOD, clip::METHOD, gptq::METHOD, ccq::METHOD];
 
 /// The method of this name.
 pub fn find(name: &str) -> Option<&'static Method> {

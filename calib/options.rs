@@ -11,10 +11,13 @@ use crate::ccq::Effort;
 use crate::{CalibError, METHODS, Result};
 
 /// Code widths that `--bits` and rules accept. Two bits are WINT2, whose codes, groups and scales
-/// are fixed.
-pub const BITS: [u8; 3] = [2, 4, 8];
-/// The method of two bits.
+/// are fixed, unless another method is named.
+pub const BITS: [u8; 4] = [2, 3, 4, 8];
+/// The method of WINT2, and the default at two bits.
 const CCQ: &str = "ccq";
+
+/// The methods that round each weight by itself, whose names `--clip` takes.
+const CLIPS: [&str; 2] = ["none", "mse"];
 
 /// Options of one tensor, all filled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,12 +28,14 @@ pub struct TensorOptions {
     pub grouping: Grouping,
     /// Where the grid's zero lies.
     pub grid: Grid,
-    /// Name of the method that chooses scales, one of [`METHODS`].
-    pub clip: &'static str,
+    /// Name of the method that chooses codes, one of [`METHODS`].
+    pub method: &'static str,
     /// Type scales are stored in.
     pub scale: FloatDtype,
-    /// How long to search; for 2 bits only.
+    /// How long to search; for WINT2 only.
     pub effort: Effort,
+    /// Whether there will be evidence about the inputs: it decides which methods are the defaults.
+    pub calibrated: bool,
 }
 
 /// Options as typed: what is absent takes the default of the code width.
@@ -42,33 +47,39 @@ pub struct PartialOptions {
     pub grouping: Option<Grouping>,
     /// See [`TensorOptions::grid`].
     pub grid: Option<Grid>,
-    /// See [`TensorOptions::clip`].
-    pub clip: Option<&'static str>,
+    /// See [`TensorOptions::method`].
+    pub method: Option<&'static str>,
     /// See [`TensorOptions::scale`].
     pub scale: Option<FloatDtype>,
     /// See [`TensorOptions::effort`].
     pub effort: Option<Effort>,
+    /// See [`TensorOptions::calibrated`].
+    pub calibrated: bool,
 }
 
 impl PartialOptions {
     /// Fills in defaults: 8 bits are per output channel and unclipped; 4 bits are in groups of 64
-    /// with clip search; both are symmetric, with BF16 scales. 2 bits are WINT2 at default effort.
+    /// with clip search, 3 bits likewise; all are symmetric, with BF16 scales. With evidence, `gptq` takes the
+    /// place of rounding. 2 bits are WINT2 at default effort, and groups of 64 when another method is named.
     ///
     /// Fails when the combination is no scheme, or when an option has no meaning at this width.
     pub fn complete(self, bits: u8) -> Result<TensorOptions> {
         let bits = self.bits.unwrap_or(bits);
-        let (grouping, clip) = match bits {
-            8 => (Grouping::Row, "none"),
+        let (grouping, method) = match bits {
             2 => (Grouping::Columns(64), CCQ),
+            8 if self.calibrated => (Grouping::Row, "gptq"),
+            8 => (Grouping::Row, "none"),
+            _ if self.calibrated => (Grouping::Columns(64), "gptq"),
             _ => (Grouping::Columns(64), "mse"),
         };
         self.over(TensorOptions {
             bits,
             grouping,
             grid: Grid::Symmetric,
-            clip,
+            method,
             scale: FloatDtype::Bf16,
             effort: Effort::Default,
+            calibrated: self.calibrated,
         })
     }
 
@@ -78,9 +89,10 @@ impl PartialOptions {
             bits: self.bits.unwrap_or(base.bits),
             grouping: self.grouping.unwrap_or(base.grouping),
             grid: self.grid.unwrap_or(base.grid),
-            clip: self.clip.unwrap_or(base.clip),
+            method: self.method.unwrap_or(base.method),
             scale: self.scale.unwrap_or(base.scale),
             effort: self.effort.unwrap_or(base.effort),
+            calibrated: self.calibrated || base.calibrated,
         };
         self.check_meaning(&options)?;
         options.scheme()?;
@@ -95,26 +107,27 @@ impl PartialOptions {
                 reason: reason.to_owned(),
             })
         };
-        if options.bits == 2 {
+        let wrong_width = |bits: &[u8]| {
+            let bits: Vec<String> = bits.iter().map(ToString::to_string).collect();
+            fault(
+                &format!("method {} at {} bits", options.method, options.bits),
+                &format!("it is for {} bits", bits.join(", ")),
+            )
+        };
+        if let Some(method) = crate::find(options.method)
+            && !method.bits.contains(&options.bits)
+        {
+            return wrong_width(method.bits);
+        }
+        if options.method == CCQ {
             if self.grouping.is_some() || self.grid.is_some() || self.scale.is_some() {
                 return fault(
                     "2 bits",
-                    "WINT2 fixes groups (64), grid and scale dtype; leave these options out",
-                );
-            }
-            if options.clip != CCQ {
-                return fault(
-                    "2 bits",
-                    "WINT2 has a search of its own; choose it by effort:fast, default or best",
+                    "WINT2 fixes groups (64), grid and scale dtype; leave these options out, or name another method (method:mse, method:gptq)",
                 );
             }
         } else if self.effort.is_some() {
-            return fault("effort", "only 2 bits have levels of effort");
-        } else if options.clip == CCQ {
-            return fault(
-                "clip ccq",
-                "that is the method of 2 bits; accepted are none and mse",
-            );
+            return fault("effort", "only WINT2 (2 bits) has levels of effort");
         }
         Ok(())
     }
@@ -136,12 +149,13 @@ impl PartialOptions {
                 "bits" => options.bits = Some(parse_bits(value)?),
                 "group" => options.grouping = Some(parse_grouping(value)?),
                 "grid" => options.grid = Some(parse_grid(value)?),
-                "clip" => options.clip = Some(parse_clip(value)?),
+                "clip" => options.method = Some(parse_clip(value)?),
+                "method" => options.method = Some(parse_method(value)?),
                 "scale" => options.scale = Some(parse_scale(value)?),
                 "effort" => options.effort = Some(parse_effort(value)?),
                 other => {
                     return Err(fault(format!(
-                        "no key {other:?}; keys are bits, group, grid, clip, scale, effort"
+                        "no key {other:?}; keys are bits, group, grid, clip, method, scale, effort"
                     )));
                 }
             }
@@ -153,14 +167,14 @@ impl PartialOptions {
 impl TensorOptions {
     /// The scheme these options ask for.
     pub fn scheme(&self) -> Result<Scheme> {
-        if self.bits == 2 {
+        if self.method == CCQ {
             return Ok(Scheme::Ccq);
         }
         let affine = AffineScheme::new(self.bits, self.grid, self.grouping, self.scale)?;
         Ok(Scheme::Affine(affine))
     }
 
-    /// The affine scheme these options ask for; fails at 2 bits.
+    /// The affine scheme these options ask for, whatever their method.
     pub fn affine_scheme(&self) -> Result<AffineScheme> {
         Ok(AffineScheme::new(
             self.bits,
@@ -174,7 +188,7 @@ impl TensorOptions {
 /// The form that [`PartialOptions::parse`] reads.
 impl fmt::Display for TensorOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.bits == 2 {
+        if self.method == CCQ {
             return write!(f, "bits:2,effort:{}", self.effort);
         }
         let group = match self.grouping {
@@ -188,8 +202,15 @@ impl fmt::Display for TensorOptions {
         };
         write!(
             f,
-            "bits:{},group:{group},grid:{grid},clip:{},scale:{}",
-            self.bits, self.clip, self.scale
+            "bits:{},group:{group},grid:{grid},{}:{},scale:{}",
+            self.bits,
+            if CLIPS.contains(&self.method) {
+                "clip"
+            } else {
+                "method"
+            },
+            self.method,
+            self.scale
         )
     }
 }
@@ -205,7 +226,7 @@ fn fault<T>(what: &str, value: &str, accepted: &str) -> Result<T> {
 pub fn parse_bits(value: &str) -> Result<u8> {
     match value.trim().parse() {
         Ok(bits) if BITS.contains(&bits) => Ok(bits),
-        _ => fault("bits", value, "2, 4 and 8"),
+        _ => fault("bits", value, "2, 3, 4 and 8"),
     }
 }
 
@@ -240,20 +261,22 @@ pub fn parse_effort(value: &str) -> Result<Effort> {
     }
 }
 
-/// A method name.
+/// `none` or `mse`.
 pub fn parse_clip(value: &str) -> Result<&'static str> {
+    match CLIPS.into_iter().find(|name| *name == value.trim()) {
+        Some(name) => Ok(name),
+        None => fault("clip", value, &CLIPS.join(" and ")),
+    }
+}
+
+/// The name of any method.
+pub fn parse_method(value: &str) -> Result<&'static str> {
     match crate::find(value.trim()) {
         Some(method) => Ok(method.name),
-        None => fault(
-            "clip",
-            value,
-            &METHODS
-                .iter()
-                .filter(|m| m.bits.contains(&4))
-                .map(|m| m.name)
-                .collect::<Vec<_>>()
-                .join(" and "),
-        ),
+        None => {
+            let names: Vec<&str> = METHODS.iter().map(|m| m.name).collect();
+            fault("method", value, &names.join(", "))
+        }
     }
 }
 
@@ -275,6 +298,8 @@ mod tests {
             "bits:4,group:128,grid:zp,clip:none,scale:f16",
             "bits:8,group:row,grid:sym,clip:mse,scale:f32",
             "bits:2,effort:fast",
+            "bits:2,group:64,grid:sym,clip:mse,scale:bf16",
+            "bits:3,group:32,grid:zp,method:gptq,scale:f16",
         ] {
             let options = PartialOptions::parse(text).unwrap().complete(8).unwrap();
             assert_eq!(options.to_string(), text);
@@ -290,12 +315,18 @@ mod tests {
             eight.to_string(),
             "bits:8,group:row,grid:sym,clip:none,scale:bf16"
         );
+        let calibrated = PartialOptions {
+            calibrated: true,
+            ..PartialOptions::default()
+        };
+        let methods = [2, 3, 4, 8].map(|bits| calibrated.complete(bits).unwrap().method);
+        assert_eq!(methods, ["ccq", "gptq", "gptq", "gptq"]);
     }
 
     #[test]
     fn nonsense_names_what_is_accepted() {
         for (text, accepted) in [
-            ("bits:5", "2, 4 and 8"),
+            ("bits:5", "2, 3, 4 and 8"),
             ("group:48", "16, 32, 64"),
             ("grid:odd", "sym, narrow and zp"),
             ("clip:max", "none and mse"),
@@ -304,9 +335,10 @@ mod tests {
             ("bit:4", "keys are"),
             ("effort:much", "fast, default and best"),
             ("bits:2,group:32", "leave these options out"),
-            ("bits:2,clip:mse", "effort:fast, default or best"),
             ("bits:4,clip:ccq", "none and mse"),
-            ("bits:4,effort:best", "only 2 bits"),
+            ("bits:4,method:ccq", "it is for 2 bits"),
+            ("method:magic", "none, mse, gptq, ccq"),
+            ("bits:4,effort:best", "only WINT2"),
         ] {
             let parsed = PartialOptions::parse(text).and_then(|options| options.complete(4));
             let message = parsed.unwrap_err().to_string();

@@ -154,7 +154,11 @@ impl Rule {
                 Some(if same_width {
                     partial.over(default)?
                 } else {
-                    partial.complete(default.bits)?
+                    PartialOptions {
+                        calibrated: default.calibrated,
+                        ..partial
+                    }
+                    .complete(default.bits)?
                 })
             }
         };

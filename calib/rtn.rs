@@ -21,7 +21,7 @@ use crate::{Method, Quantizer, Result, TensorOptions};
 /// The registry entry.
 pub const METHOD: Method = Method {
     name: "none",
-    bits: &[4, 8],
+    bits: &[2, 3, 4, 8],
     summary: "plain rounding: the grid spans each group's largest magnitude (or its minimum and maximum)",
     build,
 };
@@ -36,6 +36,13 @@ fn build(options: &TensorOptions) -> Result<Box<dyn Quantizer>> {
 #[derive(Debug, Clone, Copy)]
 pub struct Rtn {
     scheme: AffineScheme,
+}
+
+impl Rtn {
+    /// For this scheme.
+    pub(crate) fn new(scheme: AffineScheme) -> Self {
+        Self { scheme }
+    }
 }
 
 impl Quantizer for Rtn {
@@ -62,10 +69,10 @@ pub fn symmetric_steps(scheme: AffineScheme) -> f32 {
     }
 }
 
-struct Span(AffineScheme);
+pub(crate) struct Span(pub(crate) AffineScheme);
 
 impl ChooseScale for Span {
-    fn choose(&mut self, isa: Isa, group: &[f32]) -> GroupScale {
+    fn choose(&mut self, isa: Isa, group: &[f32], _from: usize) -> GroupScale {
         let dtype = self.0.scale_dtype();
         match self.0.grid() {
             Grid::Symmetric | Grid::Narrow => GroupScale {

@@ -17,6 +17,7 @@
 //! | [`clip_errors`], [`clip_errors_weighted`] | `cpu/clip.rs` | squared error of one group under many scales |
 //! | [`row_error`], [`ErrorSums`] | `cpu/error.rs` | how far decoded weights are from the originals |
 //! | [`nearest_codewords`] | `cpu/codewords.rs` | nearest of 256 codewords for vectors of 4 weights, in integers |
+//! | [`nearest_in_metric`], [`add_scaled`] | `cpu/metric.rs` | nearest codeword under a 4 x 4 metric; a few scaled rows added up |
 //! | [`code_histogram`] | `cpu/histogram.rs` | how often each code occurs |
 //!
 //! # One result, whatever the machine
@@ -42,6 +43,7 @@ pub use cpu::error::{ErrorSums, row_error};
 pub use cpu::extent::{absmax, absmax_groups, first_non_finite, minmax, minmax_groups};
 pub use cpu::histogram::code_histogram;
 pub use cpu::isa::{Isa, IsaKind};
+pub use cpu::metric::{Metric, MetricBook, PRODUCTS, add_scaled, nearest_in_metric};
 pub use cpu::pack::{pack_crumbs, pack_nibbles, unpack_crumbs, unpack_nibbles};
 pub use cpu::round::{round_codes, round_codes_groups};
 pub use cpu::widen::{narrow_bf16, narrow_f16, widen_bf16, widen_f16, widen_f32};

@@ -123,3 +123,25 @@ pub fn code_histogram(codes: &[u8]) -> [u64; 256] {
     }
     counts
 }
+
+/// The byte of the codeword c with the least (t - c) B (t - c)^T, and that value; the lowest byte on ties.
+pub fn nearest_in_metric(book: &[[i8; 4]; 256], t: [f32; 4], b: [[f32; 4]; 4]) -> (u8, f64) {
+    let mut best = (0, f64::INFINITY);
+    for (byte, word) in (0..=u8::MAX).zip(book) {
+        let e: Vec<f64> = t
+            .iter()
+            .zip(word)
+            .map(|(t, c)| f64::from(*t) - f64::from(*c))
+            .collect();
+        let mut cost = 0.0;
+        for i in 0..4 {
+            for j in 0..4 {
+                cost += e[i] * f64::from(b[i][j]) * e[j];
+            }
+        }
+        if cost < best.1 {
+            best = (byte, cost);
+        }
+    }
+    best
+}

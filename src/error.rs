@@ -105,6 +105,30 @@ pub enum Error {
         /// Rows of the embedding.
         vocabulary: usize,
     },
+    /// A folder without a tokenizer.
+    #[error("{}: has no tokenizer, looked for {looked_for}; copy the tokenizer's files from where the model came from", folder.display())]
+    NoTokenizer {
+        /// The folder.
+        folder: PathBuf,
+        /// Names of files, in order.
+        looked_for: String,
+    },
+    /// A tokenizer's file that cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A chat template that is missing, damaged, or does not take the conversation.
+    #[error("{}: {reason}", path.display())]
+    Template {
+        /// The file it stands in.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// NaN or infinity on the way through a model.
     #[error("{}: the input of {layer} is not finite during calibration; repair the checkpoint, or leave the layer out with --skip", path.display())]
     NonFiniteActivation {

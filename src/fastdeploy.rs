@@ -28,7 +28,9 @@ pub struct Request {
     /// Ranks of tensor parallelism.
     pub ranks: usize,
     /// Method that chooses scales of INT8 and INT4; the width's default when absent.
-    pub clip: Option<&'static str>,
+    pub method: Option<&'static str>,
+    /// Whether there will be evidence about the inputs.
+    pub calibrated: bool,
     /// How long to search for 2-bit codes; the default when absent.
     pub effort: Option<Effort>,
     /// Most bytes of tensor data in one file.
@@ -97,7 +99,7 @@ fn options(request: &Request, rank: usize) -> Value {
     let mut options = json!({
         "format": "fastdeploy",
         "bits": request.wanted.bits,
-        "clip": request.clip,
+        "clip": request.method,
         "max_shard_bytes": request.max_shard_bytes,
     });
     if request.wanted.bits == 2 {
@@ -155,12 +157,14 @@ fn quantization(root: &Path, request: &Request, placed: &Placed, store: Store) -
         bits: Some(bits),
         grouping: Some(Grouping::Row),
         grid: Some(grid),
-        clip: request.clip,
+        method: request.method,
         scale: Some(FloatDtype::Bf16),
         effort: None,
+        calibrated: request.calibrated,
     };
     let two = PartialOptions {
         effort: request.effort,
+        calibrated: request.calibrated,
         ..PartialOptions::default()
     };
     let options: TensorOptions = match store {
@@ -169,9 +173,9 @@ fn quantization(root: &Path, request: &Request, placed: &Placed, store: Store) -
         Store::Wint2 => two.complete(2),
     }
     .map_err(Error::Option)?;
-    let method = qtool_calib::find(options.clip).ok_or_else(|| Error::Source {
+    let method = qtool_calib::find(options.method).ok_or_else(|| Error::Source {
         path: root.to_owned(),
-        reason: format!("no method {}", options.clip),
+        reason: format!("no method {}", options.method),
     })?;
     let quantizer = (method.build)(&options).map_err(Error::Option)?;
     let scheme = quantizer.scheme();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use qtool_calib::proxy::Proxy;
 use qtool_calib::{Evidence, LayerStats, Quantizer};
 use qtool_formats::QuantizedWeight;
 use qtool_kernels::Isa;
@@ -30,8 +31,8 @@ pub struct Ready {
     how: How,
     /// What the manifest says of the method; `None` when the plan's quantizer says it.
     pub method: Option<String>,
-    /// What its inputs look like, for the proxy error.
-    pub stats: Option<Arc<LayerStats>>,
+    /// Prices errors by what its inputs look like.
+    proxy: Option<Arc<Proxy>>,
 }
 
 enum How {
@@ -43,8 +44,8 @@ enum How {
 impl Ready {
     /// Sums for the proxy error of rows `rows` and their codes.
     pub fn proxy(&self, rows: &[f32], weight: &QuantizedWeight) -> Option<ProxySums> {
-        let _ = (rows, weight, self.stats.as_ref()?);
-        None
+        let (error, energy) = self.proxy.as_ref()?.sums(rows, weight);
+        Some(ProxySums { error, energy })
     }
 
     /// The codes of rows `range`, whose values are `rows`.
@@ -95,6 +96,11 @@ impl Calibrated {
         }
     }
 
+    /// tr(E H E^T) and tr(W H W^T) over all rows.
+    pub fn sums(&self) -> Option<(f64, f64)> {
+        self.sums.map(|s| (s.error, s.energy))
+    }
+
     /// tr(E H E^T) / tr(W H W^T) over all rows.
     pub fn proxy_error(&self) -> Option<f64> {
         self.sums
@@ -102,8 +108,13 @@ impl Calibrated {
     }
 }
 
-/// Statistics, kind and description of an informed quantizer: tensors that agree in all three share it.
-type Shared = (Arc<LayerStats>, String, Arc<dyn Quantizer>);
+/// An informed quantizer: tensors that agree in statistics and options share it.
+struct Shared {
+    stats: Arc<LayerStats>,
+    kind: String,
+    quantizer: Option<Arc<dyn Quantizer>>,
+    proxy: Arc<Proxy>,
+}
 
 /// The tensors at work, each made ready when its first rows come.
 pub struct Workshop<'a> {
@@ -153,7 +164,7 @@ impl<'a> Workshop<'a> {
         let plain = Ready {
             how: How::Plan,
             method: None,
-            stats: None,
+            proxy: None,
         };
         let source = match self.codes {
             Codes::Plain => return Ok(plain),
@@ -162,7 +173,7 @@ impl<'a> Workshop<'a> {
                     None => plain,
                     Some(decided) => Ready {
                         method: Some(decided.method.clone()),
-                        stats: None,
+                        proxy: None,
                         how: How::Decided(Box::new(decided)),
                     },
                 });
@@ -183,32 +194,36 @@ impl<'a> Workshop<'a> {
             Some(note) => format!("{method}; {note}"),
             None => method,
         };
-        if q.quantizer.evidence() == Evidence::None {
-            return Ok(Ready {
-                stats: Some(stats),
-                ..plain
-            });
-        }
         let kind = q.quantizer.describe();
-        let (stats, quantizer) = match &self.last {
-            Some((known, made, quantizer)) if *made == kind && same(known, &stats) => {
-                (Arc::clone(known), Arc::clone(quantizer))
-            }
-            _ => {
-                let made = q.quantizer.informed(&stats).map_err(|source| Error::Tensor {
+        let known = self.last.as_ref();
+        if !known.is_some_and(|last| last.kind == kind && same(&last.stats, &stats)) {
+            let informed = if q.quantizer.evidence() == Evidence::None {
+                None
+            } else {
+                Some(q.quantizer.informed(&stats).map_err(|source| Error::Tensor {
                     path: std::path::PathBuf::from("calibration"),
                     tensor: tensor.name.clone(),
                     source: Box::new(source),
-                })?;
-                let made: Arc<dyn Quantizer> = Arc::from(made);
-                self.last = Some((Arc::clone(&stats), kind, Arc::clone(&made)));
-                (stats, made)
-            }
+                })?)
+            };
+            self.last = Some(Shared {
+                proxy: Arc::new(Proxy::new(&stats)),
+                stats,
+                kind,
+                quantizer: informed.map(Arc::from),
+            });
+        }
+        let Some(shared) = &self.last else {
+            return Ok(plain);
         };
-        Ok(Ready {
-            method: Some(with_note(quantizer.describe())),
-            how: How::Informed(quantizer),
-            stats: Some(stats),
+        let proxy = Some(Arc::clone(&shared.proxy));
+        Ok(match &shared.quantizer {
+            None => Ready { proxy, ..plain },
+            Some(quantizer) => Ready {
+                method: Some(with_note(quantizer.describe())),
+                how: How::Informed(Arc::clone(quantizer)),
+                proxy,
+            },
         })
     }
 }

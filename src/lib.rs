@@ -33,6 +33,7 @@ pub mod scan;
 mod second_decode;
 pub mod source;
 pub mod table;
+pub mod tokenizer;
 pub mod verify;
 mod writing;
 

@@ -253,7 +253,7 @@ fn plan_tensor(
             return Ok(keep("not a matrix".to_owned()));
         }
     };
-    let method = qtool_calib::find(options.clip).ok_or_else(|| format!("no method {}", options.clip))?;
+    let method = qtool_calib::find(options.method).ok_or_else(|| format!("no method {}", options.method))?;
     let quantizer = (method.build)(&options).map_err(|e| e.to_string())?;
     let scheme = quantizer.scheme();
     let parts = scheme.parts(n, k).map_err(|e| e.to_string())?;

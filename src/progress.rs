@@ -25,6 +25,19 @@ impl Progress {
         Self { bar }
     }
 
+    /// A line for `total` tokens of `what`, or nothing.
+    pub fn tokens(show: bool, what: &str, total: u64) -> Self {
+        if !show {
+            return Self::hidden();
+        }
+        let this = Self::visible(what, total);
+        let template = "{msg} {bar:28} {human_pos:>9} of {human_len} tokens x layers  {per_sec}  {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            this.bar.set_style(style);
+        }
+        this
+    }
+
     /// Draws nothing.
     pub fn hidden() -> Self {
         Self {

@@ -57,6 +57,8 @@ pub struct Options {
     pub threads: usize,
     /// Draw a progress line on a terminal.
     pub show_progress: bool,
+    /// What the manifest says of the calibration, if there is one.
+    pub calibration: Option<serde_json::Value>,
 }
 
 /// Opens nothing and writes nothing: the plan for a checkpoint. With [`NonFinite::Keep`] it reads

@@ -97,9 +97,15 @@ pub(crate) fn manifest(
             files: checkpoint.files().map(record).collect(),
             dropped: plan.dropped.clone(),
         },
-        options: match &plan.foreign {
-            Some(foreign) => foreign.options.clone(),
-            None => effective_options(options),
+        options: {
+            let mut all = match &plan.foreign {
+                Some(foreign) => foreign.options.clone(),
+                None => effective_options(options),
+            };
+            if let Some(calibration) = &options.calibration {
+                all["calibration"] = calibration.clone();
+            }
+            all
         },
         family: plan.family,
         layouts: Default::default(),

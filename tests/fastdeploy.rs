@@ -28,7 +28,8 @@ pub fn request(bits: u8) -> Request {
     Request {
         wanted: Wanted { bits, w4_until: None },
         ranks: 1,
-        clip: None,
+        method: None,
+        calibrated: false,
         effort: None,
         max_shard_bytes: 5_000_000_000,
     }

@@ -30,6 +30,7 @@ pub fn with_recipe(target: &Path, default: &str, skips: &[&str], rules: &[&str])
         max_shard_bytes: 5_000_000_000,
         threads: 2,
         show_progress: false,
+        calibration: None,
     }
 }
 

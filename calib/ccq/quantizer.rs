@@ -1,13 +1,16 @@
-//! The encoder as a quantizer: blocks of rows in, a WINT2 weight out. Owns no decision; each row is
-//! encoded by itself.
+//! The encoder as a quantizer: blocks of rows in, a WINT2 weight out. Owns no decision but which encoder is asked:
+//! the one that looks at the weights alone, at the inputs' mean squares, or at their whole second moment.
+
+use std::sync::Arc;
 
 use qtool_formats::packing::wint2::GROUP;
 use qtool_formats::weight::CcqWeight;
 use qtool_formats::{FormatError, QuantizedWeight, Scheme};
 use qtool_kernels::Isa;
 
-use super::{CcqError, Effort, Scratch, encode_row};
-use crate::{CalibError, Method, Quantizer, Result, TensorOptions};
+use super::feedback::{Prepared, TOGETHER};
+use super::{CcqError, CcqRow, Effort, Scratch, encode_row};
+use crate::{CalibError, Evidence, LayerStats, Method, Quantizer, Result, TensorOptions};
 
 /// The registry entry.
 pub const METHOD: Method = Method {
@@ -20,13 +23,21 @@ pub const METHOD: Method = Method {
 fn build(options: &TensorOptions) -> Result<Box<dyn Quantizer>> {
     Ok(Box::new(Ccq {
         effort: options.effort,
+        knowledge: None,
     }))
 }
 
 /// The quantizer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Ccq {
     effort: Effort,
+    knowledge: Option<Arc<Knowledge>>,
+}
+
+#[derive(Debug)]
+struct Knowledge {
+    importance: Vec<f32>,
+    prepared: Option<Prepared>,
 }
 
 impl Quantizer for Ccq {
@@ -35,24 +46,80 @@ impl Quantizer for Ccq {
     }
 
     fn describe(&self) -> String {
-        format!("ccq, effort {}", self.effort)
+        let effort = self.effort;
+        match self.knowledge.as_deref() {
+            None => format!("ccq, effort {effort}"),
+            Some(Knowledge {
+                prepared: Some(prepared),
+                ..
+            }) => format!(
+                "ccq, effort {effort}, error feedback and descent, damping {}",
+                prepared.damping()
+            ),
+            Some(_) => format!("ccq, effort {effort}, weighted by the inputs' mean squares"),
+        }
+    }
+
+    fn evidence(&self) -> Evidence {
+        Evidence::Full
+    }
+
+    fn informed(&self, stats: &LayerStats) -> Result<Box<dyn Quantizer>> {
+        Ok(Box::new(Self {
+            effort: self.effort,
+            knowledge: Some(Arc::new(Knowledge {
+                importance: stats.importance(),
+                prepared: Prepared::new(stats),
+            })),
+        }))
     }
 
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
         thread_local!(static SCRATCH: std::cell::RefCell<Scratch> = std::cell::RefCell::default());
         Scheme::Ccq.parts(n, k)?;
+        if let Some(known) = self.knowledge.as_deref().map(|known| known.importance.len())
+            && known != k
+        {
+            return Err(CalibError::Statistics {
+                reason: format!("they are of {known} columns, the weight has {k}"),
+            });
+        }
         let (mut codes, mut locals) = (Vec::with_capacity(n * k / 4), Vec::with_capacity(n * k / GROUP));
         let mut channels = Vec::with_capacity(n);
         SCRATCH.with_borrow_mut(|scratch| {
-            for (row, x) in x.chunks_exact(k).enumerate() {
-                let encoded =
-                    encode_row(x, None, self.effort, isa, scratch).map_err(|e| located(e, row, x))?;
-                channels.push(encoded.channel());
-                codes.extend(encoded.code_bytes);
-                locals.extend(encoded.local);
+            for (batch, x) in x.chunks(TOGETHER * k).enumerate() {
+                let rows = self
+                    .encode(isa, x, k, scratch)
+                    .map_err(|(row, e)| located(e, batch * TOGETHER + row, &x[row * k..]))?;
+                for row in rows {
+                    channels.push(row.channel());
+                    codes.extend(row.code_bytes);
+                    locals.extend(row.local);
+                }
             }
             Ok(QuantizedWeight::Ccq(CcqWeight::new(k, codes, locals, channels)?))
         })
+    }
+}
+
+impl Ccq {
+    fn encode(
+        &self,
+        isa: Isa,
+        x: &[f32],
+        k: usize,
+        scratch: &mut Scratch,
+    ) -> std::result::Result<Vec<CcqRow>, (usize, CcqError)> {
+        let importance = self.knowledge.as_deref().map(|known| known.importance.as_slice());
+        let prepared = self
+            .knowledge
+            .as_deref()
+            .and_then(|known| known.prepared.as_ref());
+        if let (Some(prepared), Some(importance)) = (prepared, importance) {
+            return prepared.encode(isa, x, importance, self.effort, scratch);
+        }
+        let row = |(number, x)| encode_row(x, importance, self.effort, isa, scratch).map_err(|e| (number, e));
+        x.chunks_exact(k).enumerate().map(row).collect()
     }
 }
 

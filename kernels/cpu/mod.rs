@@ -8,6 +8,7 @@ pub(crate) mod error;
 pub(crate) mod extent;
 pub(crate) mod histogram;
 pub(crate) mod isa;
+pub(crate) mod metric;
 pub(crate) mod pack;
 pub(crate) mod round;
 pub(crate) mod simd;

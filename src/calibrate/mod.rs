@@ -7,11 +7,19 @@
 //! | [`activations`] | what lies between two blocks |
 //! | [`statistics`] | a folder of sums, and merging parts of it |
 //! | [`coverage`] | evidence for a tensor; experts that saw too little |
+//! | [`walk`] | all rows through one block after the other |
+//! | [`measure`] | the one pass that fills a folder of sums |
+//! | [`sequential`] | blocks quantized one after the other |
+//! | [`pipeline`] | quantization with evidence, whichever way |
 //! | [`decisions`] | blocks already quantized, in a sequential run |
 
 pub mod activations;
 pub mod corpus;
 pub mod coverage;
 pub mod decisions;
+pub mod measure;
+pub mod pipeline;
 pub mod recorder;
+pub mod sequential;
 pub mod statistics;
+pub mod walk;

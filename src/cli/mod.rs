@@ -1,6 +1,8 @@
 //! What was typed, and what is printed. Nothing below this page knows about terminals.
 
+pub mod calibrate;
 pub mod completions;
+pub mod corpus;
 pub mod export;
 pub mod inspect;
 pub mod quantize;
@@ -49,6 +51,10 @@ pub struct Cli {
 pub enum Command {
     /// Make an artifact from a checkpoint
     Quantize(quantize::Args),
+    /// Measure what a model's layers see of a text, for quantization with --calib
+    Calibrate(calibrate::Args),
+    /// Put together what several machines measured
+    MergeStats(calibrate::MergeArgs),
     /// Show what is in a checkpoint or an artifact
     Inspect(inspect::Args),
     /// Check every byte of an artifact, and with --base every quality figure
@@ -64,6 +70,8 @@ impl Cli {
     pub fn run(&self) -> anyhow::Result<i32> {
         match &self.command {
             Command::Quantize(args) => args.run(),
+            Command::Calibrate(args) => args.run(),
+            Command::MergeStats(args) => args.run(),
             Command::Inspect(args) => args.run(),
             Command::Verify(args) => args.run(),
             Command::Export(args) => args.run(),

@@ -1,12 +1,13 @@
 //! `qtool quantize`: what was typed, the plan and the outcome as printed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use console::style;
 use qtool_calib::options::{
-    PartialOptions, parse_clip, parse_effort, parse_grid, parse_grouping, parse_scale,
+    PartialOptions, parse_clip, parse_effort, parse_grid, parse_grouping, parse_method, parse_scale,
 };
 use qtool_calib::{METHODS, Recipe};
 use qtool_formats::artifact::{Manifest, Stored};
@@ -14,7 +15,9 @@ use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::export::fastdeploy::Wanted;
 use serde_json::{Value, json};
 
-use super::{print, print_json, size, wants_progress};
+use super::{corpus, print, print_json, size, wants_progress};
+use crate::calibrate::pipeline::{self, Calibration};
+use crate::calibrate::statistics::Statistics;
 use crate::classes::{class_of, group};
 use crate::estimate::{self, Estimate};
 use crate::fastdeploy::{self, Request};
@@ -53,6 +56,17 @@ pub struct Args {
     /// How scales are chosen: none or mse [default: none at 8 bits, mse at 4]
     #[arg(long, value_name = "METHOD")]
     pub clip: Option<String>,
+    /// How codes are chosen: none, mse, gptq or ccq [default: as --clip; with --calib gptq; at 2 bits ccq]
+    #[arg(long, value_name = "METHOD", conflicts_with = "clip")]
+    pub method: Option<String>,
+    /// Calibrate on these: text, JSON lines, token ids, or a folder made by `qtool calibrate`
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub calib: Vec<PathBuf>,
+    /// With --calib: measure the original model once, instead of block by block behind quantized blocks
+    #[arg(long, requires = "calib")]
+    pub one_pass: bool,
+    #[command(flatten, next_help_heading = "Calibration rows (with --calib)")]
+    corpus: corpus::Args,
     /// How long to search at 2 bits: fast, default or best [default: default]
     #[arg(long, value_name = "LEVEL")]
     pub effort: Option<String>,
@@ -117,10 +131,10 @@ fn after_help() -> String {
     format!(
         "\
 Embeddings, norms, output heads, routers, biases and everything that is no float matrix stay as
-they are unless a --rule names them. Rules: bits:8|4|2, group:N|row, grid:sym|narrow|zp, clip:none|mse,
-scale:bf16|f16|f32, effort:fast|default|best, in any number, separated by commas; or keep.
+they are unless a --rule names them. Rules: bits:8|4|3|2, group:N|row, grid:sym|narrow|zp, clip:none|mse,
+method:none|mse|gptq|ccq, scale:bf16|f16|f32, effort:fast|default|best, in any number, separated by commas; or keep.
 
-Clip methods:
+Methods:
 {}
 
 Examples:
@@ -128,6 +142,7 @@ Examples:
   qtool quantize MODEL -o OUT --bits 4 --group-size 32 --asymmetric --scale-dtype f16
   qtool quantize MODEL -o OUT --bits 4 --rule 'down_proj=bits:8' --skip 'layers\\.0\\.'
   qtool quantize MODEL -o OUT --bits 8 --dry-run
+  qtool quantize MODEL -o OUT --bits 2 --calib text.txt
   qtool quantize ERNIE -o OUT --bits 4 --format fastdeploy",
         methods.join("\n")
     )
@@ -137,8 +152,8 @@ impl Args {
     /// Plans, and unless it is a dry run, quantizes.
     pub fn run(&self) -> anyhow::Result<i32> {
         let started = Instant::now();
-        let options = self.options()?;
-        let checkpoint = Checkpoint::open(&self.model)?;
+        let mut options = self.options()?;
+        let checkpoint = Arc::new(Checkpoint::open(&self.model)?);
         let unmatched = options.recipe.unmatched(&checkpoint.names().collect::<Vec<_>>());
         if let Some(pattern) = unmatched.first() {
             anyhow::bail!(
@@ -157,8 +172,17 @@ impl Args {
             qtool_formats::replace::check_target(&self.output, self.force)?;
             return self.print_plan(&checkpoint, plan, plans.len());
         }
-        let staging = quantize::begin(&checkpoint, &options)?;
-        let manifests = quantize::write_folders(&checkpoint, &plans, &options, Codes::Plain, staging)?;
+        let manifests = match self.calibration()? {
+            None => {
+                let staging = quantize::begin(&checkpoint, &options)?;
+                quantize::write_folders(&checkpoint, &plans, &options, Codes::Plain, staging)?
+            }
+            Some(calibration) => {
+                let coverage = self.corpus.min_coverage;
+                options.calibration = Some(calibration.describe(coverage)?);
+                pipeline::run(&checkpoint, &plans, &options, &calibration, coverage)?
+            }
+        };
         let manifest = &manifests[0];
         self.print_outcome(manifest, plan, plans.len(), started.elapsed())?;
         Ok(0)
@@ -177,9 +201,10 @@ impl Args {
             } else {
                 None
             },
-            clip: self.clip.as_deref().map(parse_clip).transpose()?,
+            method: self.method()?,
             scale: self.scale_dtype.as_deref().map(parse_scale).transpose()?,
             effort: self.effort.as_deref().map(parse_effort).transpose()?,
+            calibrated: !self.calib.is_empty(),
         };
         let default = match self.format {
             Format::Qtool => partial.complete(self.bits)?,
@@ -197,6 +222,29 @@ impl Args {
             max_shard_bytes: self.max_shard_size,
             threads: self.threads,
             show_progress: wants_progress(self.json, self.quiet),
+            calibration: None,
+        })
+    }
+
+    /// The method that was typed, under either name.
+    fn method(&self) -> anyhow::Result<Option<&'static str>> {
+        let clip = self.clip.as_deref().map(parse_clip).transpose()?;
+        Ok(self.method.as_deref().map(parse_method).transpose()?.or(clip))
+    }
+
+    /// Where evidence comes from, if any was asked for.
+    fn calibration(&self) -> anyhow::Result<Option<Calibration>> {
+        Ok(match self.calib.as_slice() {
+            [] => None,
+            [folder] if Statistics::is_statistics(folder) => Some(Calibration::Statistics(folder.clone())),
+            files => {
+                let corpus = self.corpus.read(&self.model, files)?;
+                Some(if self.one_pass {
+                    Calibration::OnePass(corpus)
+                } else {
+                    Calibration::Sequential(corpus)
+                })
+            }
         })
     }
 
@@ -235,7 +283,8 @@ impl Args {
                 w4_until: self.w4_until,
             },
             ranks: usize::from(self.tensor_parallel),
-            clip: self.clip.as_deref().map(parse_clip).transpose()?,
+            method: self.method()?,
+            calibrated: !self.calib.is_empty(),
             effort: self.effort.as_deref().map(parse_effort).transpose()?,
             max_shard_bytes: options.max_shard_bytes,
         })

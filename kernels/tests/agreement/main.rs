@@ -3,6 +3,7 @@
 //! cannot pass. This page owns the rows they are tried on; the tests are in the modules.
 
 mod codes;
+mod metric;
 mod numbers;
 mod sums;
 

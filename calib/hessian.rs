@@ -1,0 +1,232 @@
+//! The second moment of a layer's inputs, made ready for error feedback. Owns damping, dead inputs, the order of
+//! columns, and the factor all rows of a weight share.
+//!
+//! ```text
+//! cost of errors e (1, K) of a row:   e H e^T = |e V|^2        H = V V^T, V upper triangular
+//! ```
+//!
+//! Column j of e V holds e_0 .. e_j alone. Going through the columns in order, with r_j the part of column j that
+//! earlier errors have caused, the target of column j is w_j + r_j / V_jj: the error feedback of GPTQ (Frantar et
+//! al., arXiv 2210.17323), in the triangular form of LDLQ (Chee et al., arXiv 2307.13304), which are equal.
+//!
+//! Damping: `damp` times the mean of the diagonal is added to it; when the factorisation fails, ten times as much,
+//! up to [`MOST_DAMPING`]; after that there is no factor, and callers go by the diagonal alone. An input that is
+//! always zero (a dead one) has a diagonal of zero and gets the damping only. H is scaled to a mean diagonal of 1.
+
+use faer::{Mat, Side};
+
+use crate::stats::LayerStats;
+
+/// Damping as a share of the mean diagonal, first try.
+pub const DAMPING: f64 = 0.01;
+/// Largest damping tried.
+pub const MOST_DAMPING: f64 = 1.0;
+
+/// H and its factor, with rows and columns in the order in which they are quantized.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Factor {
+    k: usize,
+    order: Vec<usize>,
+    h: Vec<f32>,
+    v: Vec<f32>,
+    damping: f64,
+}
+
+impl Factor {
+    /// Factors the second moment with column `order[i]` in place i. `None` when only a diagonal is known, all
+    /// inputs are dead, or no damping makes it positive definite.
+    pub fn new(stats: &LayerStats, order: Vec<usize>, damp: f64) -> Option<Self> {
+        let k = stats.columns();
+        let moment = stats.hessian()?;
+        let mean = (0..k).map(|i| moment[i * k + i]).sum::<f64>() / k.max(1) as f64;
+        if !(mean > 0.0 && mean.is_finite()) {
+            return None;
+        }
+        let at = |i: usize, j: usize| moment[order[i] * k + order[j]] / mean;
+        let mut damping = damp;
+        while damping <= MOST_DAMPING * 1.000_001 {
+            let damped = |i: usize, j: usize| at(i, j) + if i == j { damping } else { 0.0 };
+            // The upper factor is the lower one of the matrix turned by 180 degrees, turned back.
+            let turned = Mat::<f64>::from_fn(k, k, |i, j| damped(k - 1 - i, k - 1 - j));
+            if let Ok(factor) = turned.llt(Side::Lower) {
+                let lower = factor.L();
+                let mut v = vec![0f32; k * k];
+                let mut h = vec![0f32; k * k];
+                for i in 0..k {
+                    for j in 0..k {
+                        if j >= i {
+                            v[i * k + j] = lower[(k - 1 - i, k - 1 - j)] as f32;
+                        }
+                        h[i * k + j] = damped(i, j) as f32;
+                    }
+                }
+                let sound = (0..k).all(|i| v[i * k + i] > 0.0) && v.iter().all(|v| v.is_finite());
+                if sound {
+                    return Some(Self {
+                        k,
+                        order,
+                        h,
+                        v,
+                        damping,
+                    });
+                }
+            }
+            damping *= 10.0;
+        }
+        None
+    }
+
+    /// K.
+    pub fn columns(&self) -> usize {
+        self.k
+    }
+
+    /// Which column lies in each place.
+    pub fn order(&self) -> &[usize] {
+        &self.order
+    }
+
+    /// Row `i` of V, from its diagonal on: K - i numbers.
+    pub fn v(&self, i: usize) -> &[f32] {
+        &self.v[i * self.k + i..(i + 1) * self.k]
+    }
+
+    /// V_ij, for i <= j.
+    pub fn v_at(&self, i: usize, j: usize) -> f32 {
+        self.v[i * self.k + j]
+    }
+
+    /// Row `i` of H, damped, K numbers.
+    pub fn h(&self, i: usize) -> &[f32] {
+        &self.h[i * self.k..(i + 1) * self.k]
+    }
+
+    /// The damping it took.
+    pub fn damping(&self) -> f64 {
+        self.damping
+    }
+}
+
+/// Columns in blocks of `inner` that stay together, those in groups of `outer` that stay together (both of equal
+/// length, except for the last): groups by falling importance, blocks within each likewise; earlier first on ties.
+/// An order of this kind needs no index at run time.
+pub fn order_by_importance(importance: &[f32], outer: usize, inner: usize) -> Vec<usize> {
+    let sum = |range: &std::ops::Range<usize>| {
+        importance[range.clone()]
+            .iter()
+            .map(|&v| f64::from(v))
+            .sum::<f64>()
+    };
+    let sorted = |from: usize, to: usize, step: usize| {
+        let mut parts: Vec<(f64, std::ops::Range<usize>)> = (from..to)
+            .step_by(step.max(1))
+            .map(|start| start..to.min(start + step))
+            .map(|range| (sum(&range), range))
+            .collect();
+        parts.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.start.cmp(&b.1.start)));
+        parts.into_iter().map(|(_, range)| range)
+    };
+    let groups = sorted(0, importance.len(), outer);
+    groups
+        .flat_map(|group| {
+            sorted(group.start, group.end, inner)
+                .flatten()
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::stats::Moment;
+
+    /// Statistics of `rows` rows made of a few common directions and some noise: ill-conditioned, with one dead
+    /// column (the last) when `dead`.
+    pub(crate) fn correlated(k: usize, rows: usize, seed: u64, dead: bool) -> LayerStats {
+        let mut next = noise(seed);
+        let directions = 5;
+        let mix: Vec<f32> = (0..directions * k).map(|_| next()).collect();
+        let mut x = vec![0f32; rows * k];
+        for row in x.chunks_exact_mut(k) {
+            let strength: Vec<f32> = (0..directions)
+                .map(|d| next() * (4.0 / (1 << d) as f32))
+                .collect();
+            for (c, x) in row.iter_mut().enumerate() {
+                *x = 0.05 * next() + (0..directions).map(|d| strength[d] * mix[d * k + c]).sum::<f32>();
+                if dead && c + 1 == k {
+                    *x = 0.0;
+                }
+            }
+        }
+        of_rows(&x, k)
+    }
+
+    pub(crate) fn of_rows(x: &[f32], k: usize) -> LayerStats {
+        let mut stats = LayerStats::empty(k, true);
+        stats.count(x);
+        if let Moment::Full(h) = stats.moment_mut() {
+            for row in x.chunks_exact(k) {
+                for i in 0..k {
+                    for j in 0..k {
+                        h[i * k + j] += f64::from(row[i]) * f64::from(row[j]);
+                    }
+                }
+            }
+        }
+        stats
+    }
+
+    /// Numbers between -1 and 1.
+    pub(crate) fn noise(seed: u64) -> impl FnMut() -> f32 {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        }
+    }
+
+    #[test]
+    fn the_factor_multiplies_back() {
+        let stats = correlated(24, 40, 3, true);
+        let order = order_by_importance(&stats.importance(), 8, 4);
+        let factor = Factor::new(&stats, order, DAMPING).unwrap();
+        let k = factor.columns();
+        for i in 0..k {
+            for j in 0..k {
+                let product: f64 = (i.max(j)..k)
+                    .map(|c| f64::from(factor.v_at(i, c)) * f64::from(factor.v_at(j, c)))
+                    .sum();
+                assert!((product - f64::from(factor.h(i)[j])).abs() < 1e-4, "{i} {j}");
+            }
+        }
+        let moment = stats.hessian().unwrap();
+        let mean = (0..k).map(|i| moment[i * k + i]).sum::<f64>() / k as f64;
+        let (a, b) = (factor.order()[2], factor.order()[5]);
+        assert!((f64::from(factor.h(2)[5]) - moment[a * k + b] / mean).abs() < 1e-6);
+    }
+
+    #[test]
+    fn singular_moments_are_damped_and_empty_ones_have_no_factor() {
+        let one = of_rows(&[1.0, 2.0, 3.0, 4.0], 4);
+        let factor = Factor::new(&one, (0..4).collect(), 1e-20).unwrap();
+        assert!(factor.damping() > 1e-20, "rank one needs more than that");
+        assert_eq!(
+            Factor::new(&LayerStats::empty(4, true), (0..4).collect(), DAMPING),
+            None
+        );
+        assert_eq!(
+            Factor::new(&LayerStats::empty(4, false), (0..4).collect(), DAMPING),
+            None
+        );
+    }
+
+    #[test]
+    fn groups_stay_together() {
+        let order = order_by_importance(&[1.0, 1.0, 5.0, 0.0, 9.0, 1.0, 2.0, 9.0], 4, 2);
+        assert_eq!(order, [6, 7, 4, 5, 2, 3, 0, 1]);
+        assert_eq!(order_by_importance(&[1.0, 3.0, 2.0], 8, 1), [1, 2, 0]);
+    }
+}

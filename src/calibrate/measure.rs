@@ -1,0 +1,99 @@
+//! Pipeline page: a model and a text become a folder of statistics, in one pass over the original model.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qtool_calib::Evidence;
+use qtool_formats::checkpoint::Checkpoint;
+use qtool_kernels::{CpuBackend, Isa};
+use rayon::prelude::*;
+
+use super::corpus::{Corpus, SLICES};
+use super::statistics::{FORMAT, Index, StatisticsWriter, VERSION};
+use super::walk::{Walk, together};
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::source::Source;
+use crate::{Result, TOOL, quantize};
+
+/// What is to be measured.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the statistics go.
+    pub target: PathBuf,
+    /// Replace a former folder.
+    pub force: bool,
+    /// Whole second moments, or diagonals.
+    pub evidence: Evidence,
+    /// Slices of the corpus, for a part; `None` for all.
+    pub slices: Option<std::ops::Range<usize>>,
+    /// Worker threads; 0 means one per core.
+    pub threads: usize,
+    /// Draw a progress line on a terminal.
+    pub show_progress: bool,
+}
+
+/// Digest of a checkpoint's tensors: names, types, shapes and bytes, in the order of their names.
+pub fn digest(checkpoint: &Checkpoint) -> Result<String> {
+    let mut names: Vec<&str> = checkpoint.names().collect();
+    names.sort_unstable();
+    let each = names.par_iter().map(|name| {
+        let view = checkpoint.tensor(name)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("{name}\0{}\0{:?}\0", view.dtype(), view.shape()).as_bytes());
+        hasher.update(view.bytes());
+        Ok(hasher.finalize())
+    });
+    let each = each.collect::<Result<Vec<_>>>()?;
+    let mut all = blake3::Hasher::new();
+    each.iter().for_each(|hash| {
+        all.update(hash.as_bytes());
+    });
+    Ok(format!("blake3:{}", all.finalize().to_hex()))
+}
+
+/// Name of a model's folder.
+pub fn model_name(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    path.file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// Measures `corpus` on the model of `checkpoint`.
+pub fn run(checkpoint: &Arc<Checkpoint>, corpus: &Corpus, options: &Options) -> Result<Index> {
+    quantize::with_threads(options.threads, || {
+        let source = Arc::new(Source::of_checkpoint(Arc::clone(checkpoint))?);
+        let model = Model::open(CpuBackend::new(Isa::best()), source)?;
+        let slices = options.slices.clone().unwrap_or(0..SLICES);
+        let part = options.slices.is_some();
+        let index = Index {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            tool: TOOL.to_owned(),
+            model: model_name(checkpoint.root()),
+            model_digest: digest(checkpoint)?,
+            corpus: corpus.description().clone(),
+            full: options.evidence == Evidence::Full,
+            slices: [slices.start, slices.end],
+            part,
+            blocks: Vec::new(),
+        };
+        let mut writer = StatisticsWriter::begin(&options.target, options.force, index)?;
+        let blocks = model.decoder().blocks;
+        let tokens = corpus.tokens() * slices.len() / SLICES * blocks;
+        let progress = Progress::tokens(options.show_progress, "calibrating", tokens as u64);
+        let mut walk = Walk::begin(&model, corpus, slices, writer.scratch(), &progress)?;
+        for number in 0..blocks {
+            let block = model.block(number)?;
+            let seen = walk.block(&block, Some(options.evidence), true)?;
+            if part {
+                writer.block(&seen)?;
+            } else {
+                writer.block(&[together(&seen)?])?;
+            }
+        }
+        progress.clear();
+        writer.finish()
+    })
+}

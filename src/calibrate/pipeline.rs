@@ -1,0 +1,131 @@
+//! Pipeline page: quantization with evidence. Owns which of the three ways is gone: block by block, in one pass,
+//! or with statistics measured before.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qtool_calib::Evidence;
+use qtool_formats::artifact::Manifest;
+use qtool_formats::checkpoint::Checkpoint;
+use serde_json::{Value, json};
+
+use super::corpus::Corpus;
+use super::coverage::Stored;
+use super::statistics::Statistics;
+use super::{measure, sequential};
+use crate::informed::Codes;
+use crate::plan::QuantizePlan;
+use crate::quantize::{self, Options};
+use crate::{Error, Result};
+
+/// Where evidence comes from.
+pub enum Calibration {
+    /// The model runs over these rows; each block sees what the quantized blocks before it give.
+    Sequential(Corpus),
+    /// The original model runs over these rows once.
+    OnePass(Corpus),
+    /// A folder made by `qtool calibrate`.
+    Statistics(PathBuf),
+}
+
+impl Calibration {
+    /// What the manifest says of it.
+    pub fn describe(&self, min_coverage: u64) -> Result<Value> {
+        Ok(match self {
+            Self::Sequential(corpus) => {
+                json!({"mode": "sequential", "corpus": corpus.description(), "min_coverage": min_coverage})
+            }
+            Self::OnePass(corpus) => {
+                json!({"mode": "one-pass", "corpus": corpus.description(), "min_coverage": min_coverage})
+            }
+            Self::Statistics(folder) => {
+                let statistics = Statistics::open(folder)?;
+                let corpus = &statistics.index().corpus;
+                json!({"mode": "one-pass", "corpus": corpus, "min_coverage": min_coverage})
+            }
+        })
+    }
+}
+
+/// The most that the quantizers of these plans have use for.
+pub fn evidence(plans: &[QuantizePlan]) -> Evidence {
+    let all = plans.iter().flat_map(QuantizePlan::quantized);
+    all.map(|(_, q)| q.quantizer.evidence())
+        .max()
+        .unwrap_or(Evidence::None)
+}
+
+/// Quantizes `checkpoint` by its plans (one per rank) with evidence.
+///
+/// Fails when statistics are of another model, besides everything [`quantize::write_folders`] fails with.
+pub fn run(
+    checkpoint: &Arc<Checkpoint>,
+    plans: &[QuantizePlan],
+    options: &Options,
+    calibration: &Calibration,
+    min_coverage: u64,
+) -> Result<Vec<Manifest>> {
+    let staging = quantize::begin(checkpoint, options)?;
+    let evidence = evidence(plans);
+    match calibration {
+        Calibration::Sequential(corpus) => {
+            let wanted = sequential::Options {
+                quantize: options,
+                evidence,
+                min_coverage,
+            };
+            let decisions = sequential::run(checkpoint, plans, corpus, &wanted)?;
+            let manifests =
+                quantize::write_folders(checkpoint, plans, options, Codes::Decided(&decisions), staging)?;
+            decisions.discard();
+            Ok(manifests)
+        }
+        Calibration::OnePass(corpus) => {
+            let scratch = tempfile::Builder::new()
+                .prefix(".qtool-statistics-")
+                .tempdir_in(staging.folder().parent().unwrap_or(Path::new(".")))
+                .map_err(qtool_formats::FormatError::io(
+                    staging.folder(),
+                    "make a scratch folder beside",
+                ))?;
+            let target = scratch.path().join("statistics");
+            let measured = measure::Options {
+                target: target.clone(),
+                force: false,
+                evidence: evidence.max(Evidence::Diagonal),
+                slices: None,
+                threads: options.threads,
+                show_progress: options.show_progress,
+            };
+            measure::run(checkpoint, corpus, &measured)?;
+            let stored = Stored::new(Statistics::open(&target)?, min_coverage);
+            quantize::write_folders(checkpoint, plans, options, Codes::Informed(&stored), staging)
+        }
+        Calibration::Statistics(folder) => {
+            let statistics = Statistics::open(folder)?;
+            let bad = |reason: String| {
+                Err(Error::Statistics {
+                    path: folder.clone(),
+                    reason,
+                })
+            };
+            if statistics.index().part {
+                return bad("is a part; merge all parts with `qtool merge-stats` first".to_owned());
+            }
+            statistics.verify()?;
+            if statistics.index().model_digest
+                != quantize::with_threads(options.threads, || measure::digest(checkpoint))?
+            {
+                return bad(format!(
+                    "was measured on another model ({}); measure this one with `qtool calibrate`",
+                    statistics.index().model
+                ));
+            }
+            if evidence == Evidence::Full && !statistics.index().full {
+                return bad("holds diagonals only, and a method asks for whole second moments; measure without --diagonal".to_owned());
+            }
+            let stored = Stored::new(statistics, min_coverage);
+            quantize::write_folders(checkpoint, plans, options, Codes::Informed(&stored), staging)
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Pipeline page: codes decided block by block, so that each block is calibrated on what the quantized blocks
+//! before it give.
+//!
+//! ```text
+//! rows -> embed -> [ observe block i | decide its codes | run it on its decoded codes ] -> block i + 1 ..
+//! ```
+//!
+//! Each finished block is on disk before the next begins ([`Decisions`]); an interrupted run goes on after the
+//! last of them, running the finished ones on their decoded codes again, which gives the same bits.
+//!
+//! Memory: one block's weights decoded, its statistics twice (a slice's and their sum), and the activations
+//! between blocks (a file above [`super::activations::MEMORY_BYTES`]).
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use qtool_calib::Evidence;
+use qtool_formats::checkpoint::Checkpoint;
+use qtool_formats::piece::overlapping;
+use qtool_formats::{FormatError, QuantizedWeight};
+use qtool_kernels::{CpuBackend, Isa};
+use rayon::prelude::*;
+use serde_json::json;
+
+use super::corpus::{Corpus, SLICES};
+use super::coverage::Observed;
+use super::decisions::{Decided, Decision, Decisions};
+use super::measure::digest;
+use super::walk::{Walk, together};
+use crate::blocks::read_rows;
+use crate::informed::{Calibrated, Codes, Ready, Workshop};
+use crate::model::{Block, Model};
+use crate::plan::{Action, Quantization, QuantizePlan};
+use crate::progress::Progress;
+use crate::source::{Overlay, Source, WeightSource};
+use crate::{Error, Result, TOOL, interrupt, quantize};
+
+/// Weights of a tensor that are decided together by one thread.
+const BLOCK_WEIGHTS: usize = 128 << 10;
+
+/// What a sequential run needs besides the plan.
+pub struct Options<'a> {
+    /// Options of the quantization.
+    pub quantize: &'a quantize::Options,
+    /// The most the methods have use for.
+    pub evidence: Evidence,
+    /// Rows an expert must see.
+    pub min_coverage: u64,
+}
+
+/// Decides the codes of every tensor of the plans (one per rank) that a block of the model reads.
+pub fn run(
+    checkpoint: &Arc<Checkpoint>,
+    plans: &[QuantizePlan],
+    corpus: &Corpus,
+    options: &Options<'_>,
+) -> Result<Decisions> {
+    quantize::with_threads(options.quantize.threads, || {
+        let source = Arc::new(Source::of_checkpoint(Arc::clone(checkpoint))?);
+        let model = Model::open(
+            CpuBackend::new(Isa::best()),
+            Arc::clone(&source) as Arc<dyn WeightSource>,
+        )?;
+        let methods: Vec<Vec<String>> = plans.iter().map(describe).collect();
+        let fingerprint = json!({
+            "tool": TOOL,
+            "model": digest(checkpoint)?,
+            "corpus": corpus.description(),
+            "methods": blake3::hash(format!("{methods:?}").as_bytes()).to_hex().to_string(),
+            "min_coverage": options.min_coverage,
+            "evidence": format!("{:?}", options.evidence),
+            // The forward pass may differ in the last bit between instruction sets.
+            "processor": format!("{:?}", Isa::best()),
+        });
+        let mut decisions = Decisions::begin(&options.quantize.target, &fingerprint)?;
+        let blocks = model.decoder().blocks;
+        let steps = blocks + (blocks - decisions.blocks());
+        let progress = Progress::tokens(
+            options.quantize.show_progress,
+            "calibrating",
+            (corpus.tokens() * steps) as u64,
+        );
+        let scratch = decisions.folder().to_owned();
+        let mut walk = Walk::begin(&model, corpus, 0..SLICES, &scratch, &progress)?;
+        let job = Job {
+            checkpoint,
+            plans,
+            source: source.as_ref(),
+            model: &model,
+        };
+        for number in 0..blocks {
+            interrupt::check()?;
+            if number >= decisions.blocks() {
+                let block = model.block(number)?;
+                let seen = walk.block(&block, Some(options.evidence), false)?;
+                let observed = Observed::new(together(&seen)?, options.min_coverage);
+                drop(seen);
+                let decided = job.decide(&block, &observed)?;
+                decisions.store(&decided)?;
+            }
+            if number + 1 < blocks {
+                let quantized = job.quantized_block(number, &decisions)?;
+                walk.block(&quantized, None, true)?;
+            }
+        }
+        progress.clear();
+        Ok(decisions)
+    })
+}
+
+/// Everything a plan says of methods and shapes.
+fn describe(plan: &QuantizePlan) -> Vec<String> {
+    let line = |(t, q): (&crate::plan::TensorPlan, &Quantization)| {
+        format!(
+            "{} {} {} {}x{}",
+            t.name,
+            q.scheme,
+            q.quantizer.describe(),
+            q.n,
+            q.k
+        )
+    };
+    plan.quantized().map(line).collect()
+}
+
+struct Job<'a> {
+    checkpoint: &'a Checkpoint,
+    plans: &'a [QuantizePlan],
+    source: &'a Source,
+    model: &'a Model<CpuBackend>,
+}
+
+impl Job<'_> {
+    /// Tensors of the plans, by rank and number, that are made of a weight of the block.
+    fn tensors_of(&self, block: &Block<CpuBackend>) -> Vec<(usize, usize)> {
+        let names = block.tensors();
+        let reads = |q: &Quantization| q.pieces.iter().any(|p| names.contains(&p.tensor.as_str()));
+        let of_plan = |(rank, plan): (usize, &QuantizePlan)| {
+            let wanted = plan
+                .tensors
+                .iter()
+                .enumerate()
+                .filter_map(move |(i, t)| match &t.action {
+                    Action::Quantize(q) if reads(q) => Some((rank, i)),
+                    _ => None,
+                });
+            wanted.collect::<Vec<_>>()
+        };
+        self.plans.iter().enumerate().flat_map(of_plan).collect()
+    }
+
+    fn decide(&self, block: &Block<CpuBackend>, observed: &Observed) -> Result<Vec<Decision>> {
+        let mut decided = Vec::new();
+        let mut workshops: HashMap<usize, Workshop<'_>> = HashMap::new();
+        for (rank, index) in self.tensors_of(block) {
+            interrupt::check()?;
+            let plan = &self.plans[rank];
+            let workshop = workshops
+                .entry(rank)
+                .or_insert_with(|| Workshop::new(Codes::Informed(observed), rank));
+            let ready = workshop.turn_to(plan, std::iter::once(index))?;
+            let tensor = &plan.tensors[index];
+            if let (Action::Quantize(q), Some(ready)) = (&tensor.action, ready.get(&index)) {
+                let (weight, calibrated) = self.quantize(&tensor.name, q, ready)?;
+                decided.push(Decision {
+                    rank,
+                    name: tensor.name.clone(),
+                    weight,
+                    method: calibrated
+                        .method
+                        .clone()
+                        .unwrap_or_else(|| q.quantizer.describe()),
+                    proxy: calibrated.sums(),
+                });
+            }
+        }
+        Ok(decided)
+    }
+
+    /// All rows of a tensor, in parts that do not depend on the number of threads.
+    fn quantize(&self, name: &str, q: &Quantization, ready: &Ready) -> Result<(QuantizedWeight, Calibrated)> {
+        let isa = Isa::best();
+        let step = (BLOCK_WEIGHTS / q.k.max(1)).max(1);
+        let parts: Vec<Range<usize>> = (0..q.n)
+            .step_by(step)
+            .map(|from| from..q.n.min(from + step))
+            .collect();
+        let done = parts
+            .par_iter()
+            .map(|range| {
+                let mut rows = Vec::new();
+                read_rows(isa, self.checkpoint, &q.pieces, range.clone(), &mut rows)?;
+                let weight = ready
+                    .quantize(isa, q, range, &rows)?
+                    .map_err(|source| Error::Tensor {
+                        path: self.checkpoint.root().to_owned(),
+                        tensor: name.to_owned(),
+                        source: Box::new(source),
+                    })?;
+                let sums = ready.proxy(&rows, &weight);
+                Ok((weight, sums))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let mut calibrated = Calibrated::default();
+        let mut weights = Vec::with_capacity(done.len());
+        for (weight, sums) in done {
+            calibrated.note(ready, sums);
+            weights.push(weight);
+        }
+        let whole = QuantizedWeight::stack(&weights).ok_or_else(|| {
+            Error::Format(FormatError::Weight {
+                what: "rows of a tensor",
+                expected: "the same scheme in all of them".to_owned(),
+                got: name.to_owned(),
+            })
+        })?;
+        Ok((whole, calibrated))
+    }
+
+    /// The block with its decided weights decoded, the others as they are.
+    fn quantized_block(&self, number: usize, decisions: &Decisions) -> Result<Block<CpuBackend>> {
+        let original = self.model.block(number)?;
+        let mut values: HashMap<String, (usize, Vec<f32>)> = HashMap::new();
+        for (rank, index) in self.tensors_of(&original) {
+            let tensor = &self.plans[rank].tensors[index];
+            let (Action::Quantize(q), Some(decided)) = (&tensor.action, decisions.find(rank, &tensor.name)?)
+            else {
+                continue;
+            };
+            self.put_back(q, &decided, &mut values)?;
+        }
+        let mut overlay = Overlay::new(self.source);
+        for (name, (k, values)) in values {
+            overlay.insert(&name, k, &values);
+        }
+        self.model.block_from(number, &overlay)
+    }
+
+    /// Decodes a tensor of a plan into the places of the source tensors it is made of.
+    fn put_back(
+        &self,
+        q: &Quantization,
+        decided: &Decided,
+        values: &mut HashMap<String, (usize, Vec<f32>)>,
+    ) -> Result<()> {
+        for piece in &q.pieces {
+            if !values.contains_key(&piece.tensor) {
+                let mut whole = Vec::new();
+                let all = qtool_formats::piece::Piece::whole(
+                    &piece.tensor,
+                    piece.dtype,
+                    piece.orientation,
+                    piece.dims,
+                );
+                read_rows(Isa::best(), self.checkpoint, &[all], 0..piece.dims.0, &mut whole)?;
+                values.insert(piece.tensor.clone(), (piece.dims.1, whole));
+            }
+        }
+        let weight = decided.rows(0..q.n)?;
+        let mut row = vec![0f32; q.k];
+        for n in 0..q.n {
+            weight.dequantize_row(n, &mut row);
+            for (piece, within) in overlapping(&q.pieces, n..n + 1) {
+                if let Some((k, whole)) = values.get_mut(&piece.tensor) {
+                    let at = (piece.rows.start + within.start) * *k + piece.columns.start;
+                    whole[at..at + row.len()].copy_from_slice(&row);
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,49 @@
+//! Options that say what a model is calibrated on, shared by `calibrate` and `quantize`.
+
+use std::path::{Path, PathBuf};
+
+use crate::calibrate::corpus::{Corpus, CorpusOptions};
+use crate::calibrate::coverage::MIN_COVERAGE;
+use crate::model::architectures;
+use crate::source::{Source, WeightSource};
+use crate::tokenizer::Tokenizer;
+
+/// What was typed.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Calibration rows, drawn at random from the text
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rows: u32,
+    /// Tokens of a row
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub length: u32,
+    /// Which rows are drawn, and in which order
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Rows a routed expert must see; with fewer it shares the statistics of its layer's experts
+    #[arg(long, value_name = "ROWS", default_value_t = MIN_COVERAGE)]
+    pub min_coverage: u64,
+}
+
+impl Args {
+    /// Reads the rows for the model in `folder`.
+    pub fn read(&self, folder: &Path, files: &[PathBuf]) -> anyhow::Result<Corpus> {
+        let source = Source::open(folder)?;
+        let decoder = architectures::decoder(&source as &dyn WeightSource)?;
+        let length = self.length as usize;
+        if length > decoder.context {
+            anyhow::bail!(
+                "--length {length} is more than the {} positions the model was made for",
+                decoder.context
+            );
+        }
+        let tokenizer = Tokenizer::open(folder)?;
+        let options = CorpusOptions {
+            files: files.to_vec(),
+            rows: self.rows as usize,
+            length,
+            seed: self.seed,
+        };
+        Ok(Corpus::read(&options, &tokenizer, decoder.vocabulary)?)
+    }
+}
