@@ -239,7 +239,7 @@ mod tests {
 
     fn relative_mse(options: &str, x: &[f32], n: usize) -> f64 {
         let options = PartialOptions::parse(options).unwrap().complete(8).unwrap();
-        let quantizer = (crate::find(options.clip).unwrap().build)(&options).unwrap();
+        let quantizer = (crate::find(options.method).unwrap().build)(&options).unwrap();
         let k = x.len() / n;
         let w = quantizer.quantize(Isa::best(), x, n, k).unwrap();
         let mut figures = BlockFigures::default();

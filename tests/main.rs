@@ -1,6 +1,7 @@
 //! Tests of the whole tool, in one binary. Nothing here reaches private items.
 
 mod bad_files;
+mod calibrate;
 mod cli;
 mod decode;
 mod ernie;

@@ -106,7 +106,7 @@ impl Prepared {
         let mut rows = Vec::with_capacity(x.len() / k);
         for (number, x) in x.chunks_exact(k).enumerate() {
             let first = encode_row(x, Some(importance), effort, isa, scratch).map_err(|e| (number, e))?;
-            rows.push(Row::new(&self.factor, x, first));
+            rows.push(Row::new(&self.factor, x, &first));
         }
         let firsts: Vec<(CcqRow, f64)> = rows
             .iter()
@@ -264,7 +264,7 @@ struct Row {
 }
 
 impl Row {
-    fn new(factor: &Factor, x: &[f32], first: CcqRow) -> Self {
+    fn new(factor: &Factor, x: &[f32], first: &CcqRow) -> Self {
         let order = factor.order();
         let words = wint2::codebook(first.code_scale, first.code_zp, Arithmetic::Gemm);
         let mut row = Self {

@@ -1,5 +1,7 @@
 //! [`Backend`] on the processor. Owns the choice of the page that does each operation.
 
+use std::ops::Range;
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use qtool_formats::{FloatDtype, QuantizedWeight};
@@ -11,6 +13,8 @@ use crate::backend::{Activation, Backend, Form, Heads, HostWeight, RopeStyle, Ro
 
 /// Rows of a weight that are decoded and multiplied together.
 const TILE: usize = 64;
+/// Numbers that one thread works on at a time, element by element.
+const PART: usize = 16 << 10;
 /// Rows of activations whose products are summed in f32 by [`Backend::gram`].
 const GRAM_ROWS: usize = 512;
 
@@ -203,50 +207,36 @@ impl Backend for CpuBackend {
         segments: &[Segment],
         heads: Heads,
     ) -> Matrix {
-        let (d, width) = (heads.dim, keys.columns);
         let mut out = Matrix::zeros(q.rows(), q.columns);
-        let share = heads.query / heads.kv;
-        let mut scores = Vec::new();
-        for segment in segments {
-            let count = segment.queries.len();
-            for (i, row) in segment.queries.clone().enumerate() {
-                let seen = if heads.causal {
-                    segment.own.len() + i + 1 - count
-                } else {
-                    segment.own.len()
-                };
-                let own = segment.own.start..segment.own.start + seen;
-                for h in 0..heads.query {
-                    let query = &q.values[row * q.columns + h * d..][..d];
-                    let at = h / share * d;
-                    scores.clear();
-                    scores.extend(segment.prefix.clone().chain(own.clone()).map(|r| {
-                        let key = &keys.values[r * width + at..][..d];
-                        heads.scale * query.iter().zip(key).map(|(a, b)| a * b).sum::<f32>()
-                    }));
-                    let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                    scores.iter_mut().for_each(|s| *s = (*s - top).exp());
-                    let total: f32 = scores.iter().sum();
-                    let out = &mut out.values[row * q.columns + h * d..][..d];
-                    for (r, score) in segment.prefix.clone().chain(own.clone()).zip(&scores) {
-                        let value = &values.values[r * width + at..][..d];
-                        out.iter_mut()
-                            .zip(value)
-                            .for_each(|(out, v)| *out += score / total * v);
-                    }
-                }
+        let tasks: Vec<(&Segment, usize)> = segments
+            .iter()
+            .flat_map(|segment| (0..heads.query).map(move |h| (segment, h)))
+            .collect();
+        let done: Vec<Vec<f32>> = tasks
+            .par_iter()
+            .map(|(segment, h)| attend(q, keys, values, segment, heads, *h))
+            .collect();
+        for ((segment, h), y) in tasks.iter().zip(&done) {
+            for (row, y) in segment.queries.clone().zip(y.chunks_exact(heads.dim)) {
+                out.values[row * q.columns + h * heads.dim..][..heads.dim].copy_from_slice(y);
             }
         }
         out
     }
 
     fn activate(&self, x: &mut Matrix, f: Activation) {
-        x.values.iter_mut().for_each(|x| *x = apply(f, *x));
+        x.values
+            .par_chunks_mut(PART)
+            .for_each(|part| part.iter_mut().for_each(|x| *x = apply(f, *x)));
     }
 
     fn gate(&self, gate: &mut Matrix, up: &Matrix, f: Activation) {
-        let pairs = gate.values.iter_mut().zip(&up.values);
-        pairs.for_each(|(gate, up)| *gate = apply(f, *gate) * up);
+        let parts = gate.values.par_chunks_mut(PART).zip(up.values.par_chunks(PART));
+        parts.for_each(|(gate, up)| {
+            gate.iter_mut()
+                .zip(up)
+                .for_each(|(gate, up)| *gate = apply(f, *gate) * up);
+        });
     }
 
     fn gather(&self, x: &Matrix, rows: &[usize]) -> Matrix {
@@ -287,6 +277,55 @@ impl Backend for CpuBackend {
                 });
         }
     }
+}
+
+/// One head of one segment: (queries, D).
+fn attend(q: &Matrix, keys: &Matrix, values: &Matrix, segment: &Segment, heads: Heads, h: usize) -> Vec<f32> {
+    let d = heads.dim;
+    let at = h / (heads.query / heads.kv) * d;
+    let strided = |x: &Matrix, rows: &Range<usize>, column: usize| -> Vec<f32> {
+        let row = |r: usize| x.values[r * x.columns + column..][..d].iter().copied();
+        rows.clone().flat_map(row).collect()
+    };
+    let both = |x: &Matrix| {
+        let mut rows = strided(x, &segment.prefix, at);
+        rows.extend(strided(x, &segment.own, at));
+        rows
+    };
+    let (count, prefix) = (segment.queries.len(), segment.prefix.len());
+    let seen = prefix + segment.own.len();
+    let (query, key, value) = (strided(q, &segment.queries, h * d), both(keys), both(values));
+    let mut out = vec![0f32; count * d];
+    if count == 0 || seen == 0 {
+        return out;
+    }
+    let mut scores = vec![0f32; count * seen];
+    matmul(
+        MatMut::from_row_major_slice_mut(&mut scores, count, seen),
+        Accum::Replace,
+        MatRef::from_row_major_slice(&query, count, d),
+        MatRef::from_row_major_slice(&key, seen, d).transpose(),
+        heads.scale,
+        Par::Seq,
+    );
+    for (i, row) in scores.chunks_exact_mut(seen).enumerate() {
+        let visible = if heads.causal { seen + i + 1 - count } else { seen };
+        let (row, hidden) = row.split_at_mut(visible);
+        hidden.fill(0.0);
+        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        row.iter_mut().for_each(|s| *s = (*s - top).exp());
+        let share = 1.0 / row.iter().sum::<f32>();
+        row.iter_mut().for_each(|s| *s *= share);
+    }
+    matmul(
+        MatMut::from_row_major_slice_mut(&mut out, count, d),
+        Accum::Replace,
+        MatRef::from_row_major_slice(&scores, count, seen),
+        MatRef::from_row_major_slice(&value, seen, d),
+        1.0,
+        Par::Seq,
+    );
+    out
 }
 
 fn apply(f: Activation, x: f32) -> f32 {

@@ -164,14 +164,14 @@ impl Kernel for AddScaled<'_> {
         ];
         for (chunk, out) in outs.iter_mut().enumerate() {
             let mut sum = v.load(out);
-            for i in 0..4 {
-                sum = v.add(sum, v.mul(a[i], v.load(&rows[i].0[chunk])));
+            for (a, row) in a.iter().zip(&rows) {
+                sum = v.add(sum, v.mul(*a, v.load(&row.0[chunk])));
             }
             v.store(sum, out);
         }
         for (k, out) in tail.iter_mut().enumerate() {
-            for i in 0..4 {
-                *out += self.a[i] * rows[i].1[k];
+            for (a, row) in self.a.iter().zip(&rows) {
+                *out += a * row.1[k];
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::source::WeightSource;
 
 /// See the module's text.
 pub struct Attention<B: Backend> {
+    layer: usize,
     q: Linear<B>,
     k: Linear<B>,
     v: Linear<B>,
@@ -41,8 +42,9 @@ pub struct Place {
 }
 
 impl<B: Backend> Attention<B> {
-    /// Reads that of the block with stem `stem`.
-    pub fn read(backend: &B, source: &dyn WeightSource, decoder: &Decoder, stem: &str) -> Result<Self> {
+    /// Reads that of block `layer`.
+    pub fn read(backend: &B, source: &dyn WeightSource, decoder: &Decoder, layer: usize) -> Result<Self> {
+        let stem = decoder.names.block(layer);
         let (heads, hidden) = (decoder.heads, decoder.hidden);
         let (query, kv) = (heads.query * heads.dim, heads.kv * heads.dim);
         let at = |name: &str| format!("{stem}self_attn.{name}");
@@ -65,6 +67,7 @@ impl<B: Backend> Attention<B> {
             unreachable!("three parts were asked for")
         };
         Ok(Self {
+            layer,
             q,
             k,
             v,
@@ -91,7 +94,6 @@ impl<B: Backend> Attention<B> {
         decoder: &Decoder,
         x: &B::Tensor,
         place: &Place,
-        layer: usize,
         cache: Option<&mut KeysValues<B>>,
         mut observer: Option<&mut (dyn Observer + '_)>,
     ) -> B::Tensor {
@@ -109,7 +111,7 @@ impl<B: Backend> Attention<B> {
         backend.rope(&mut k, &place.rows, &place.table);
         if let Some(observer) = observer.as_deref_mut() {
             let columns = backend.dims(&k).1;
-            observer.keys_and_values(layer, &backend.download(&k), &backend.download(&v), columns);
+            observer.keys_and_values(self.layer, &backend.download(&k), &backend.download(&v), columns);
         }
         let segment = |rows: &Range<usize>, own: Range<usize>| Segment {
             queries: rows.clone(),

@@ -11,7 +11,6 @@ use crate::source::WeightSource;
 
 /// See the module's text.
 pub struct Block<B: Backend> {
-    number: usize,
     attention_norm: B::Tensor,
     attention: Attention<B>,
     feed_norm: B::Tensor,
@@ -27,9 +26,8 @@ impl<B: Backend> Block<B> {
             Ok(backend.upload(&gain, decoder.hidden))
         };
         Ok(Self {
-            number,
             attention_norm: norm("input_layernorm")?,
-            attention: Attention::read(backend, source, decoder, &stem)?,
+            attention: Attention::read(backend, source, decoder, number)?,
             feed_norm: norm("post_attention_layernorm")?,
             feed: Feed::read(backend, source, decoder, number)?,
         })
@@ -54,15 +52,9 @@ impl<B: Backend> Block<B> {
         mut observer: Option<&mut (dyn Observer + '_)>,
     ) {
         let normed = backend.rms_norm(x, &self.attention_norm, decoder.eps);
-        let y = self.attention.run(
-            backend,
-            decoder,
-            &normed,
-            place,
-            self.number,
-            cache,
-            observer.as_deref_mut(),
-        );
+        let y = self
+            .attention
+            .run(backend, decoder, &normed, place, cache, observer.as_deref_mut());
         backend.add(x, &y);
         let normed = backend.rms_norm(x, &self.feed_norm, decoder.eps);
         backend.add(x, &self.feed.run(backend, &normed, observer));

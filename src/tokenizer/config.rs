@@ -53,14 +53,6 @@ pub struct Config {
     pub added: Vec<AddedToken>,
     /// The chat template.
     pub template: Option<TemplateSource>,
-    /// `add_bos_token`.
-    pub add_bos: Option<bool>,
-    /// `add_eos_token`.
-    pub add_eos: Option<bool>,
-    /// `legacy`: whether every stretch of text between special tokens gets the dummy prefix.
-    pub legacy: Option<bool>,
-    /// `tokenizer_class`.
-    pub class: Option<String>,
 }
 
 impl Config {
@@ -71,16 +63,7 @@ impl Config {
         let map = sources.object("special_tokens_map.json")?;
         let extra = sources.object("added_tokens.json")?;
         let file = sources.text("chat_template.jinja")?;
-        let flag = |name: &str| main.as_ref()?.get(name)?.as_bool();
-        let mut config = Self {
-            add_bos: flag("add_bos_token"),
-            add_eos: flag("add_eos_token"),
-            legacy: flag("legacy"),
-            class: main
-                .as_ref()
-                .and_then(|m| m.get("tokenizer_class")?.as_str().map(str::to_owned)),
-            ..Self::default()
-        };
+        let mut config = Self::default();
         // A file of its own wins over the config's field: that is where newer folders keep it.
         let field = || {
             let text = default_template(main.as_ref()?.get("chat_template")?)?;
@@ -111,7 +94,7 @@ impl Config {
                     id,
                     special: false,
                     ..t
-                })
+                });
             });
         }
         Ok(config)

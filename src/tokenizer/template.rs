@@ -118,6 +118,10 @@ fn without_tracking(text: &str) -> String {
 }
 
 /// Python's `json.dumps`, which the transformers library puts in the place of Jinja's own filter.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the form minijinja calls filters in"
+)]
 fn to_json(value: &Jinja, options: Kwargs) -> std::result::Result<String, minijinja::Error> {
     let fault = |text: String| minijinja::Error::new(ErrorKind::InvalidOperation, text);
     if value.is_undefined() {
