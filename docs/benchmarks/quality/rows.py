@@ -69,8 +69,8 @@ def bits3():
 
 def bits2():
     plain = ("--bits", "2", "--group-size", "64")
-    yield qtool("rtn2", "RTN INT2 g64", *plain, "--clip", "none")
-    yield qtool("mse2", "MSE clip INT2 g64", *plain, "--clip", "mse")
+    yield qtool("rtn2", "RTN INT2 g64", *plain, "--method", "none")
+    yield qtool("mse2", "MSE clip INT2 g64", *plain, "--method", "mse")
     yield qtool("gptq2", "GPTQ INT2 g64", *plain, *GPTQ)
     yield qtool("awq2", "AWQ INT2 g64", *plain, *AWQ)
     wint2 = ("--bits", "2")

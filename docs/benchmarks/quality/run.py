@@ -81,7 +81,8 @@ def one(row, work, qtool, keep):
             shutil.rmtree(folder, ignore_errors=True)
     model = json.loads((work / "smollm2" / "prepared.json").read_text())["model_sha256"]
     date = datetime.date.today().isoformat()
-    return {"row": row.name, "key": key(row), "base": model, "date": date, **figures}
+    tool = None if row.script else measure.run([qtool, "--version"])["stdout"].strip()
+    return {"row": row.name, "key": key(row), "tool": tool, "base": model, "date": date, **figures}
 
 
 def stored(work):

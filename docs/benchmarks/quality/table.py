@@ -32,7 +32,7 @@ def _cost(results):
         if row.name in results:
             r = results[row.name]
             sizes = [f"{r[k] / 1e6:.0f}" for k in ("peak_anonymous", "peak_rss")]
-            lines.append([row.label, f"{r['stored_bytes'] / 1e6:.1f}", f"{r['seconds']:.0f}", *sizes])
+            lines.append([row.label, f"{r['stored_bytes'] / 1e6:.1f}", f"{r['seconds']:.1f}", *sizes])
     return _markdown(head, lines)
 
 
@@ -55,7 +55,10 @@ def _bar(results, bar, text):
 def _bars(results, texts):
     found = [_bar(results, bar, text) for bar in BARS for text in texts]
     found += [_bar(results, bar, "") for bar in (SECONDS, MEMORY)]
-    return _markdown(["row", "figure", "text", "at most", "found", "bar"], [line for line in found if line])
+    lines = [line for line in found if line]
+    if not lines:
+        return "No row that has a bar is available yet.\n"
+    return _markdown(["row", "figure", "text", "at most", "found", "bar"], lines)
 
 
 def page(results, missing, date, machine):
