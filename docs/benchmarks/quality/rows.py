@@ -1,0 +1,115 @@
+"""The rows of the table: a name, what it is, and how it is made.  Add a row here.
+
+A qtool row is the options of `qtool quantize`; CALIB in them stands for the
+calibration text.  A script row is a script of this folder with its options.
+BARS are the figures that rows are held to.
+"""
+
+from dataclasses import dataclass
+
+CALIB = "{calib}"  # replaced by the path of the calibration text
+WITH_CALIB = ("--calib", CALIB)
+GPTQ = (*WITH_CALIB, "--method", "gptq")
+AWQ = (*WITH_CALIB, "--method", "awq")
+CCQ = (*WITH_CALIB, "--method", "ccq")
+ZERO_POINT = ("--asymmetric", "--scale-dtype", "f16")
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str  # unique; results are kept under it
+    label: str
+    quantize: tuple = ()  # options of `qtool quantize`
+    script: tuple = ()  # or: a script of this folder and its options
+
+
+def qtool(name, label, *options):
+    return Row(name, label, quantize=options)
+
+
+def llama(kind, *options):
+    name = "llama-" + kind.lower().replace("_", "") + ("-plain" if options else "")
+    how = "without imatrix" if options else "with imatrix"
+    return Row(name, f"llama.cpp {kind}, flat, {how}", script=("flat_gguf.py", "--type", kind, *options))
+
+
+def bits8():
+    yield qtool("rtn8", "RTN INT8", "--bits", "8")
+    yield qtool("mse8", "MSE clip INT8", "--bits", "8", "--clip", "mse")
+    yield qtool("gptq8", "GPTQ INT8", "--bits", "8", *GPTQ)
+    yield qtool("awq8", "AWQ INT8", "--bits", "8", *AWQ)
+    yield llama("Q8_0")
+
+
+def bits4():
+    grids = [
+        ("g64", "INT4 g64", ("--bits", "4")),
+        ("g32", "INT4 g32", ("--bits", "4", "--group-size", "32")),
+        ("g32zp", "INT4 g32 zero point", ("--bits", "4", "--group-size", "32", *ZERO_POINT)),
+    ]
+    methods = [
+        ("rtn4", "RTN", ("--clip", "none")),
+        ("mse4", "MSE clip", ("--clip", "mse")),
+        ("gptq4", "GPTQ", GPTQ),
+        ("awq4", "AWQ", AWQ),
+    ]
+    for method, method_label, method_options in methods:
+        for grid, grid_label, grid_options in grids:
+            yield qtool(f"{method}-{grid}", f"{method_label} {grid_label}", *grid_options, *method_options)
+    yield Row("nf4", "NF4, double quantization (bitsandbytes)", script=("nf4.py",))
+    yield llama("Q4_K")
+    yield llama("Q4_K", "--no-importance")
+    yield llama("IQ4_XS")
+
+
+def bits3():
+    yield llama("Q3_K")
+    yield llama("IQ3_XXS")
+
+
+def bits2():
+    plain = ("--bits", "2", "--group-size", "64")
+    yield qtool("rtn2", "RTN INT2 g64", *plain, "--method", "none")
+    yield qtool("mse2", "MSE clip INT2 g64", *plain, "--method", "mse")
+    yield qtool("gptq2", "GPTQ INT2 g64", *plain, *GPTQ)
+    yield qtool("awq2", "AWQ INT2 g64", *plain, *AWQ)
+    wint2 = ("--bits", "2")
+    yield qtool("ccq", "ccq (WINT2), data-free", *wint2)
+    yield qtool("ccq-diagonal", "ccq, diagonal", *wint2, *CCQ, "--hessian", "diagonal")
+    yield qtool("ccq-full", "ccq, full Hessian", *wint2, *CCQ)
+    yield qtool("ccq-rotate", "ccq, full Hessian, rotated", *wint2, *CCQ, "--rotate")
+    for kind in ("Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS"):
+        yield llama(kind)
+
+
+def mixed():
+    for bits in ("2.5", "3", "4"):
+        name = f"target-{bits}"
+        yield qtool(name, f"--target-bpw {bits}", "--bits", "2", *WITH_CALIB, "--target-bpw", bits)
+
+
+ROWS = [*bits8(), *bits4(), *bits3(), *bits2(), *mixed()]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """`figure` of `row` is at most `limit`, or at most `limit` times that of the row `times`."""
+
+    row: str
+    limit: float
+    times: str = ""
+    figure: str = "kl_mean"
+
+
+BARS = [
+    Bar("gptq8", 0.0030),
+    Bar("gptq4-g64", 0.15),
+    Bar("gptq4-g32zp", 0.09),
+    Bar("ccq-full", 0.40, times="ccq"),
+    Bar("ccq-full", 1.71),
+    Bar("ccq-full", 1.3),
+    Bar("ccq-rotate", 1.1),
+    Bar("target-3", 0.60),
+]
+SECONDS = Bar("ccq-full", 15 * 60, figure="seconds")
+MEMORY = Bar("ccq-full", 2e9, figure="peak_anonymous")
