@@ -70,6 +70,10 @@ fn measured(model: &Path, corpus: &Corpus, target: &Path, part: Option<(usize, u
     measure::run(&Arc::new(Checkpoint::open(model).unwrap()), corpus, &options).unwrap();
 }
 
+/// The recipe of sequential runs, with a part in two bits.
+const MIXED: &str = "bits:4,method:gptq";
+const RULES: &[&str] = &[r"layers\.1\.mlp\..*down_proj=bits:2,effort:fast"];
+
 /// Quantizes with evidence; gives the folder's files.
 fn calibrated(
     model: &Path,
@@ -79,7 +83,7 @@ fn calibrated(
     threads: usize,
 ) -> qtool::Result<()> {
     let checkpoint = Arc::new(Checkpoint::open(model).unwrap());
-    let mut options = with_recipe(target, recipe, &[], &[]);
+    let mut options = with_recipe(target, recipe, &[], RULES);
     options.threads = threads;
     options.calibration = Some(calibration.describe(8)?);
     let plan = qtool::quantize::plan(&checkpoint, &options)?;
@@ -216,7 +220,7 @@ fn sequential_runs_are_repeatable_and_go_on_after_an_interruption() {
         let rows = corpus(&model, &ids_file(dir.path()), 8);
         let run = |target: &str, threads| {
             let calibration = Calibration::Sequential(rows.clone());
-            calibrated(&model, &at(target), "bits:2,effort:fast", &calibration, threads).unwrap();
+            calibrated(&model, &at(target), MIXED, &calibration, threads).unwrap();
             files(&at(target))
         };
         let whole = run("a", 2);
@@ -229,7 +233,7 @@ fn sequential_runs_are_repeatable_and_go_on_after_an_interruption() {
         assert!(verified.findings.is_empty(), "{:?}", verified.findings);
         // The blocks of a run that was stopped before its artifact was written, cut back to one block.
         let checkpoint = Arc::new(Checkpoint::open(&model).unwrap());
-        let options = with_recipe(&at("c"), "bits:2,effort:fast", &[], &[]);
+        let options = with_recipe(&at("c"), MIXED, &[], RULES);
         let plan = qtool::quantize::plan(&checkpoint, &options).unwrap();
         let wanted = sequential::Options {
             quantize: &options,
@@ -262,10 +266,10 @@ fn sequential_runs_are_repeatable_and_go_on_after_an_interruption() {
         );
         drop(again.unwrap());
         let other = Calibration::Sequential(corpus(&model, &ids_file(dir.path()), 7));
-        let refused = calibrated(&model, &at("c2"), "bits:2,effort:fast", &other, 2);
+        let refused = calibrated(&model, &at("c2"), MIXED, &other, 2);
         assert!(refused.is_ok(), "another target has blocks of its own");
         fs::remove_dir_all(at("c")).unwrap();
-        let refused = calibrated(&model, &at("c"), "bits:2,effort:fast", &other, 2);
+        let refused = calibrated(&model, &at("c"), MIXED, &other, 2);
         let message = refused.unwrap_err().to_string();
         assert!(message.contains("corpus differ"), "{message}");
     }

@@ -234,7 +234,7 @@ fn what_cannot_be_done_is_said_at_once_and_leaves_nothing() {
         &["donw_proj", "matches no tensor"],
     );
     assert_error(
-        &quantize(&["--bits", "4", "--rule", "down_proj=bits:3"]),
+        &quantize(&["--bits", "4", "--rule", "down_proj=bits:5"]),
         &["4 and 8"],
     );
     assert_error(

@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(short, long, value_name = "STATS")]
     pub output: PathBuf,
     #[command(flatten)]
-    corpus: corpus::Args,
+    corpus: corpus::RowsArgs,
     /// Keep diagonals only: small, enough for weighted searches, too little for error feedback
     #[arg(long)]
     pub diagonal: bool,

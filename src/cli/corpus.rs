@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use crate::calibrate::corpus::{Corpus, CorpusOptions};
 use crate::calibrate::coverage::MIN_COVERAGE;
+use crate::calibrate::pipeline::Calibration;
+use crate::calibrate::statistics::Statistics;
 use crate::model::architectures;
 use crate::source::{Source, WeightSource};
 use crate::tokenizer::Tokenizer;
 
 /// What was typed.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Args {
+pub struct RowsArgs {
     /// Calibration rows, drawn at random from the text
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     pub rows: u32,
@@ -25,7 +27,39 @@ pub struct Args {
     pub min_coverage: u64,
 }
 
-impl Args {
+/// What `quantize` is to be calibrated on.
+#[derive(Debug, Clone, clap::Args)]
+pub struct EvidenceArgs {
+    /// Calibrate on these: text, JSON lines, token ids, or a folder made by `qtool calibrate`
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub calib: Vec<PathBuf>,
+    /// With --calib: measure the original model once, instead of block by block behind quantized blocks
+    #[arg(long, requires = "calib")]
+    pub one_pass: bool,
+    /// Which rows of the text.
+    #[command(flatten)]
+    pub rows: RowsArgs,
+}
+
+impl EvidenceArgs {
+    /// Where evidence for the model in `folder` comes from, if any was asked for.
+    pub fn read(&self, folder: &Path) -> anyhow::Result<Option<Calibration>> {
+        Ok(match self.calib.as_slice() {
+            [] => None,
+            [stats] if Statistics::is_statistics(stats) => Some(Calibration::Statistics(stats.clone())),
+            files => {
+                let corpus = self.rows.read(folder, files)?;
+                Some(if self.one_pass {
+                    Calibration::OnePass(corpus)
+                } else {
+                    Calibration::Sequential(corpus)
+                })
+            }
+        })
+    }
+}
+
+impl RowsArgs {
     /// Reads the rows for the model in `folder`.
     pub fn read(&self, folder: &Path, files: &[PathBuf]) -> anyhow::Result<Corpus> {
         let source = Source::open(folder)?;

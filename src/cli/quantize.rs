@@ -16,8 +16,7 @@ use qtool_formats::export::fastdeploy::Wanted;
 use serde_json::{Value, json};
 
 use super::{corpus, print, print_json, size, wants_progress};
-use crate::calibrate::pipeline::{self, Calibration};
-use crate::calibrate::statistics::Statistics;
+use crate::calibrate::pipeline;
 use crate::classes::{class_of, group};
 use crate::estimate::{self, Estimate};
 use crate::fastdeploy::{self, Request};
@@ -59,14 +58,8 @@ pub struct Args {
     /// How codes are chosen: none, mse, gptq or ccq [default: as --clip; with --calib gptq; at 2 bits ccq]
     #[arg(long, value_name = "METHOD", conflicts_with = "clip")]
     pub method: Option<String>,
-    /// Calibrate on these: text, JSON lines, token ids, or a folder made by `qtool calibrate`
-    #[arg(long, value_name = "FILE", num_args = 1..)]
-    pub calib: Vec<PathBuf>,
-    /// With --calib: measure the original model once, instead of block by block behind quantized blocks
-    #[arg(long, requires = "calib")]
-    pub one_pass: bool,
-    #[command(flatten, next_help_heading = "Calibration rows (with --calib)")]
-    corpus: corpus::Args,
+    #[command(flatten)]
+    evidence: corpus::EvidenceArgs,
     /// How long to search at 2 bits: fast, default or best [default: default]
     #[arg(long, value_name = "LEVEL")]
     pub effort: Option<String>,
@@ -172,13 +165,13 @@ impl Args {
             qtool_formats::replace::check_target(&self.output, self.force)?;
             return self.print_plan(&checkpoint, plan, plans.len());
         }
-        let manifests = match self.calibration()? {
+        let manifests = match self.evidence.read(&self.model)? {
             None => {
                 let staging = quantize::begin(&checkpoint, &options)?;
                 quantize::write_folders(&checkpoint, &plans, &options, Codes::Plain, staging)?
             }
             Some(calibration) => {
-                let coverage = self.corpus.min_coverage;
+                let coverage = self.evidence.rows.min_coverage;
                 options.calibration = Some(calibration.describe(coverage)?);
                 pipeline::run(&checkpoint, &plans, &options, &calibration, coverage)?
             }
@@ -204,7 +197,7 @@ impl Args {
             method: self.method()?,
             scale: self.scale_dtype.as_deref().map(parse_scale).transpose()?,
             effort: self.effort.as_deref().map(parse_effort).transpose()?,
-            calibrated: !self.calib.is_empty(),
+            calibrated: !self.evidence.calib.is_empty(),
         };
         let default = match self.format {
             Format::Qtool => partial.complete(self.bits)?,
@@ -230,22 +223,6 @@ impl Args {
     fn method(&self) -> anyhow::Result<Option<&'static str>> {
         let clip = self.clip.as_deref().map(parse_clip).transpose()?;
         Ok(self.method.as_deref().map(parse_method).transpose()?.or(clip))
-    }
-
-    /// Where evidence comes from, if any was asked for.
-    fn calibration(&self) -> anyhow::Result<Option<Calibration>> {
-        Ok(match self.calib.as_slice() {
-            [] => None,
-            [folder] if Statistics::is_statistics(folder) => Some(Calibration::Statistics(folder.clone())),
-            files => {
-                let corpus = self.corpus.read(&self.model, files)?;
-                Some(if self.one_pass {
-                    Calibration::OnePass(corpus)
-                } else {
-                    Calibration::Sequential(corpus)
-                })
-            }
-        })
     }
 
     /// What is asked of a FastDeploy folder. Its layout leaves most choices to no one.
@@ -284,7 +261,7 @@ impl Args {
             },
             ranks: usize::from(self.tensor_parallel),
             method: self.method()?,
-            calibrated: !self.calib.is_empty(),
+            calibrated: !self.evidence.calib.is_empty(),
             effort: self.effort.as_deref().map(parse_effort).transpose()?,
             max_shard_bytes: options.max_shard_bytes,
         })
