@@ -1,4 +1,4 @@
-//! What a model needs from a device. Owns the vocabulary ([`Backend`], [`Weight`] forms, [`Segment`]); each device
+//! What a model needs from a device. Owns the vocabulary ([`Backend`], [`HostWeight`], [`Segment`]); each device
 //! implements it on a page of its own (`cpu/backend.rs`), and [`mod@crate::reference`] says what is right.
 //!
 //! Letters: **M** rows of activations (tokens of all sequences, one after the other, no padding), **K** input
@@ -170,9 +170,9 @@ pub trait Backend: Send + Sync {
     fn gate(&self, gate: &mut Self::Tensor, up: &Self::Tensor, f: Activation);
     /// Rows `rows` of x, in that order.
     fn gather(&self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor;
-    /// into[rows[i]] += weights[i] * x[i], i rising. Rows may repeat.
+    /// `into[rows[i]] += weights[i] * x[i]`, i rising. Rows may repeat.
     fn scatter_add(&self, into: &mut Self::Tensor, rows: &[usize], x: &Self::Tensor, weights: &[f32]);
-    /// into[at + i] = x[i] for all rows of x: how a cache of keys and values grows.
+    /// `into[at + i] = x[i]` for all rows of x: how a cache of keys and values grows.
     fn place(&self, into: &mut Self::Tensor, at: usize, x: &Self::Tensor);
     /// `moment` += x^T x, (K, K), the upper triangle and its mirror. Products of at most 512 rows are summed
     /// in f32, those sums in f64, in order.

@@ -5,8 +5,6 @@
 //! |---|---|
 //! | `config` | `tokenizer_config.json` and the files beside it: names of special tokens, flags, templates |
 //! | `library` | `tokenizer.json`, run by the `tokenizers` crate |
-//! | `pieces` | `tokenizer.model` with the special tokens of its folder around it |
-//! | [`sentencepiece`] | SentencePiece models as such, read and run here |
 //! | `template` | conversations to text |
 //! | `python` | what templates expect of Python |
 
@@ -56,7 +54,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a model folder: `tokenizer.json`, else `tokenizer.model`, else `spm.model`.
+    /// Reads the tokenizer of a model folder, its `tokenizer.json`.
     ///
     /// Fails when there is none, or when one of its files is damaged or of an unknown kind.
     pub fn open(folder: &Path) -> Result<Self> {
