@@ -16,3 +16,4 @@ mod model;
 #[path = "fuzz/oracle.rs"]
 mod oracle;
 mod paddle;
+mod tokenizer;
