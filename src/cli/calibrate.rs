@@ -19,11 +19,11 @@ use crate::table::Table;
 /// What was typed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Runs the original model over the text once and keeps, for the input of every linear layer, its second
-moment and largest magnitudes; and the largest magnitudes of keys and values. The folder serves any number
-of `qtool quantize --calib STATS` runs, at any bits.
+Runs the original model over the text once and keeps, for the input of every linear layer,
+its second moment and largest magnitudes; and the largest magnitudes of keys and values.
+The folder serves any number of `qtool quantize --calib STATS` runs, at any bits.
 
-Text files are taken as one document each; .jsonl files hold {\"text\": ..}, {\"messages\": [..]} or token ids.
+Text files are one document each; .jsonl files hold {\"text\": ..}, {\"messages\": [..]} or ids.
 
 Examples:
   qtool calibrate MODEL --data text.txt -o STATS
