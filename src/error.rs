@@ -173,6 +173,12 @@ pub enum Error {
         /// The system's reason.
         reason: String,
     },
+    /// Stopped by ctrl-C in a sequential run.
+    #[error("interrupted; finished blocks are kept in {}, the same command goes on after them (remove the folder to start anew)", folder.display())]
+    Paused {
+        /// The folder with the blocks.
+        folder: PathBuf,
+    },
     /// Stopped by ctrl-C.
     #[error("interrupted; nothing was written")]
     Interrupted,

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::corpus::Corpus;
 use super::coverage::Stored;
+use super::decisions::Decisions;
 use super::statistics::Statistics;
 use super::{measure, sequential};
 use crate::informed::Codes;
@@ -74,9 +75,17 @@ pub fn run(
                 evidence,
                 min_coverage,
             };
-            let decisions = sequential::run(checkpoint, plans, corpus, &wanted)?;
+            let folder = Decisions::folder_of(&options.target);
+            let kept = |error| match error {
+                Error::Interrupted if folder.is_dir() => Error::Paused {
+                    folder: folder.clone(),
+                },
+                other => other,
+            };
+            let decisions = sequential::run(checkpoint, plans, corpus, &wanted).map_err(kept)?;
+            let codes = Codes::Decided(&decisions);
             let manifests =
-                quantize::write_folders(checkpoint, plans, options, Codes::Decided(&decisions), staging)?;
+                quantize::write_folders(checkpoint, plans, options, codes, staging).map_err(kept)?;
             decisions.discard();
             Ok(manifests)
         }
