@@ -14,7 +14,8 @@ pub const ARCHITECTURE: Architecture = Architecture {
     read,
 };
 
-fn read(fields: &Fields<'_>, source: &dyn WeightSource) -> Result<Decoder> {
+/// Reads a config of this family.
+pub(super) fn read(fields: &Fields<'_>, source: &dyn WeightSource) -> Result<Decoder> {
     let mut decoder = fields.decoder(source, RopeStyle::Halves, false)?;
     // Its configs name a window that is not in use unless they say so.
     if !fields.flag("use_sliding_window", false) {

@@ -1,26 +1,10 @@
-//! Qwen3, dense: the plain decoder with a norm on each query and key head (found by its tensor).
+//! Qwen3, dense: as Qwen2, with a norm on each query and key head (found by its tensor) and no biases.
 
-use qtool_kernels::backend::RopeStyle;
-
-use super::Architecture;
-use crate::Result;
-use crate::model::decoder::{Decoder, Fields};
-use crate::source::WeightSource;
+use super::{Architecture, qwen2};
 
 /// The registry entry.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_types: &["qwen3"],
     summary: "Qwen3, dense",
-    read,
+    read: qwen2::read,
 };
-
-fn read(fields: &Fields<'_>, source: &dyn WeightSource) -> Result<Decoder> {
-    let mut decoder = fields.decoder(source, RopeStyle::Halves, false)?;
-    // Its configs name a window that is not in use unless they say so.
-    if !fields.flag("use_sliding_window", false) {
-        decoder.context = fields
-            .maybe("max_position_embeddings")?
-            .unwrap_or(decoder.context);
-    }
-    Ok(decoder)
-}
