@@ -67,7 +67,7 @@ impl Quantizer for Gptq {
 
     fn describe(&self) -> String {
         match &self.knowledge {
-            Knowledge::Nothing => "gptq".to_owned(),
+            Knowledge::Nothing => "clip search (gptq without evidence)".to_owned(),
             Knowledge::Diagonal(_) => "clip search weighted by the inputs' mean squares".to_owned(),
             Knowledge::Full(factor) => format!("gptq, damping {}, act-order by group", factor.damping()),
         }
@@ -311,7 +311,7 @@ pub fn gradient(isa: Isa, factor: &Factor, e: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hessian::tests::{correlated, noise};
+    use crate::hessian::tests::{correlated, noise, slow_factor};
     use crate::options::PartialOptions;
     use crate::proxy::Proxy;
 
@@ -330,23 +330,8 @@ mod tests {
         top: f64,
     ) -> Vec<f64> {
         let k = x.len();
-        let h = stats.hessian().unwrap();
-        let mean = (0..k).map(|i| h[i * k + i]).sum::<f64>() / k as f64;
-        let at = |i: usize, j: usize| h[order[i] * k + order[j]] / mean + if i == j { DAMPING } else { 0.0 };
-        // The Cholesky factor of the turned matrix, by hand.
-        let mut lower = vec![0f64; k * k];
-        for i in 0..k {
-            for j in 0..=i {
-                let sum: f64 = (0..j).map(|c| lower[i * k + c] * lower[j * k + c]).sum();
-                let value = at(k - 1 - i, k - 1 - j) - sum;
-                lower[i * k + j] = if i == j {
-                    value.sqrt()
-                } else {
-                    value / lower[j * k + j]
-                };
-            }
-        }
-        let v = |i: usize, j: usize| lower[(k - 1 - i) * k + (k - 1 - j)];
+        let factor = slow_factor(stats, order);
+        let v = |i: usize, j: usize| factor[i * k + j];
         let mut e = vec![0f64; k];
         let mut out = vec![0f64; k];
         for j in 0..k {

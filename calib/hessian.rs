@@ -177,6 +177,29 @@ pub(crate) mod tests {
         stats
     }
 
+    /// V of the module's text in f64, (K, K): the Cholesky factor of the turned matrix, by hand, turned back.
+    pub(crate) fn slow_factor(stats: &LayerStats, order: &[usize]) -> Vec<f64> {
+        let k = order.len();
+        let h = stats.hessian().unwrap();
+        let mean = (0..k).map(|i| h[i * k + i]).sum::<f64>() / k as f64;
+        let at = |i: usize, j: usize| h[order[i] * k + order[j]] / mean + if i == j { DAMPING } else { 0.0 };
+        let mut lower = vec![0f64; k * k];
+        for i in 0..k {
+            for j in 0..=i {
+                let sum: f64 = (0..j).map(|c| lower[i * k + c] * lower[j * k + c]).sum();
+                let value = at(k - 1 - i, k - 1 - j) - sum;
+                lower[i * k + j] = if i == j {
+                    value.sqrt()
+                } else {
+                    value / lower[j * k + j]
+                };
+            }
+        }
+        (0..k * k)
+            .map(|at| lower[(k - 1 - at / k) * k + (k - 1 - at % k)])
+            .collect()
+    }
+
     /// Numbers between -1 and 1.
     pub(crate) fn noise(seed: u64) -> impl FnMut() -> f32 {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;

@@ -135,7 +135,7 @@ impl<'a> Workshop<'a> {
         }
     }
 
-    /// Makes the tensors `wanted` of the plan ready and forgets all others; gives what was forgotten.
+    /// Makes the tensors `wanted` of the plan ready, forgets all others, and gives those that are ready by number.
     pub fn turn_to(
         &mut self,
         plan: &QuantizePlan,

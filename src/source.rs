@@ -194,6 +194,8 @@ impl Source {
             let got = format!("[{}, {}]", q.rows, q.columns);
             return Err(self.wrong(name, &format!("[{n}, {k}]"), got));
         }
+        // Decoded once, to be refused here rather than when it is multiplied.
+        let weight = artifact.weight_rows(q, 0, n)?;
         let parts: Vec<Arc<dyn Storage>> = match artifact.manifest().family {
             Family::Own => q
                 .parts
@@ -207,7 +209,6 @@ impl Source {
                 .collect(),
             // Other families interleave rows: their codes are laid out anew, as small as they were.
             _ => {
-                let weight = artifact.weight_rows(q, 0, n)?;
                 let parts = weight.encode(&|b, k, c, o| LSB_ROWS.pack(b, k, c, o))?;
                 parts
                     .into_iter()

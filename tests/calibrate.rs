@@ -74,7 +74,7 @@ fn measured(model: &Path, corpus: &Corpus, target: &Path, part: Option<(usize, u
 const MIXED: &str = "bits:4,method:gptq";
 const RULES: &[&str] = &[r"layers\.1\.mlp\..*down_proj=bits:2,effort:fast"];
 
-/// Quantizes with evidence; gives the folder's files.
+/// Quantizes with evidence.
 fn calibrated(
     model: &Path,
     target: &Path,
@@ -118,6 +118,17 @@ fn parts_merge_to_the_bits_of_a_single_run() {
         assert!(message(&[parts[0].clone(), parts[0].clone()]).contains("given twice"));
         assert!(message(&[at("whole")]).contains("whole already"));
         assert!(!at("no").exists());
+        let few = measure::Options {
+            target: at("no"),
+            force: false,
+            evidence: Evidence::Full,
+            slices: slices_of(0, 4),
+            threads: 2,
+            show_progress: false,
+        };
+        let short = self::corpus(&model, &ids_file(dir.path()), 7);
+        let refused = measure::run(&Arc::new(Checkpoint::open(&model).unwrap()), &short, &few);
+        assert!(refused.unwrap_err().to_string().contains("at least 8 rows"));
         let statistics = Statistics::open(&at("whole")).unwrap();
         let inputs = statistics.index().blocks.iter().flat_map(|b| &b.inputs);
         let rows = inputs.map(|i| (i.tensors[0].as_str(), i.rows[0]));
@@ -251,12 +262,18 @@ fn sequential_runs_are_repeatable_and_go_on_after_an_interruption() {
                 fs::remove_file(path).unwrap();
             }
         }
-        let kept = fs::metadata(folder.join("block-00000.json"))
-            .unwrap()
-            .modified()
-            .unwrap();
-        assert!(run("c", 2) == whole, "{name}: going on gives the same bytes");
-        assert!(!folder.exists() && kept.elapsed().is_ok());
+        // A mark in what is kept of the first block must come back in the manifest: it was not done again.
+        let record = folder.join("block-00000.json");
+        let text = fs::read_to_string(&record).unwrap();
+        assert!(text.contains("gptq, damping"));
+        fs::write(&record, text.replace("gptq, damping", "gptq, DAMPING")).unwrap();
+        let mut gone_on = run("c", 2);
+        let manifest = String::from_utf8(gone_on["qtool.json"].clone()).unwrap();
+        assert!(manifest.contains("gptq, DAMPING") && manifest.contains("gptq, damping"));
+        let unmarked = manifest.replace("gptq, DAMPING", "gptq, damping");
+        gone_on.insert("qtool.json".to_owned(), unmarked.into_bytes());
+        assert!(gone_on == whole, "{name}: going on gives the same bytes");
+        assert!(!folder.exists());
         // Other rows: the blocks of the former run are not used.
         let again = sequential::run(
             &checkpoint,

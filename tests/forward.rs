@@ -207,6 +207,40 @@ fn artifacts_run_as_their_decoded_weights() {
     assert!(compared > 6 * 3 * 10, "{compared}");
 }
 
+/// A tied model whose file holds a head as well runs on its embedding, as in the reference library.
+#[test]
+fn a_tied_model_ignores_a_stored_head() {
+    let folder = golden().into_iter().find(|f| f.ends_with("qwen2")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(folder.join("config.json"), dir.path().join("config.json")).unwrap();
+    let mut tensors = crate::model::read_model(&folder);
+    let head = crate::model::Tensor::floats(FloatDtype::F32, &[96, 64], &[7.0; 96 * 64]);
+    tensors.push(("lm_head.weight".to_owned(), head));
+    crate::model::write_file(&dir.path().join("model.safetensors"), &tensors);
+    let ids = read_golden(&folder).ids;
+    assert!(logits(&open(dir.path()), &ids) == logits(&open(&folder), &ids));
+}
+
+/// Codes that the scheme forbids are refused when the model is opened, not when they are multiplied.
+#[test]
+fn a_damaged_artifact_is_refused_when_opened() {
+    let folder = golden().remove(0);
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
+    quantize(&folder, &with_recipe(&target, "bits:8", &[], &[]));
+    let file = target.join("model.safetensors");
+    let name = "model.layers.0.self_attn.q_proj.weight.codes";
+    let mut tensors = crate::model::read_model(&target);
+    let codes = tensors.iter_mut().find(|(n, _)| n == name).unwrap();
+    // Symmetric INT8 leaves the lowest code out.
+    codes.1.bytes[0] = 0;
+    crate::model::write_file(&file, &tensors);
+    let source = Arc::new(Source::open(&target).unwrap());
+    let opened = Model::open(CpuBackend::new(Isa::best()), source).and_then(Model::load);
+    let message = opened.map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("q_proj"), "{message}");
+}
+
 #[test]
 fn models_that_cannot_run_say_why() {
     let folder = &golden()[0];

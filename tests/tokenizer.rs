@@ -74,6 +74,19 @@ fn conversations_become_the_reference_librarys_text() {
     }
 }
 
+/// 1,700,000,000 seconds after 1970 is the 14th of November 2023, 22:13:20 UTC.
+#[test]
+fn templates_may_print_the_date() {
+    let template = "{{ strftime_now('%d %b %Y') }} {{ strftime_now('%Y-%m-%d %H:%M:%S') }}";
+    let (_dir, path) = folder(&json!({"chat_template": template}));
+    let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000);
+    let tokenizer = Tokenizer::open(&path).unwrap();
+    let text = tokenizer
+        .chat_at(&json!([{"role": "user", "content": "x"}]), false, then)
+        .unwrap();
+    assert_eq!(text, "14 Nov 2023 2023-11-14 22:13:20");
+}
+
 #[test]
 fn what_cannot_be_read_is_one_sentence() {
     let empty = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@
 //! | family | first names | linear weights lie as |
 //! |---|---|---|
 //! | HF (`-PT`), and every other Hugging Face model | `model.` ... | (N, K): output rows |
-//! | Paddle (`-Paddle`) | `ernie.` ... | [K, N]: input rows |
+//! | Paddle (`-Paddle`) | `ernie.layers.` ... | [K, N]: input rows |
 //!
 //! Source: the name table in the ERNIE repository's converter (`tools/paddle2torch/tran_4_5t.py`).
 //! Embeddings lie as (V, H) in both families.
@@ -31,9 +31,12 @@ pub enum Orientation {
 }
 
 impl Naming {
-    /// The family these tensor names belong to: Paddle when any begins with `ernie.`.
+    /// The family these tensor names belong to: Paddle when any is one of a Paddle decoder's. ERNIE 3.0 in the
+    /// Hugging Face form begins with `ernie.`, too, but goes on with `embeddings`, `encoder` or `pooler`.
     pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        if names.into_iter().any(|name| name.starts_with("ernie.")) {
+        const FIRST: [&str; 3] = ["ernie.layers.", "ernie.embed_tokens.", "ernie.norm."];
+        let is_paddle = |name: &str| FIRST.iter().any(|first| name.starts_with(first));
+        if names.into_iter().any(is_paddle) {
             Self::Paddle
         } else {
             Self::Hf
@@ -56,6 +59,8 @@ mod tests {
     #[test]
     fn family_and_orientation() {
         assert_eq!(Naming::of(["model.norm.weight"]), Naming::Hf);
+        let older = ["ernie.encoder.layer.0.output.dense.weight", "classifier.weight"];
+        assert_eq!(Naming::of(older), Naming::Hf, "ERNIE 3.0");
         let paddle = Naming::of(["lm_head.weight", "ernie.norm.weight"]);
         assert_eq!(paddle, Naming::Paddle);
         assert_eq!(

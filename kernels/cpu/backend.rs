@@ -268,13 +268,25 @@ impl Backend for CpuBackend {
                 .par_chunks_mut(TILE * k)
                 .enumerate()
                 .for_each(|(tile, moment)| {
-                    let rows = moment.len() / k;
-                    let mut out = vec![0.0; rows * k];
-                    let target = MatMut::from_row_major_slice_mut(&mut out, rows, k);
-                    let left = x.subcols(tile * TILE, rows).transpose();
-                    matmul(target, Accum::Replace, left, x, 1.0f32, Par::Seq);
-                    moment.iter_mut().zip(&out).for_each(|(m, o)| *m += f64::from(*o));
+                    let (rows, from) = (moment.len() / k, tile * TILE);
+                    let width = k - from;
+                    let mut out = vec![0.0; rows * width];
+                    let target = MatMut::from_row_major_slice_mut(&mut out, rows, width);
+                    let left = x.subcols(from, rows).transpose();
+                    let right = x.subcols(from, width);
+                    matmul(target, Accum::Replace, left, right, 1.0f32, Par::Seq);
+                    for (moment, out) in moment.chunks_exact_mut(k).zip(out.chunks_exact(width)) {
+                        moment[from..]
+                            .iter_mut()
+                            .zip(out)
+                            .for_each(|(m, o)| *m += f64::from(*o));
+                    }
                 });
+        }
+        for i in 0..k {
+            for j in 0..i {
+                moment[i * k + j] = moment[j * k + i];
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use super::walk::{Walk, together};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::source::Source;
-use crate::{Result, TOOL, quantize};
+use crate::{Error, Result, TOOL, quantize};
 
 /// What is to be measured.
 #[derive(Debug, Clone)]
@@ -67,6 +67,15 @@ pub fn run(checkpoint: &Arc<Checkpoint>, corpus: &Corpus, options: &Options) -> 
         let model = Model::open(CpuBackend::new(Isa::best()), source)?;
         let slices = options.slices.clone().unwrap_or(0..SLICES);
         let part = options.slices.is_some();
+        if part && corpus.rows().len() < SLICES {
+            return Err(Error::Statistics {
+                path: options.target.clone(),
+                reason: format!(
+                    "a part needs at least {SLICES} rows in all, the text gives {}; give more text, a smaller --length, or leave --shard out",
+                    corpus.rows().len()
+                ),
+            });
+        }
         let index = Index {
             format: FORMAT.to_owned(),
             version: VERSION,

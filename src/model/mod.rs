@@ -75,8 +75,8 @@ impl<B: Backend> Model<B> {
         let prefix = decoder.names.prefix;
         let embedding = source.matrix(&format!("{prefix}embed_tokens.weight"), vocabulary, hidden)?;
         let norm = source.vector(&format!("{prefix}norm.weight"), hidden)?;
-        let untied = !decoder.tied || source.contains("lm_head.weight");
-        let head = untied
+        // A tied model's file may hold a copy of the head; the reference library ignores it, too.
+        let head = (!decoder.tied)
             .then(|| source.matrix("lm_head.weight", vocabulary, hidden))
             .transpose()?;
         Ok(Self {
