@@ -1,0 +1,152 @@
+//! The questions an evaluation may ask of a model, whatever answers them: a model run here, a server, or a script
+//! in a test. Owns the vocabulary; tasks (`src/tasks`) meet nothing else of a model.
+//!
+//! Answers arrive in any order, each with the index of its question, as soon as they are there, so that a run that
+//! is stopped loses nothing that was answered. A question that could not be answered is a [`Miss`], counted and
+//! shown, never a wrong answer; an error of the whole run is an `Err`.
+
+use std::ops::ControlFlow;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::Result;
+
+/// Who speaks in a conversation, as chat templates call it: `system`, `user` or `assistant`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+/// What comes before an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Prompt {
+    /// Text that the model continues.
+    Text(String),
+    /// A conversation, brought into the model's form by its own chat template.
+    Chat(Vec<Message>),
+}
+
+/// How likely is each of these answers?
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// What comes before.
+    pub prompt: Prompt,
+    /// The answers, as they would follow the prompt: a leading space is part of an answer.
+    pub answers: Vec<String>,
+}
+
+/// What continues this prompt?
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// What comes before.
+    pub prompt: Prompt,
+    /// Most tokens of the reply.
+    pub most: usize,
+    /// The reply ends before the first of these.
+    pub stop: Vec<String>,
+    /// The only replies allowed, if not all are: next tokens that lead to none of them are masked.
+    pub allowed: Option<Vec<String>>,
+    /// JSON schema of the reply, for servers that can hold a model to one.
+    pub schema: Option<Value>,
+}
+
+/// Token ids to score, of which the first `context` are given. The first token of a window without context has
+/// no distribution and is not scored: `context` counts as at least 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// How many of them are given and not scored.
+    pub context: usize,
+}
+
+/// An encoder's question: a text, or a pair of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// The first or only text.
+    pub a: String,
+    /// The second.
+    pub b: Option<String>,
+}
+
+/// Answer to a [`Question`]; one number for each of its answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Likelihoods {
+    /// Sum of ln p over the answer's tokens, in nats.
+    pub nats: Vec<f64>,
+    /// Tokens of each answer.
+    pub tokens: Vec<usize>,
+    /// Tokens of the prompt that did not fit the context and were cut from its front.
+    pub cut: usize,
+}
+
+/// Answer to a [`Request`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// What the model said, without the stop.
+    pub text: String,
+    /// Tokens of the prompt that did not fit the context and were cut from its front.
+    pub cut: usize,
+}
+
+/// Why one question has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Miss {
+    /// A word for counting: `timeout`, `status 500`, `not json`, `non-finite` ...
+    pub kind: String,
+    /// The whole story.
+    pub detail: String,
+}
+
+/// An answer, or why there is none.
+pub type Answer<T> = std::result::Result<T, Miss>;
+
+/// Takes the answer to question `index`; breaking off ends the run early, with what was answered so far.
+pub type OnAnswer<'a, T> = &'a mut dyn FnMut(usize, Answer<T>) -> ControlFlow<()>;
+
+/// What a scorer can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abilities {
+    /// [`Scorer::likelihoods`].
+    pub likelihoods: bool,
+    /// [`Scorer::replies`].
+    pub replies: bool,
+    /// [`Scorer::windows`], [`Scorer::logits`] and [`Scorer::tokenize`].
+    pub windows: bool,
+    /// [`Scorer::classify`]: labels of its head; 0 for none.
+    pub labels: usize,
+    /// [`Scorer::embed`].
+    pub embeddings: bool,
+}
+
+/// A model that answers. Every method that a scorer is not able to do is an error that says so.
+pub trait Scorer: Send + Sync {
+    /// What it can be asked.
+    fn abilities(&self) -> Abilities;
+    /// Most tokens of prompt and answer together; `None` when unknown.
+    fn context(&self) -> Option<usize>;
+    /// Digest of the tokenizer, where it is known: two models are compared token by token only when it is equal.
+    fn tokenizer_digest(&self) -> Option<String>;
+    /// Tokens that went through the model so far, shared prefixes counted once, for throughput.
+    fn tokens_run(&self) -> u64;
+
+    /// How likely the answers are.
+    fn likelihoods(&self, questions: &[Question], on_answer: OnAnswer<'_, Likelihoods>) -> Result<()>;
+    /// Greedy replies.
+    fn replies(&self, requests: &[Request], on_answer: OnAnswer<'_, Reply>) -> Result<()>;
+    /// Ids of a text, without special tokens.
+    fn tokenize(&self, text: &str) -> Result<Vec<u32>>;
+    /// ln p of each scored token of each window, in nats; NaN where a logit was not finite.
+    fn windows(&self, windows: &[Window], on_answer: OnAnswer<'_, Vec<f32>>) -> Result<()>;
+    /// Logits (scored tokens, V) of one window: row i is the distribution of its scored token i.
+    fn logits(&self, window: &Window) -> Result<Vec<f32>>;
+    /// Logits of a sequence-classification head, one per label.
+    fn classify(&self, pairs: &[Pair], on_answer: OnAnswer<'_, Vec<f32>>) -> Result<()>;
+    /// Mean-pooled last hidden states, one vector a text.
+    fn embed(&self, texts: &[String], on_answer: OnAnswer<'_, Vec<f32>>) -> Result<()>;
+}
