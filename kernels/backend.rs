@@ -118,6 +118,18 @@ pub enum Activation {
     Tanh,
 }
 
+/// Why a device stopped computing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the device {device} failed to {what}: {reason}")]
+pub struct Fault {
+    /// Its name.
+    pub device: String,
+    /// What it was asked to do.
+    pub what: &'static str,
+    /// Its own words.
+    pub reason: String,
+}
+
 /// A device. `Tensor` is (rows, columns) of f32 on it; `Weight` a matrix in whatever form it multiplies best.
 ///
 /// Shapes are the caller's business: operations panic when they disagree.
@@ -126,6 +138,11 @@ pub trait Backend: Send + Sync {
     type Tensor: Send + Sync;
     /// A weight on the device.
     type Weight: Send + Sync;
+
+    /// Waits for what was started. After a failure every result is meaningless, and this says what failed first.
+    fn fault(&self) -> Result<(), Fault> {
+        Ok(())
+    }
 
     /// `values` (rows, columns) to the device.
     fn upload(&self, values: &[f32], columns: usize) -> Self::Tensor;

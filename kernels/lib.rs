@@ -33,9 +33,11 @@
 
 pub mod backend;
 mod cpu;
+pub mod cuda;
 pub mod reference;
 
 pub use backend::Backend;
+pub use cuda::CudaBackend;
 pub use cpu::backend::{CpuBackend, Matrix};
 pub use cpu::clip::{Candidate, clip_errors, clip_errors_weighted};
 pub use cpu::codewords::{Codewords, SearchWeights, nearest_codewords};

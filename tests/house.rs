@@ -76,7 +76,11 @@ fn no_drawers_for_odds_and_ends() {
 
 /// Places that may hold unsafe code; everything else is denied or forbidden to by lints, which
 /// this keeps from being switched off quietly.
-const UNSAFE_PLACES: [&str; 2] = ["formats/checkpoint/mmap.rs", "kernels/cpu/simd/"];
+const UNSAFE_PLACES: [&str; 3] = [
+    "formats/checkpoint/mmap.rs",
+    "kernels/cpu/simd/",
+    "kernels/cuda/launch.rs",
+];
 
 #[test]
 fn unsafe_is_a_place() {

@@ -1,0 +1,382 @@
+//! [`Backend`] on a GPU. Owns the shape of every launch, and what happens when the device fails.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaSlice, DriverError, LaunchArgs, PushKernelArg};
+
+use super::device::{Device, words};
+use super::launch::run;
+use super::weight::DeviceWeight;
+use crate::backend::{Activation, Backend, Fault, Heads, HostWeight, RopeStyle, RopeTable, Segment};
+
+/// Rows up to which a product is done by `gemv`.
+const FEW_ROWS: usize = 16;
+/// Outputs of a block of `gemm` on each side.
+const TILE: usize = 64;
+/// Threads of a block where nothing else is said.
+const THREADS: u32 = 256;
+/// Threads of a block of `attention`, which its kernel counts on.
+const ATTENTION_THREADS: u32 = 128;
+/// Largest head of `attention`: eight columns a thread.
+const LARGEST_HEAD: usize = 1024;
+/// Columns of a tile of `gram`.
+const GRAM_TILE: usize = 16;
+
+/// A GPU.
+#[derive(Debug, Clone)]
+pub struct CudaBackend {
+    device: Arc<Device>,
+    fault: Arc<Mutex<Option<Fault>>>,
+}
+
+/// (rows, columns) of f32 on the device, row-major; without values when it is empty or the device has failed.
+#[derive(Debug)]
+pub struct DeviceTensor {
+    rows: usize,
+    columns: usize,
+    values: Option<CudaSlice<f32>>,
+}
+
+impl CudaBackend {
+    /// On this device.
+    pub fn new(device: Arc<Device>) -> Self {
+        Self {
+            device,
+            fault: Arc::default(),
+        }
+    }
+
+    /// Its device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Does `work` unless the device has failed; keeps the first failure.
+    fn attempt<T>(&self, what: &'static str, work: impl FnOnce() -> Result<T, DriverError>) -> Option<T> {
+        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if fault.is_some() {
+            return None;
+        }
+        match work() {
+            Ok(done) => Some(done),
+            Err(error) => {
+                *fault = Some(Fault {
+                    device: self.device.name().to_owned(),
+                    what,
+                    reason: words(error),
+                });
+                None
+            }
+        }
+    }
+
+    /// A kernel to push arguments on.
+    fn kernel(&self, name: &'static str) -> LaunchArgs<'_> {
+        let function = self.device.function(name).expect("a kernel of the list");
+        self.device.stream.launch_builder(function)
+    }
+
+    fn zeros(&self, rows: usize, columns: usize) -> DeviceTensor {
+        let values = (rows * columns > 0)
+            .then(|| {
+                self.attempt("allocate a tensor", || {
+                    self.device.stream.alloc_zeros(rows * columns)
+                })
+            })
+            .flatten();
+        DeviceTensor {
+            rows,
+            columns,
+            values,
+        }
+    }
+
+    /// A tensor that `work` fills, unless there is nothing to fill.
+    fn made(
+        &self,
+        what: &'static str,
+        (rows, columns): (usize, usize),
+        work: impl FnOnce(&mut CudaSlice<f32>) -> Result<(), DriverError>,
+    ) -> DeviceTensor {
+        let mut out = self.zeros(rows, columns);
+        if let Some(values) = &mut out.values {
+            self.attempt(what, || work(values));
+        }
+        out
+    }
+
+    fn norm(
+        &self,
+        x: &DeviceTensor,
+        gain: &DeviceTensor,
+        bias: Option<&DeviceTensor>,
+        eps: f32,
+    ) -> DeviceTensor {
+        assert_eq!(x.columns % gain.columns.max(1), 0, "whole stretches");
+        self.made("normalise", (x.rows, x.columns), |out| {
+            let (Some(x_values), Some(gains)) = (&x.values, &gain.values) else {
+                return Ok(());
+            };
+            let width = gain.columns as i32;
+            let blocks = (x.rows * x.columns / gain.columns) as u32;
+            let biases = bias.and_then(|bias| bias.values.as_ref());
+            let mut call = self.kernel(if biases.is_some() { "layer_norm" } else { "rms_norm" });
+            call.arg(out).arg(x_values).arg(gains);
+            if let Some(biases) = biases {
+                call.arg(biases);
+            }
+            call.arg(&width).arg(&eps);
+            run(call, (blocks, 1), THREADS)
+        })
+    }
+
+    /// Blocks of [`THREADS`] for one thread an element.
+    fn each(count: usize) -> (u32, u32) {
+        (count.div_ceil(THREADS as usize) as u32, 1)
+    }
+}
+
+fn function(f: Activation) -> i32 {
+    match f {
+        Activation::Silu => 0,
+        Activation::Gelu => 1,
+        Activation::GeluTanh => 2,
+        Activation::Relu => 3,
+        Activation::Tanh => 4,
+    }
+}
+
+impl Backend for CudaBackend {
+    type Tensor = DeviceTensor;
+    type Weight = DeviceWeight;
+
+    fn fault(&self) -> Result<(), Fault> {
+        self.attempt("finish what was started", || self.device.stream.synchronize());
+        let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        fault.clone().map_or(Ok(()), Err)
+    }
+
+    fn upload(&self, values: &[f32], columns: usize) -> DeviceTensor {
+        assert_eq!(values.len() % columns.max(1), 0, "whole rows");
+        let copied = (!values.is_empty())
+            .then(|| self.attempt("copy a tensor there", || self.device.stream.clone_htod(values)));
+        DeviceTensor {
+            rows: values.len() / columns.max(1),
+            columns,
+            values: copied.flatten(),
+        }
+    }
+
+    fn download(&self, x: &DeviceTensor) -> Vec<f32> {
+        let values = x.values.as_ref().and_then(|values| {
+            self.attempt("copy a tensor back", || self.device.stream.clone_dtoh(values))
+        });
+        values.unwrap_or_else(|| vec![0.0; x.rows * x.columns])
+    }
+
+    fn dims(&self, x: &DeviceTensor) -> (usize, usize) {
+        (x.rows, x.columns)
+    }
+
+    fn weight(&self, weight: &HostWeight) -> DeviceWeight {
+        self.attempt("copy a weight there", || {
+            DeviceWeight::upload(&self.device.stream, weight)
+        })
+        .unwrap_or_else(|| DeviceWeight::empty(weight))
+    }
+
+    fn embed(&self, table: &DeviceWeight, ids: &[u32]) -> DeviceTensor {
+        let rows = table.args.n as u32;
+        assert!(ids.iter().all(|&id| id < rows), "ids within the table");
+        self.made("embed tokens", (ids.len(), table.args.k as usize), |out| {
+            let rows = self.device.stream.clone_htod(ids)?;
+            let mut call = self.kernel("decode");
+            call.arg(out).arg(&rows).arg(&table.args);
+            run(call, (ids.len() as u32, 1), THREADS)
+        })
+    }
+
+    fn matmul(&self, x: &DeviceTensor, w: &DeviceWeight) -> DeviceTensor {
+        let (n, k) = (w.args.n as usize, w.args.k as usize);
+        assert_eq!(x.columns, k, "columns of x and of w");
+        self.made("multiply by a weight", (x.rows, n), |out| {
+            let Some(values) = &x.values else { return Ok(()) };
+            let m = x.rows as i32;
+            let few = x.rows <= FEW_ROWS;
+            let mut call = self.kernel(if few { "gemv" } else { "gemm" });
+            call.arg(out).arg(values).arg(&w.args).arg(&m);
+            let blocks = if few {
+                (n.div_ceil(THREADS as usize / 32), 1)
+            } else {
+                (n.div_ceil(TILE), x.rows.div_ceil(TILE))
+            };
+            run(call, (blocks.0 as u32, blocks.1 as u32), THREADS)
+        })
+    }
+
+    fn add(&self, x: &mut DeviceTensor, y: &DeviceTensor) {
+        assert_eq!(x.columns, y.columns, "columns");
+        assert!(y.rows == 1 || y.rows == x.rows, "rows");
+        let (count, period) = ((x.rows * x.columns) as i64, (y.rows * y.columns) as i64);
+        if let (Some(x), Some(y)) = (&mut x.values, &y.values) {
+            self.attempt("add", || {
+                let mut call = self.kernel("add");
+                call.arg(x).arg(y).arg(&count).arg(&period);
+                run(call, Self::each(count as usize), THREADS)
+            });
+        }
+    }
+
+    fn rms_norm(&self, x: &DeviceTensor, gain: &DeviceTensor, eps: f32) -> DeviceTensor {
+        self.norm(x, gain, None, eps)
+    }
+
+    fn layer_norm(
+        &self,
+        x: &DeviceTensor,
+        gain: &DeviceTensor,
+        bias: &DeviceTensor,
+        eps: f32,
+    ) -> DeviceTensor {
+        self.norm(x, gain, Some(bias), eps)
+    }
+
+    fn rope(&self, x: &mut DeviceTensor, positions: &[u32], table: &RopeTable) {
+        assert_eq!(positions.len(), x.rows, "a position a row");
+        let known = table.cos.len() / table.half.max(1);
+        assert!(positions.iter().all(|&p| (p as usize) < known), "positions within the table");
+        let (columns, half) = (x.columns as i32, table.half as i32);
+        let pairs = i32::from(table.style == RopeStyle::Pairs);
+        let count = (x.rows * x.columns / 2) as i64;
+        if let Some(x) = &mut x.values {
+            self.attempt("turn heads", || {
+                let stream = &self.device.stream;
+                let positions = stream.clone_htod(positions)?;
+                let (cos, sin) = (stream.clone_htod(&table.cos)?, stream.clone_htod(&table.sin)?);
+                let mut call = self.kernel("rope");
+                call.arg(x).arg(&positions).arg(&cos).arg(&sin);
+                call.arg(&count).arg(&columns).arg(&half).arg(&pairs);
+                run(call, Self::each(count as usize), THREADS)
+            });
+        }
+    }
+
+    fn attention(
+        &self,
+        q: &DeviceTensor,
+        keys: &DeviceTensor,
+        values: &DeviceTensor,
+        segments: &[Segment],
+        heads: Heads,
+    ) -> DeviceTensor {
+        assert!(heads.dim <= LARGEST_HEAD, "heads of at most {LARGEST_HEAD} columns");
+        // First row and count of the prefix, first row and count of its own, for each query.
+        let mut spans = vec![[0i32; 4]; q.rows];
+        for segment in segments {
+            let (queries, own) = (segment.queries.len(), segment.own.len());
+            for (i, row) in segment.queries.clone().enumerate() {
+                let visible = if heads.causal { own + i + 1 - queries } else { own };
+                spans[row] = [segment.prefix.start, segment.prefix.len(), segment.own.start, visible]
+                    .map(|number| number as i32);
+            }
+        }
+        let spans = spans.as_flattened();
+        self.made("attend", (q.rows, q.columns), |out| {
+            let (Some(q_values), Some(keys), Some(values)) = (&q.values, &keys.values, &values.values) else {
+                return Ok(());
+            };
+            let spans = self.device.stream.clone_htod(spans)?;
+            let (query, kv, d) = (heads.query as i32, heads.kv as i32, heads.dim as i32);
+            let mut call = self.kernel("attention");
+            call.arg(out).arg(q_values).arg(keys).arg(values).arg(&spans);
+            call.arg(&query).arg(&kv).arg(&d).arg(&heads.scale);
+            run(call, (q.rows as u32, heads.query as u32), ATTENTION_THREADS)
+        })
+    }
+
+    fn activate(&self, x: &mut DeviceTensor, f: Activation) {
+        let (count, f) = ((x.rows * x.columns) as i64, function(f));
+        if let Some(x) = &mut x.values {
+            self.attempt("apply a function", || {
+                let mut call = self.kernel("activate");
+                call.arg(x).arg(&count).arg(&f);
+                run(call, Self::each(count as usize), THREADS)
+            });
+        }
+    }
+
+    fn gate(&self, gate: &mut DeviceTensor, up: &DeviceTensor, f: Activation) {
+        assert_eq!((gate.rows, gate.columns), (up.rows, up.columns), "sizes");
+        let (count, f) = ((gate.rows * gate.columns) as i64, function(f));
+        if let (Some(x), Some(up)) = (&mut gate.values, &up.values) {
+            self.attempt("apply a gate", || {
+                let mut call = self.kernel("gate");
+                call.arg(x).arg(up).arg(&count).arg(&f);
+                run(call, Self::each(count as usize), THREADS)
+            });
+        }
+    }
+
+    fn gather(&self, x: &DeviceTensor, rows: &[usize]) -> DeviceTensor {
+        assert!(rows.iter().all(|&row| row < x.rows), "rows within the tensor");
+        self.made("gather rows", (rows.len(), x.columns), |out| {
+            let Some(values) = &x.values else { return Ok(()) };
+            let from: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+            let (from, k) = (self.device.stream.clone_htod(&from)?, x.columns as i32);
+            let mut call = self.kernel("gather");
+            call.arg(out).arg(values).arg(&from).arg(&k);
+            run(call, (rows.len() as u32, 1), THREADS)
+        })
+    }
+
+    fn scatter_add(&self, into: &mut DeviceTensor, rows: &[usize], x: &DeviceTensor, weights: &[f32]) {
+        assert_eq!((rows.len(), rows.len()), (x.rows, weights.len()), "a row and a weight each");
+        assert!(rows.iter().all(|&row| row < into.rows), "rows within the tensor");
+        let (count, k) = (x.rows as i32, x.columns as i32);
+        if let (Some(into), Some(x)) = (&mut into.values, &x.values) {
+            self.attempt("add rows", || {
+                let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+                let stream = &self.device.stream;
+                let (rows, weights) = (stream.clone_htod(&rows)?, stream.clone_htod(weights)?);
+                let mut call = self.kernel("scatter_add");
+                call.arg(into).arg(x).arg(&rows).arg(&weights).arg(&count).arg(&k);
+                run(call, Self::each(k as usize), THREADS)
+            });
+        }
+    }
+
+    fn place(&self, into: &mut DeviceTensor, at: usize, x: &DeviceTensor) {
+        assert_eq!(into.columns, x.columns, "columns");
+        assert!(at + x.rows <= into.rows, "rows within the tensor");
+        let (at, count) = ((at * x.columns) as i64, (x.rows * x.columns) as i64);
+        if let (Some(into), Some(x)) = (&mut into.values, &x.values) {
+            self.attempt("place rows", || {
+                let mut call = self.kernel("place");
+                call.arg(into).arg(x).arg(&at).arg(&count);
+                run(call, Self::each(count as usize), THREADS)
+            });
+        }
+    }
+
+    fn gram(&self, x: &DeviceTensor, moment: &mut [f64]) {
+        let k = x.columns;
+        assert_eq!(moment.len(), k * k, "K x K");
+        let Some(values) = &x.values else { return };
+        let sums = self.attempt("sum products", || {
+            let mut out = self.device.stream.alloc_zeros::<f64>(k * k)?;
+            let (m, columns) = (x.rows as i32, k as i32);
+            let tiles = k.div_ceil(GRAM_TILE) as u32;
+            let mut call = self.kernel("gram");
+            call.arg(&mut out).arg(values).arg(&m).arg(&columns);
+            run(call, (tiles, tiles), THREADS)?;
+            self.device.stream.clone_dtoh(&out)
+        });
+        let Some(sums) = sums else { return };
+        for i in 0..k {
+            for j in i..k {
+                moment[i * k + j] += sums[i * k + j];
+                moment[j * k + i] = moment[i * k + j];
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Is there a GPU that can be used? Owns the order of the questions, so that asking never panics, and the sentence that
+//! answers each. [`Device`] holds the context, its one stream, and the kernels.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUresult;
+use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, result};
+use thiserror::Error;
+
+/// Least driver, as `cuDriverGetVersion` counts: CUDA 12.0, which the bindings are made for.
+const LEAST_DRIVER: i32 = 12_000;
+/// Least compute capability: the PTX is made for sm_80 (Ampere).
+const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+
+/// The kernels: a PTX page and the names it holds.
+const KERNELS: &[(&str, &[&str])] = &[
+    (include_str!("ptx/matmul.ptx"), &["gemv", "gemm", "decode"]),
+    (include_str!("ptx/attention.ptx"), &["attention"]),
+    (include_str!("ptx/norm.ptx"), &["rms_norm", "layer_norm"]),
+    (
+        include_str!("ptx/elementwise.ptx"),
+        &["add", "activate", "gate", "rope"],
+    ),
+    (
+        include_str!("ptx/rows.ptx"),
+        &["gather", "scatter_add", "place", "gram"],
+    ),
+];
+
+/// Why no GPU can be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Unavailable {
+    /// No driver library.
+    #[error("no NVIDIA driver is installed (libcuda.so.1 was not found)")]
+    NoDriver,
+    /// A driver older than the bindings.
+    #[error(
+        "the NVIDIA driver is too old: it knows CUDA {}.{}, expected 12.0 or later; install driver 525 or later",
+        found / 1000,
+        found % 1000 / 10
+    )]
+    OldDriver {
+        /// As `cuDriverGetVersion` says.
+        found: i32,
+    },
+    /// A driver and no device.
+    #[error("the NVIDIA driver finds no GPU; is it visible (CUDA_VISIBLE_DEVICES)?")]
+    NoDevice,
+    /// A device older than the kernels.
+    #[error(
+        "the GPU {name} has compute capability {}.{}, expected 8.0 or later",
+        capability.0,
+        capability.1
+    )]
+    OldDevice {
+        /// Its name.
+        name: String,
+        /// Major and minor.
+        capability: (i32, i32),
+    },
+    /// The driver failed.
+    #[error("the NVIDIA driver failed to {what}: {reason}")]
+    Failed {
+        /// What was asked of it.
+        what: &'static str,
+        /// Its own words.
+        reason: String,
+    },
+}
+
+/// What the driver says of an error.
+pub(super) fn words(error: DriverError) -> String {
+    let text = error.error_string().map(|s| s.to_string_lossy().into_owned());
+    match (error.0, text) {
+        (CUresult::CUDA_ERROR_OUT_OF_MEMORY, _) => "out of GPU memory".to_owned(),
+        (code, Ok(text)) => format!("{text} ({code:?})"),
+        (code, Err(_)) => format!("{code:?}"),
+    }
+}
+
+fn failed(what: &'static str) -> impl Fn(DriverError) -> Unavailable {
+    move |error| match error.0 {
+        CUresult::CUDA_ERROR_NO_DEVICE => Unavailable::NoDevice,
+        _ => Unavailable::Failed {
+            what,
+            reason: words(error),
+        },
+    }
+}
+
+/// A GPU, ready: context, stream, kernels.
+pub struct Device {
+    name: String,
+    pub(super) stream: Arc<CudaStream>,
+    functions: HashMap<&'static str, CudaFunction>,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device").field("name", &self.name).finish()
+    }
+}
+
+impl Device {
+    /// Its name, as the driver gives it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A kernel of [`KERNELS`]; `None` for another name.
+    pub(super) fn function(&self, name: &str) -> Option<&CudaFunction> {
+        self.functions.get(name)
+    }
+}
+
+/// The GPU number `ordinal`, or why there is none. Asks for nothing that could panic: first whether the driver library is
+/// there, then for its version, for devices, for their age, and last for the kernels.
+pub fn probe(ordinal: usize) -> Result<Arc<Device>, Unavailable> {
+    if !super::launch::driver_is_there() {
+        return Err(Unavailable::NoDriver);
+    }
+    result::init().map_err(failed("start"))?;
+    let found = super::launch::driver_version().map_err(failed("tell its version"))?;
+    if found < LEAST_DRIVER {
+        return Err(Unavailable::OldDriver { found });
+    }
+    let count = result::device::get_count().map_err(failed("count GPUs"))?;
+    if usize::try_from(count).unwrap_or(0) <= ordinal {
+        return Err(Unavailable::NoDevice);
+    }
+    let context = CudaContext::new(ordinal).map_err(failed("open the GPU"))?;
+    let name = context.name().map_err(failed("name the GPU"))?;
+    let capability = context
+        .compute_capability()
+        .map_err(failed("tell the GPU's compute capability"))?;
+    if capability < LEAST_CAPABILITY {
+        return Err(Unavailable::OldDevice { name, capability });
+    }
+    let mut functions = HashMap::new();
+    for (ptx, names) in KERNELS {
+        let module = context
+            .load_module((*ptx).into())
+            .map_err(failed("translate the kernels"))?;
+        for name in *names {
+            let function = module.load_function(name).map_err(failed("find a kernel"))?;
+            functions.insert(*name, function);
+        }
+    }
+    Ok(Arc::new(Device {
+        name,
+        stream: context.default_stream(),
+        functions,
+    }))
+}
+

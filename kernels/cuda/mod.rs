@@ -1,0 +1,25 @@
+//! [`Backend`](crate::Backend) on an NVIDIA GPU through its driver, and nothing else of NVIDIA's: the driver library is
+//! looked for at run time, and the kernels are PTX that lies here and that the driver translates.
+//!
+//! | Page | Idea |
+//! |---|---|
+//! | [`device`] | is there a GPU, and if not, why |
+//! | [`weight`] | a weight's bytes on the device, still packed |
+//! | [`backend`] | which kernel does each operation |
+//! | `launch` | the only unsafe code: kernels started, arguments as the kernels see them |
+//! | `*.cu`, `*.cuh` | the kernels; `ptx/` is made of them by `build_ptx` |
+//! | `host/` | the same kernels on the processor behind a library that looks like the driver, for tests without a GPU |
+//!
+//! # When something fails
+//!
+//! A device can fail in any operation, and operations return tensors, not results. So the first failure is kept: from
+//! then on nothing is started, every tensor is empty of meaning, and [`Backend::fault`](crate::Backend::fault) says what happened. Whoever reads
+//! results asks for it first.
+
+pub mod backend;
+pub mod device;
+mod launch;
+pub mod weight;
+
+pub use backend::CudaBackend;
+pub use device::{Unavailable, probe};

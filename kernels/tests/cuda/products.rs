@@ -1,0 +1,154 @@
+//! Products with weights in every form, embeddings, second moments.
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use qtool_formats::packing::wint2::Channel;
+use qtool_formats::packing::{LSB_ROWS, Packing};
+use qtool_formats::scheme::AffineScheme;
+use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight};
+use qtool_formats::{FloatDtype, QuantizedWeight};
+use qtool_kernels::Backend;
+use qtool_kernels::backend::{Form, HostWeight, Storage};
+
+use crate::{CLOSE, SIZES, assert_close, both, numbers, values};
+
+fn dense(dtype: FloatDtype, n: usize, k: usize) -> HostWeight {
+    let mut bytes = Vec::new();
+    for x in numbers((n * 1000 + k) as u64, n * k) {
+        match dtype {
+            FloatDtype::F32 => bytes.extend(x.to_le_bytes()),
+            FloatDtype::Bf16 => bytes.extend(bf16::from_f32(x).to_le_bytes()),
+            FloatDtype::F16 => bytes.extend(f16::from_f32(x).to_le_bytes()),
+        }
+    }
+    HostWeight {
+        n,
+        k,
+        form: Form::Dense {
+            dtype,
+            bytes: Arc::new(bytes),
+        },
+    }
+}
+
+fn packed(weight: &QuantizedWeight) -> HostWeight {
+    let (n, k) = weight.dims();
+    let parts = weight.encode(&|b, k, c, o| LSB_ROWS.pack(b, k, c, o)).unwrap();
+    let storage = |part| -> Arc<dyn Storage> { Arc::new(part) };
+    HostWeight {
+        n,
+        k,
+        form: Form::Packed {
+            scheme: weight.scheme(),
+            parts: parts.into_iter().map(storage).collect(),
+        },
+    }
+}
+
+fn affine(name: &str, n: usize, k: usize) -> HostWeight {
+    let scheme = AffineScheme::parse(name).unwrap();
+    let groups = scheme.groups(n, k).unwrap();
+    let (low, high) = scheme.code_range();
+    let span = usize::from(high - low) + 1;
+    let codes = (0..n * k).map(|i| low + (i * 37 % span) as u8).collect();
+    let scale = |i: usize| scheme.scale_dtype().round(0.01 + 0.003 * (i % 11) as f32);
+    let zeros = match scheme.fixed_zero() {
+        Some(_) => Vec::new(),
+        None => (0..n * groups).map(|i| low + (i % span) as u8).collect(),
+    };
+    let weight = AffineWeight::new(scheme, n, k, codes, (0..n * groups).map(scale).collect(), zeros);
+    packed(&QuantizedWeight::Affine(weight.unwrap()))
+}
+
+fn ccq(n: usize, k: usize) -> HostWeight {
+    let channel = |i: usize| Channel {
+        super_scale: bf16::from_f32(0.001 + 0.0001 * i as f32),
+        code_scale: 110.0 + i as f32 % 10.0,
+        code_zp: 1000.0,
+    };
+    let codes = (0..n * k / 4).map(|i| (i * 37 + 11) as u8).collect();
+    let locals = (0..n * k / 64).map(|i| (i * 5 % 16) as u8).collect();
+    let weight = CcqWeight::new(k, codes, locals, (0..n).map(channel).collect()).unwrap();
+    packed(&QuantizedWeight::Ccq(weight))
+}
+
+fn ccq25(n: usize, k: usize) -> HostWeight {
+    let words = (0..n * k / 64 * 10).map(|i| (i * 40503 + 977) as u16).collect();
+    let scales = (0..n).map(|i| bf16::from_f32(1e-5 * (1 + i % 7) as f32)).collect();
+    packed(&QuantizedWeight::Ccq25(Ccq25Weight::new(k, words, scales).unwrap()))
+}
+
+/// Weights in every form, with zeros, odd groups, one row.
+fn weights() -> Vec<(String, HostWeight)> {
+    let mut all = Vec::new();
+    for dtype in [FloatDtype::F32, FloatDtype::Bf16, FloatDtype::F16] {
+        for n in SIZES {
+            all.push((format!("{dtype} {n} x 45"), dense(dtype, n, 45)));
+        }
+    }
+    for (name, n, k) in [
+        ("w8-sym-row-bf16", 33, 100),
+        ("w8-zp-g32-f16", 5, 96),
+        ("w4-sym-g64-bf16", 65, 192),
+        ("w4-zp-g32-f16", 130, 96),
+        ("w4-narrow-row-f32", 3, 50),
+        ("w3-zp-g16-f32", 31, 80),
+        ("w2-sym-g64-bf16", 64, 128),
+    ] {
+        all.push((name.to_owned(), affine(name, n, k)));
+    }
+    for (n, k) in [(1, 64), (33, 192), (65, 128)] {
+        all.push((format!("wint2 {n} x {k}"), ccq(n, k)));
+        all.push((format!("wint2.5 {n} x {k}"), ccq25(n, k)));
+    }
+    all
+}
+
+#[test]
+fn products_are_the_processors() {
+    let Some((gpu, cpu)) = both("products_are_the_processors") else { return };
+    for (name, weight) in weights() {
+        let (there, here) = (gpu.weight(&weight), cpu.weight(&weight));
+        for m in [1, 7, 16, 17, 70] {
+            let x = numbers(m as u64, m * weight.k);
+            let left = gpu.matmul(&gpu.upload(&x, weight.k), &there);
+            let right = cpu.matmul(&cpu.upload(&x, weight.k), &here);
+            assert_eq!(gpu.dims(&left), (m, weight.n));
+            assert_close(
+                &values(&gpu, &left),
+                &values(&cpu, &right),
+                CLOSE,
+                &format!("{m} rows times {name}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn decoded_rows_are_the_processors_bit_for_bit() {
+    let Some((gpu, cpu)) = both("decoded_rows_are_the_processors_bit_for_bit") else { return };
+    for (name, weight) in weights() {
+        let ids: Vec<u32> = [0, weight.n - 1, weight.n / 2, 0].map(|id| id as u32).to_vec();
+        let left = gpu.embed(&gpu.weight(&weight), &ids);
+        let right = cpu.embed(&cpu.weight(&weight), &ids);
+        let bits = |x: Vec<f32>| -> Vec<u32> { x.into_iter().map(|x| (x + 0.0).to_bits()).collect() };
+        assert_eq!(bits(values(&gpu, &left)), bits(values(&cpu, &right)), "{name}");
+    }
+}
+
+#[test]
+fn second_moments_are_the_processors() {
+    let Some((gpu, cpu)) = both("second_moments_are_the_processors") else { return };
+    for (m, k) in [(1, 1), (31, 17), (600, 33), (513, 64)] {
+        let x = numbers(k as u64, m * k);
+        let (mut left, mut right) = (vec![0.5f64; k * k], vec![0.5f64; k * k]);
+        gpu.gram(&gpu.upload(&x, k), &mut left);
+        gpu.fault().unwrap();
+        cpu.gram(&cpu.upload(&x, k), &mut right);
+        let top = right.iter().fold(0f64, |top, x| top.max(x.abs()));
+        for (l, r) in left.iter().zip(&right) {
+            assert!((l - r).abs() <= 1e-6 * top, "{m} x {k}: {l}, expected {r}");
+        }
+    }
+}
