@@ -37,7 +37,6 @@ pub mod cuda;
 pub mod reference;
 
 pub use backend::Backend;
-pub use cuda::CudaBackend;
 pub use cpu::backend::{CpuBackend, Matrix};
 pub use cpu::clip::{Candidate, clip_errors, clip_errors_weighted};
 pub use cpu::codewords::{Codewords, SearchWeights, nearest_codewords};
@@ -49,3 +48,4 @@ pub use cpu::metric::{Metric, MetricBook, PRODUCTS, add_scaled, nearest_in_metri
 pub use cpu::pack::{pack_crumbs, pack_nibbles, unpack_crumbs, unpack_nibbles};
 pub use cpu::round::{round_codes, round_codes_groups};
 pub use cpu::widen::{narrow_bf16, narrow_f16, widen_bf16, widen_f16, widen_f32};
+pub use cuda::CudaBackend;

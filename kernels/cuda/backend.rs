@@ -120,7 +120,11 @@ impl CudaBackend {
             let width = gain.columns as i32;
             let blocks = (x.rows * x.columns / gain.columns) as u32;
             let biases = bias.and_then(|bias| bias.values.as_ref());
-            let mut call = self.kernel(if biases.is_some() { "layer_norm" } else { "rms_norm" });
+            let mut call = self.kernel(if biases.is_some() {
+                "layer_norm"
+            } else {
+                "rms_norm"
+            });
             call.arg(out).arg(x_values).arg(gains);
             if let Some(biases) = biases {
                 call.arg(biases);
@@ -168,9 +172,10 @@ impl Backend for CudaBackend {
     }
 
     fn download(&self, x: &DeviceTensor) -> Vec<f32> {
-        let values = x.values.as_ref().and_then(|values| {
-            self.attempt("copy a tensor back", || self.device.stream.clone_dtoh(values))
-        });
+        let values = x
+            .values
+            .as_ref()
+            .and_then(|values| self.attempt("copy a tensor back", || self.device.stream.clone_dtoh(values)));
         values.unwrap_or_else(|| vec![0.0; x.rows * x.columns])
     }
 
@@ -244,7 +249,10 @@ impl Backend for CudaBackend {
     fn rope(&self, x: &mut DeviceTensor, positions: &[u32], table: &RopeTable) {
         assert_eq!(positions.len(), x.rows, "a position a row");
         let known = table.cos.len() / table.half.max(1);
-        assert!(positions.iter().all(|&p| (p as usize) < known), "positions within the table");
+        assert!(
+            positions.iter().all(|&p| (p as usize) < known),
+            "positions within the table"
+        );
         let (columns, half) = (x.columns as i32, table.half as i32);
         let pairs = i32::from(table.style == RopeStyle::Pairs);
         let count = (x.rows * x.columns / 2) as i64;
@@ -269,15 +277,23 @@ impl Backend for CudaBackend {
         segments: &[Segment],
         heads: Heads,
     ) -> DeviceTensor {
-        assert!(heads.dim <= LARGEST_HEAD, "heads of at most {LARGEST_HEAD} columns");
+        assert!(
+            heads.dim <= LARGEST_HEAD,
+            "heads of at most {LARGEST_HEAD} columns"
+        );
         // First row and count of the prefix, first row and count of its own, for each query.
         let mut spans = vec![[0i32; 4]; q.rows];
         for segment in segments {
             let (queries, own) = (segment.queries.len(), segment.own.len());
             for (i, row) in segment.queries.clone().enumerate() {
                 let visible = if heads.causal { own + i + 1 - queries } else { own };
-                spans[row] = [segment.prefix.start, segment.prefix.len(), segment.own.start, visible]
-                    .map(|number| number as i32);
+                spans[row] = [
+                    segment.prefix.start,
+                    segment.prefix.len(),
+                    segment.own.start,
+                    visible,
+                ]
+                .map(|number| number as i32);
             }
         }
         let spans = spans.as_flattened();
@@ -330,7 +346,11 @@ impl Backend for CudaBackend {
     }
 
     fn scatter_add(&self, into: &mut DeviceTensor, rows: &[usize], x: &DeviceTensor, weights: &[f32]) {
-        assert_eq!((rows.len(), rows.len()), (x.rows, weights.len()), "a row and a weight each");
+        assert_eq!(
+            (rows.len(), rows.len()),
+            (x.rows, weights.len()),
+            "a row and a weight each"
+        );
         assert!(rows.iter().all(|&row| row < into.rows), "rows within the tensor");
         let (count, k) = (x.rows as i32, x.columns as i32);
         if let (Some(into), Some(x)) = (&mut into.values, &x.values) {

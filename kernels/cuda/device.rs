@@ -154,4 +154,3 @@ pub fn probe(ordinal: usize) -> Result<Arc<Device>, Unavailable> {
         functions,
     }))
 }
-

@@ -76,7 +76,10 @@ impl DeviceWeight {
     }
 
     /// Copies a weight's bytes to the device.
-    pub(super) fn upload(stream: &std::sync::Arc<CudaStream>, weight: &HostWeight) -> Result<Self, DriverError> {
+    pub(super) fn upload(
+        stream: &std::sync::Arc<CudaStream>,
+        weight: &HostWeight,
+    ) -> Result<Self, DriverError> {
         let mut on_device = Self::empty(weight);
         let parts = match &weight.form {
             Form::Dense { bytes, .. } => std::slice::from_ref(bytes),

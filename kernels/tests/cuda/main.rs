@@ -2,6 +2,7 @@
 //! library that `kernels/cuda/host/build` makes. Without one these tests say that they were skipped; with
 //! QTOOL_REQUIRE_CUDA=1 that is a failure.
 
+mod failures;
 mod operations;
 mod products;
 
@@ -49,7 +50,10 @@ pub fn assert_close(left: &[f32], right: &[f32], bound: f32, what: &str) {
     assert_eq!(left.len(), right.len(), "{what}");
     let top = right.iter().fold(1e-30f32, |top, x| top.max(x.abs()));
     for (i, (l, r)) in left.iter().zip(right).enumerate() {
-        assert!((l - r).abs() <= bound * top, "{what}: value {i} is {l}, expected {r}");
+        assert!(
+            (l - r).abs() <= bound * top,
+            "{what}: value {i} is {l}, expected {r}"
+        );
     }
 }
 
@@ -61,7 +65,9 @@ pub fn values<B: Backend>(backend: &B, x: &B::Tensor) -> Vec<f32> {
 
 #[test]
 fn a_device_says_what_it_is() {
-    let Some((gpu, _)) = both("a_device_says_what_it_is") else { return };
+    let Some((gpu, _)) = both("a_device_says_what_it_is") else {
+        return;
+    };
     assert!(!gpu.device().name().is_empty());
     assert_eq!(gpu.fault(), Ok(()));
 }

@@ -43,7 +43,9 @@ macro_rules! same {
 fn functions_of_one_number() {
     compare("functions_of_one_number", |check| {
         let mut x = numbers(3, 4000);
-        x.iter_mut().enumerate().for_each(|(i, x)| *x *= (1 + i % 40) as f32 * 0.5);
+        x.iter_mut()
+            .enumerate()
+            .for_each(|(i, x)| *x *= (1 + i % 40) as f32 * 0.5);
         x.extend([0.0, -0.0, 30.0, -30.0, 100.0, -100.0, 1e-20, -1e-20, 3.0e4]);
         let up = numbers(4, x.len());
         for f in [
@@ -83,7 +85,10 @@ fn norms_sums_and_rows() {
                 values(b, &b.rms_norm(&b.upload(&x, 5 * k), &b.upload(&gain, k), 1e-5))
             });
             same!(check, format!("layer norm of {k}"), 2.0 * CLOSE, |b| {
-                values(b, &b.layer_norm(&b.upload(&x, k), &b.upload(&gain, k), &b.upload(&bias, k), 1e-12))
+                values(
+                    b,
+                    &b.layer_norm(&b.upload(&x, k), &b.upload(&gain, k), &b.upload(&bias, k), 1e-12),
+                )
             });
             same!(check, format!("bias of {k}"), 0.0, |b| {
                 let mut y = b.upload(&x, k);
@@ -140,10 +145,26 @@ fn heads_turned_and_attended() {
                 };
                 // Sequences of unequal length; keys of a shared prefix; a cache that is longer than the queries.
                 let segments = [
-                    Segment { queries: 0..1, prefix: 0..0, own: 0..1 },
-                    Segment { queries: 1..4, prefix: 0..0, own: 10..13 },
-                    Segment { queries: 4..6, prefix: 20..170, own: 13..15 },
-                    Segment { queries: 6..9, prefix: 0..0, own: 170..310 },
+                    Segment {
+                        queries: 0..1,
+                        prefix: 0..0,
+                        own: 0..1,
+                    },
+                    Segment {
+                        queries: 1..4,
+                        prefix: 0..0,
+                        own: 10..13,
+                    },
+                    Segment {
+                        queries: 4..6,
+                        prefix: 20..170,
+                        own: 13..15,
+                    },
+                    Segment {
+                        queries: 6..9,
+                        prefix: 0..0,
+                        own: 170..310,
+                    },
                 ];
                 let (keys, values_) = (numbers(11, 310 * kv * dim), numbers(12, 310 * kv * dim));
                 same!(check, format!("attention {heads:?}"), 2.0 * CLOSE, |b| {
@@ -163,7 +184,9 @@ fn heads_turned_and_attended() {
 
 #[test]
 fn nothing_is_nothing() {
-    let Some((gpu, _)) = both("nothing_is_nothing") else { return };
+    let Some((gpu, _)) = both("nothing_is_nothing") else {
+        return;
+    };
     let empty = gpu.upload(&[], 8);
     assert_eq!(gpu.dims(&empty), (0, 8));
     let mut none = gpu.gather(&empty, &[]);

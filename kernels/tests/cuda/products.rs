@@ -75,8 +75,12 @@ fn ccq(n: usize, k: usize) -> HostWeight {
 
 fn ccq25(n: usize, k: usize) -> HostWeight {
     let words = (0..n * k / 64 * 10).map(|i| (i * 40503 + 977) as u16).collect();
-    let scales = (0..n).map(|i| bf16::from_f32(1e-5 * (1 + i % 7) as f32)).collect();
-    packed(&QuantizedWeight::Ccq25(Ccq25Weight::new(k, words, scales).unwrap()))
+    let scales = (0..n)
+        .map(|i| bf16::from_f32(1e-5 * (1 + i % 7) as f32))
+        .collect();
+    packed(&QuantizedWeight::Ccq25(
+        Ccq25Weight::new(k, words, scales).unwrap(),
+    ))
 }
 
 /// Weights in every form, with zeros, odd groups, one row.
@@ -107,7 +111,9 @@ fn weights() -> Vec<(String, HostWeight)> {
 
 #[test]
 fn products_are_the_processors() {
-    let Some((gpu, cpu)) = both("products_are_the_processors") else { return };
+    let Some((gpu, cpu)) = both("products_are_the_processors") else {
+        return;
+    };
     for (name, weight) in weights() {
         let (there, here) = (gpu.weight(&weight), cpu.weight(&weight));
         for m in [1, 7, 16, 17, 70] {
@@ -127,7 +133,9 @@ fn products_are_the_processors() {
 
 #[test]
 fn decoded_rows_are_the_processors_bit_for_bit() {
-    let Some((gpu, cpu)) = both("decoded_rows_are_the_processors_bit_for_bit") else { return };
+    let Some((gpu, cpu)) = both("decoded_rows_are_the_processors_bit_for_bit") else {
+        return;
+    };
     for (name, weight) in weights() {
         let ids: Vec<u32> = [0, weight.n - 1, weight.n / 2, 0].map(|id| id as u32).to_vec();
         let left = gpu.embed(&gpu.weight(&weight), &ids);
@@ -139,7 +147,9 @@ fn decoded_rows_are_the_processors_bit_for_bit() {
 
 #[test]
 fn second_moments_are_the_processors() {
-    let Some((gpu, cpu)) = both("second_moments_are_the_processors") else { return };
+    let Some((gpu, cpu)) = both("second_moments_are_the_processors") else {
+        return;
+    };
     for (m, k) in [(1, 1), (31, 17), (600, 33), (513, 64)] {
         let x = numbers(k as u64, m * k);
         let (mut left, mut right) = (vec![0.5f64; k * k], vec![0.5f64; k * k]);
