@@ -165,6 +165,14 @@ pub enum Error {
         /// What differs.
         changed: String,
     },
+    /// A limit of a validation that cannot be read, or is about something that is not measured.
+    #[error("{origin}: {reason}")]
+    Limit {
+        /// The flag, or file and line.
+        origin: String,
+        /// What is wrong and what is expected.
+        reason: String,
+    },
     /// The worker threads could not be started.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {

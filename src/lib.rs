@@ -34,8 +34,10 @@ pub mod scan;
 pub mod scorer;
 mod second_decode;
 pub mod source;
+pub mod statistics;
 pub mod table;
 pub mod tokenizer;
+pub mod verdict;
 pub mod verify;
 mod writing;
 
