@@ -72,7 +72,7 @@ fn read_golden(folder: &Path) -> Golden {
 }
 
 /// Largest difference as a share of the largest magnitude.
-fn distance(a: &[f32], b: &[f32]) -> f32 {
+pub fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let top = b.iter().fold(0f32, |top, b| top.max(b.abs()));
     let worst = a

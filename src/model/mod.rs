@@ -1,4 +1,4 @@
-//! Running a language model: the same forward serves calibration and validation. Blocks are read one at a time
+//! Running a model: the same forward serves calibration and validation. Blocks are read one at a time
 //! where memory is short, or kept.
 //!
 //! | Page | Idea |
@@ -8,12 +8,14 @@
 //! | [`attention`], [`mlp`], [`linear`], [`rope`] | the parts of a block |
 //! | [`block`] | one block |
 //! | [`batch`] | token rows that run together |
+//! | [`encoder`] | encoders: texts to labels or vectors |
 
 pub mod architectures;
 pub mod attention;
 pub mod batch;
 pub mod block;
 pub mod decoder;
+pub mod encoder;
 pub mod linear;
 pub mod mlp;
 pub mod rope;
@@ -27,6 +29,7 @@ use attention::{KeysValues, Place};
 pub use batch::Batch;
 pub use block::Block;
 use decoder::Decoder;
+pub use encoder::Encoder;
 
 use crate::source::WeightSource;
 use crate::{Error, Result};
