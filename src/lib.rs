@@ -36,6 +36,7 @@ mod second_decode;
 pub mod source;
 pub mod table;
 pub mod tokenizer;
+pub mod transform;
 pub mod verify;
 mod writing;
 

@@ -17,3 +17,4 @@ mod model;
 mod oracle;
 mod paddle;
 mod tokenizer;
+mod transform;
