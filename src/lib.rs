@@ -37,6 +37,7 @@ pub mod source;
 pub mod statistics;
 pub mod table;
 pub mod tokenizer;
+pub mod transform;
 pub mod verdict;
 pub mod verify;
 mod writing;

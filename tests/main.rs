@@ -19,3 +19,4 @@ mod oracle;
 mod paddle;
 mod statistics;
 mod tokenizer;
+mod transform;
