@@ -199,6 +199,18 @@ pub enum Error {
         /// The flag, or file and line.
         origin: String,
         /// What is wrong and what is expected.
+    /// A question that this kind of model cannot be asked.
+    #[error("{model}: cannot {what}")]
+    Unable {
+        /// The model.
+        model: String,
+        /// What was asked, and why it cannot be done.
+        what: &'static str,
+    },
+    /// A question that does not fit the model.
+    #[error("{reason}")]
+    Question {
+        /// Why.
         reason: String,
     },
     /// The worker threads could not be started.

@@ -18,5 +18,6 @@ mod model;
 mod oracle;
 mod paddle;
 mod statistics;
+mod scoring;
 mod tokenizer;
 mod transform;
