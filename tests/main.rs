@@ -17,7 +17,7 @@ mod model;
 #[path = "fuzz/oracle.rs"]
 mod oracle;
 mod paddle;
-mod statistics;
 mod scoring;
+mod statistics;
 mod tokenizer;
 mod transform;
