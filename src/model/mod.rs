@@ -168,9 +168,11 @@ impl<B: Backend> Model<B> {
     pub fn hidden(&self, batch: &Batch) -> Result<B::Tensor> {
         let mut x = self.embed(batch)?;
         let place = self.place(batch);
-        for block in &self.blocks {
-            self.run(block, &mut x, &place, None);
-        }
+        self.backend.within(|| {
+            for block in &self.blocks {
+                self.run(block, &mut x, &place, None);
+            }
+        });
         Ok(x)
     }
 
@@ -209,11 +211,14 @@ impl<B: Backend> Model<B> {
             cached: cache.filled,
             ..self.place(&batch)
         };
-        for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
-            block.run(&self.backend, &self.decoder, &mut x, &place, Some(cache), None);
-        }
+        let logits = self.backend.within(|| {
+            for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
+                block.run(&self.backend, &self.decoder, &mut x, &place, Some(cache), None);
+            }
+            self.logits(&x, Some(&[ids.len() - 1]))
+        });
         cache.filled += ids.len();
-        Ok(self.logits(&x, Some(&[ids.len() - 1])))
+        Ok(logits)
     }
 
     /// Continues `prompt` greedily by at most `most` tokens, up to and without a token of `stop`. Of equal
