@@ -199,6 +199,8 @@ pub enum Error {
         /// The flag, or file and line.
         origin: String,
         /// What is wrong and what is expected.
+        reason: String,
+    },
     /// A question that this kind of model cannot be asked.
     #[error("{model}: cannot {what}")]
     Unable {
@@ -212,6 +214,16 @@ pub enum Error {
     Question {
         /// Why.
         reason: String,
+    },
+    /// A cache scale without the magnitudes it is made of.
+    #[error(
+        "{tensor}: the keys and values of layer {layer} were not observed during calibration, or have another width; measure again with `qtool calibrate`"
+    )]
+    UnseenCache {
+        /// The scale.
+        tensor: String,
+        /// The layer.
+        layer: usize,
     },
     /// The worker threads could not be started.
     #[error("cannot start {threads} threads: {reason}")]
