@@ -106,7 +106,7 @@ fn quantized(folder: &Path, options: &Options, calibration: Option<&Calibration>
     let plan = quantize::plan(&checkpoint, options)?.transformed(&checkpoint, &options.recipe, transform)?;
     let mut manifests = match calibration {
         None => quantize::run_ranks(&checkpoint, &[plan], options)?,
-        Some(calibration) => pipeline::run(&checkpoint, &[plan], options, calibration, 8)?,
+        Some(calibration) => pipeline::run(&checkpoint, &mut [plan], options, calibration, 8)?,
     };
     Ok(manifests.swap_remove(0))
 }

@@ -11,12 +11,14 @@
 //! | [`measure`] | the one pass that fills a folder of sums |
 //! | [`sequential`] | blocks quantized one after the other |
 //! | [`pipeline`] | quantization with evidence, whichever way |
+//! | [`forecast`] | how long all this will take |
 //! | [`decisions`] | blocks already quantized, in a sequential run |
 
 pub mod activations;
 pub mod corpus;
 pub mod coverage;
 pub mod decisions;
+pub mod forecast;
 pub mod measure;
 pub mod pipeline;
 pub mod recorder;

@@ -1,10 +1,13 @@
 //! What was typed, and what is printed. Nothing below this page knows about terminals.
 
+pub mod cache;
 pub mod calibrate;
 pub mod completions;
 pub mod corpus;
 pub mod export;
+pub mod forecast;
 pub mod inspect;
+pub mod outcome;
 pub mod quantize;
 pub mod size;
 pub mod transform;
