@@ -20,7 +20,7 @@ use super::{corpus, print, print_json, size, wants_progress};
 use crate::calibrate::pipeline;
 use crate::classes::{class_of, group};
 use crate::estimate::{self, Estimate};
-use crate::fastdeploy::{self, Request};
+use crate::fastdeploy::Request;
 use crate::informed::Codes;
 use crate::plan::{QuantizePlan, TensorPlan};
 use crate::quantize::{self, NonFinite, Options};
@@ -159,13 +159,15 @@ impl Args {
         }
         let plans = match self.format {
             Format::Qtool => vec![self.transform.plan(&checkpoint, &options)?],
-            Format::Fastdeploy => fastdeploy::plans(&checkpoint, &self.request(&options)?)?,
+            Format::Fastdeploy => self
+                .transform
+                .fastdeploy_plans(&checkpoint, &self.request(&options)?)?,
         };
-        let plan = &plans[0];
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
-            return self.print_plan(&checkpoint, plan, plans.len());
+            return self.print_plan(&checkpoint, &plans[0], plans.len());
         }
+        let mut plans = plans;
         let manifests = match self.evidence.read(&self.model)? {
             None => {
                 let staging = quantize::begin(&checkpoint, &options)?;
@@ -174,10 +176,15 @@ impl Args {
             Some(calibration) => {
                 let coverage = self.evidence.rows.min_coverage;
                 options.calibration = Some(calibration.describe(coverage)?);
+                let balanced =
+                    self.transform
+                        .balanced(&checkpoint, plans, &options, calibration, coverage)?;
+                let (calibration, _scratch);
+                (plans, calibration, _scratch) = balanced;
                 pipeline::run(&checkpoint, &plans, &options, &calibration, coverage)?
             }
         };
-        let manifest = &manifests[0];
+        let (manifest, plan) = (&manifests[0], &plans[0]);
         self.print_outcome(manifest, plan, plans.len(), started.elapsed())?;
         Ok(0)
     }
@@ -248,10 +255,6 @@ impl Args {
                 self.effort.is_some() && self.bits != 2,
             ),
             ("--rule and --skip", rules),
-            (
-                self.transform.typed().unwrap_or_default(),
-                self.transform.typed().is_some(),
-            ),
             ("--non-finite keep", self.non_finite == OnNonFinite::Keep),
         ];
         if let Some((option, _)) = refused.iter().find(|(_, typed)| *typed) {
