@@ -54,7 +54,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make an artifact from a checkpoint
-    Quantize(quantize::Args),
+    Quantize(Box<quantize::Args>),
     /// Measure what a model's layers see of a text, for quantization with --calib
     Calibrate(calibrate::Args),
     /// Put together what several machines measured
