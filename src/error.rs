@@ -207,7 +207,15 @@ pub enum Error {
         /// The model.
         model: String,
         /// What was asked, and why it cannot be done.
-        what: &'static str,
+        what: String,
+    },
+    /// A server that cannot be asked.
+    #[error("{url}: {reason}")]
+    Endpoint {
+        /// As given.
+        url: String,
+        /// What is wrong and what to do.
+        reason: String,
     },
     /// A question that does not fit the model.
     #[error("{reason}")]

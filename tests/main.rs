@@ -5,6 +5,7 @@ mod calibrate;
 mod cli;
 mod decode;
 mod encoders;
+mod endpoint;
 mod ernie;
 mod fastdeploy;
 mod faults;
