@@ -16,4 +16,6 @@ mod model;
 #[path = "fuzz/oracle.rs"]
 mod oracle;
 mod paddle;
+mod scripted;
+mod tasks;
 mod tokenizer;

@@ -93,7 +93,7 @@ pub fn fail(error: &anyhow::Error) -> i32 {
         style("error:").red().bold().for_stderr()
     );
     match error.downcast_ref::<Error>() {
-        Some(Error::Interrupted | Error::Paused { .. }) => interrupt::STATUS,
+        Some(Error::Interrupted | Error::Paused { .. } | Error::Stopped { .. }) => interrupt::STATUS,
         _ => ERROR,
     }
 }
