@@ -35,6 +35,7 @@ pub mod scan;
 pub mod scorer;
 mod second_decode;
 pub mod source;
+pub mod statistics;
 pub mod table;
 pub mod tasks;
 pub mod tokenizer;

@@ -17,5 +17,6 @@ mod model;
 mod oracle;
 mod paddle;
 mod scripted;
+mod statistics;
 mod tasks;
 mod tokenizer;

@@ -29,7 +29,10 @@ pub struct Scripted {
 pub fn text(prompt: &Prompt) -> String {
     match prompt {
         Prompt::Text(text) => text.clone(),
-        Prompt::Chat(messages) => messages.iter().map(|m| format!("<{}>{}", m.role, m.content)).collect(),
+        Prompt::Chat(messages) => messages
+            .iter()
+            .map(|m| format!("<{}>{}", m.role, m.content))
+            .collect(),
     }
 }
 
@@ -44,7 +47,12 @@ pub fn likely(nats: &[f64]) -> Answer<Likelihoods> {
 
 impl Scripted {
     /// Answers in an order that is not the questions'.
-    fn all<I, O>(&self, items: &[I], script: impl Fn(&I) -> O, on_answer: &mut dyn FnMut(usize, O) -> ControlFlow<()>) {
+    fn all<I, O>(
+        &self,
+        items: &[I],
+        script: impl Fn(&I) -> O,
+        on_answer: &mut dyn FnMut(usize, O) -> ControlFlow<()>,
+    ) {
         let backwards = (0..items.len()).rev();
         for i in backwards {
             self.asked.fetch_add(1, Ordering::Relaxed);

@@ -55,7 +55,11 @@ fn first_letters() -> Scripted {
                 .filter_map(|l| l.chars().nth(3))
                 .collect();
             let same = letters[letters.len() - 2] == letters[letters.len() - 1];
-            if same { likely(&[-3.0, -1.0]) } else { likely(&[-1.0, -3.0]) }
+            if same {
+                likely(&[-3.0, -1.0])
+            } else {
+                likely(&[-1.0, -3.0])
+            }
         })),
         ..Scripted::default()
     }
@@ -74,9 +78,19 @@ fn question_matching_by_likelihood() {
     let report = run("question-matching", &Setup::new(&data), &[&model]);
     close(value(&report, "OPPO", "accuracy", 0), 2.0 / 3.0);
     close(value(&report, "DuQM_voice", "accuracy", 0), 0.5);
-    close(value(&report, "macro average", "accuracy", 0), (2.0 / 3.0 + 0.5) / 2.0);
-    assert_eq!(report.metrics[0].group, "macro average", "the headline comes first");
-    let table = report.tables.iter().find(|t| t.name == "right and wrong").unwrap();
+    close(
+        value(&report, "macro average", "accuracy", 0),
+        (2.0 / 3.0 + 0.5) / 2.0,
+    );
+    assert_eq!(
+        report.metrics[0].group, "macro average",
+        "the headline comes first"
+    );
+    let table = report
+        .tables
+        .iter()
+        .find(|t| t.name == "right and wrong")
+        .unwrap();
     let counts: Vec<f64> = table.rows[0].1.iter().map(|c| c.unwrap()).collect();
     assert_eq!(counts, [2.0, 1.0, 1.0, 1.0], "TP TN FP FN");
     assert_eq!(report.settings["ask"], "loglik");
@@ -84,7 +98,10 @@ fn question_matching_by_likelihood() {
     assert_eq!(items[2]["predictions"][0], "1");
     assert_eq!(items[2]["label"], "0");
     // Softmax over -3 and -1.
-    close(items[2]["scores"][0].as_f64().unwrap(), 1.0 / (1.0 + (-2.0_f64).exp()));
+    close(
+        items[2]["scores"][0].as_f64().unwrap(),
+        1.0 / (1.0 + (-2.0_f64).exp()),
+    );
 }
 
 #[test]
@@ -114,13 +131,21 @@ fn calibration_takes_off_what_an_empty_input_gets() {
     };
     let calibrated = run("question-matching", &setup, &[&model]);
     close(value(&calibrated, "all", "accuracy", 0), 1.0);
-    assert_eq!(model.tokens_run() - asked, 3, "one content-free question for all items");
+    assert_eq!(
+        model.tokens_run() - asked,
+        3,
+        "one content-free question for all items"
+    );
 }
 
 #[test]
 fn replies_are_read_and_the_unreadable_are_no_label() {
     let dir = tempfile::tempdir().unwrap();
-    let data = write(dir.path(), "a.tsv", "aa\tbb\t1\ncc\tdd\t0\nee\tff\t0\ngg\thh\t1\n");
+    let data = write(
+        dir.path(),
+        "a.tsv",
+        "aa\tbb\t1\ncc\tdd\t0\nee\tff\t0\ngg\thh\t1\n",
+    );
     let model = Scripted {
         replies: Some(Box::new(|r| {
             assert_eq!(
@@ -158,8 +183,17 @@ fn replies_are_read_and_the_unreadable_are_no_label() {
     close(value(&report, "all", "accuracy", 0), 0.5);
     assert_eq!(report.counts["unparsable replies"], [1]);
     assert_eq!(report.counts["no answer: timeout"], [1]);
-    assert!(report.warnings.iter().any(|w| w.contains("no answer to 2 of 4 items")), "{:?}", report.warnings);
-    let refused = tasks::find("question-matching").unwrap().prepare(&Setup::new(&data), &model);
+    assert!(
+        report
+            .warnings
+            .iter()
+            .any(|w| w.contains("no answer to 2 of 4 items")),
+        "{:?}",
+        report.warnings
+    );
+    let refused = tasks::find("question-matching")
+        .unwrap()
+        .prepare(&Setup::new(&data), &model);
     let message = refused.err().unwrap().to_string();
     assert!(message.contains("pass --ask generate"), "{message}");
 }
@@ -168,9 +202,17 @@ fn replies_are_read_and_the_unreadable_are_no_label() {
 fn shots_and_chat_reach_the_model() {
     let dir = tempfile::tempdir().unwrap();
     let data = write(dir.path(), "a.tsv", "ab\tac\t1\n");
-    let shots = write(dir.path(), "s.tsv", "s1\tt1\t1\ns2\tt2\t0\ns3\tt3\t1\ns4\tt4\t0\n");
-    let prompt = write(dir.path(), "p.jinja", "{% set system = 'be brief' %}{% set lead = ' ' %}\
-        {% set answers = ['no', 'yes'] %}{% for s in shots %}[{{ s.text_a }}:{{ s.answer }}]{% endfor %}{{ text_a }}");
+    let shots = write(
+        dir.path(),
+        "s.tsv",
+        "s1\tt1\t1\ns2\tt2\t0\ns3\tt3\t1\ns4\tt4\t0\n",
+    );
+    let prompt = write(
+        dir.path(),
+        "p.jinja",
+        "{% set system = 'be brief' %}{% set lead = ' ' %}\
+        {% set answers = ['no', 'yes'] %}{% for s in shots %}[{{ s.text_a }}:{{ s.answer }}]{% endfor %}{{ text_a }}",
+    );
     let model = Scripted {
         likelihoods: Some(Box::new(|q| {
             let prompt = text(&q.prompt);
@@ -200,7 +242,16 @@ fn encoders_answer_by_head_or_by_cosine() {
     let dir = tempfile::tempdir().unwrap();
     let data = write(dir.path(), "a.tsv", "a\tb\t1\nc\td\t0\n");
     let head = Scripted {
-        classify: Some((2, Box::new(|p| if p.a == "a" { vec![0.0, 1.0] } else { vec![0.5, 0.6] }))),
+        classify: Some((
+            2,
+            Box::new(|p| {
+                if p.a == "a" {
+                    vec![0.0, 1.0]
+                } else {
+                    vec![0.5, 0.6]
+                }
+            }),
+        )),
         ..Scripted::default()
     };
     let report = run("question-matching", &Setup::new(&data), &[&head]);
@@ -217,7 +268,9 @@ fn encoders_answer_by_head_or_by_cosine() {
         embed: Some(Box::new(vector)),
         ..Scripted::default()
     };
-    let message = tasks::find("question-matching").unwrap().prepare(&Setup::new(&data), &cosine);
+    let message = tasks::find("question-matching")
+        .unwrap()
+        .prepare(&Setup::new(&data), &cosine);
     assert!(message.err().unwrap().to_string().contains("--dev FILE"));
     let setup = Setup {
         dev: Some(write(dir.path(), "dev.tsv", "p\tp2\t1\nq\tq2\t0\n")),
@@ -225,7 +278,11 @@ fn encoders_answer_by_head_or_by_cosine() {
     };
     let report = run("question-matching", &setup, &[&cosine]);
     close(value(&report, "all", "accuracy", 0), 1.0);
-    let table = report.tables.iter().find(|t| t.name == "cosine threshold").unwrap();
+    let table = report
+        .tables
+        .iter()
+        .find(|t| t.name == "cosine threshold")
+        .unwrap();
     assert!((table.rows[0].1[0].unwrap() - 0.7).abs() < 1e-7);
     assert_eq!(table.rows[0].1[1], Some(1.0));
 }
@@ -234,13 +291,21 @@ fn encoders_answer_by_head_or_by_cosine() {
 fn classification_by_hand() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "label.txt", "car\nfood\nnone\n");
-    let data = write(dir.path(), "a.txt", "x1\tcar\nx2\tcar\ny1\tfood\ny2\tfood\nz1\tnone\n");
+    let data = write(
+        dir.path(),
+        "a.txt",
+        "x1\tcar\nx2\tcar\ny1\tfood\ny2\tfood\nz1\tnone\n",
+    );
     // x1 car, x2 food, y1 food, y2 food, z1 food: precision 1, 1/2, 0; recall 1/2, 1, 0; F1 2/3, 2/3, 0.
     let model = Scripted {
         likelihoods: Some(Box::new(|q| {
             assert_eq!(q.answers, [" car", " food", " none"]);
             let car = text(&q.prompt).contains("x1");
-            likely(if car { &[-1.0, -2.0, -3.0] } else { &[-2.0, -1.0, -3.0] })
+            likely(if car {
+                &[-1.0, -2.0, -3.0]
+            } else {
+                &[-2.0, -1.0, -3.0]
+            })
         })),
         ..Scripted::default()
     };
@@ -249,11 +314,18 @@ fn classification_by_hand() {
     close(value(&report, "macro average", "precision", 0), 0.5);
     close(value(&report, "macro average", "recall", 0), 0.5);
     close(value(&report, "macro average", "F1", 1), 4.0 / 9.0);
-    let per_class = report.tables.iter().find(|t| t.name == "per class" && t.model == 1).unwrap();
+    let per_class = report
+        .tables
+        .iter()
+        .find(|t| t.name == "per class" && t.model == 1)
+        .unwrap();
     assert_eq!(per_class.rows[1].1[3], Some(2.0), "support");
     assert!(metric(&report, "all", "accuracy").deltas[1].unwrap().noise);
     let scorer: &dyn Scorer = &model;
-    let prepared = tasks::find("classification").unwrap().prepare(&Setup::new(&data), scorer).unwrap();
+    let prepared = tasks::find("classification")
+        .unwrap()
+        .prepare(&Setup::new(&data), scorer)
+        .unwrap();
     let mut answers = Answers::unkept(1, prepared.slots());
     prepared.ask(&[scorer], &mut answers).unwrap();
     let bad = prepared.bad_cases(&answers, 0).unwrap();
@@ -282,7 +354,11 @@ fn multiple_choice_by_hand() {
     };
     let report = run("multiple-choice", &Setup::new(&data), &[&model]);
     close(value(&report, "all", "accuracy", 0), 0.5);
-    let coin = report.metrics[0].baselines.iter().find(|b| b.0 == "coin flip").unwrap();
+    let coin = report.metrics[0]
+        .baselines
+        .iter()
+        .find(|b| b.0 == "coin flip")
+        .unwrap();
     close(coin.1, (0.5 + 0.25) / 2.0);
 }
 
@@ -334,10 +410,24 @@ fn perplexity_by_hand() {
     let report = run("perplexity", &setup, &[&model(2.0), &model(2.5)]);
     close(value(&report, "all", "nats per token", 0), 2.0);
     close(value(&report, "all", "perplexity", 1), 2.5_f64.exp());
-    close(value(&report, "all", "bits per byte", 0), 2.0 / std::f64::consts::LN_2);
-    close(metric(&report, "all", "nats per token").deltas[1].unwrap().interval.value, 0.5);
+    close(
+        value(&report, "all", "bits per byte", 0),
+        2.0 / std::f64::consts::LN_2,
+    );
+    close(
+        metric(&report, "all", "nats per token").deltas[1]
+            .unwrap()
+            .interval
+            .value,
+        0.5,
+    );
     assert_eq!(report.counts["non-finite positions"], [1, 1]);
-    assert!(report.warnings.iter().any(|w| w.contains("M1: 1 positions are not finite")));
+    assert!(
+        report
+            .warnings
+            .iter()
+            .any(|w| w.contains("M1: 1 positions are not finite"))
+    );
     let long = Setup {
         window: 5,
         ..Setup::new(&data)
@@ -346,8 +436,16 @@ fn perplexity_by_hand() {
         context: Some(4),
         ..model(1.0)
     };
-    let message = tasks::find("perplexity").unwrap().prepare(&long, &short).err().unwrap().to_string();
-    assert!(message.contains("do not fit the base's context of 4"), "{message}");
+    let message = tasks::find("perplexity")
+        .unwrap()
+        .prepare(&long, &short)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        message.contains("do not fit the base's context of 4"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -371,8 +469,15 @@ fn divergence_by_hand() {
     let report = run("divergence", &setup, &[&base, &candidate]);
     let kl = 0.5 * 2.0_f64.ln() + 0.5 * (2.0_f64 / 3.0).ln();
     assert!((value(&report, "all", "KL to base", 1) - kl).abs() < 1e-7);
-    assert!(metric(&report, "all", "KL to base").values[0].is_none(), "the base is no candidate");
-    assert_eq!(metric(&report, "all", "KL to base").baselines[0].1, 0.0, "these logits are BF16 already");
+    assert!(
+        metric(&report, "all", "KL to base").values[0].is_none(),
+        "the base is no candidate"
+    );
+    assert_eq!(
+        metric(&report, "all", "KL to base").baselines[0].1,
+        0.0,
+        "these logits are BF16 already"
+    );
     close(value(&report, "all", "top-1 agreement", 1), 0.0);
     let median = value(&report, "all", "KL median", 1);
     assert!((median - kl).abs() < 1e-7);
@@ -406,18 +511,40 @@ fn laws_of_all_tasks() {
         names.push(task.name());
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "label.txt", "a\nb\n");
-        for (content, expected) in [(b"".as_slice(), "is empty"), (b"\xff\xfe", "expected UTF-8"), (b"\n\n", "is empty")] {
+        for (content, expected) in [
+            (b"".as_slice(), "is empty"),
+            (b"\xff\xfe", "expected UTF-8"),
+            (b"\n\n", "is empty"),
+        ] {
             let path = dir.path().join("data.jsonl");
             fs::write(&path, content).unwrap();
             let outcome = task.prepare(&Setup::new(&path), &able());
-            let message = outcome.err().unwrap_or_else(|| panic!("{} took {content:?}", task.name())).to_string();
-            assert!(message.contains("data.jsonl") && message.contains(expected), "{}: {message}", task.name());
+            let message = outcome
+                .err()
+                .unwrap_or_else(|| panic!("{} took {content:?}", task.name()))
+                .to_string();
+            assert!(
+                message.contains("data.jsonl") && message.contains(expected),
+                "{}: {message}",
+                task.name()
+            );
         }
         // Lines of no task's form.
         let path = write(dir.path(), "data.jsonl", "{\"ids\": [1, 2]}\n{\"what\": 1}\n");
-        let message = task.prepare(&Setup::new(&path), &able()).err().unwrap().to_string();
-        assert!(message.contains("line 2") || message.contains("line 1"), "{}: {message}", task.name());
-        let missing = task.prepare(&Setup::new(dir.path().join("none")), &able()).err().unwrap();
+        let message = task
+            .prepare(&Setup::new(&path), &able())
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            message.contains("line 2") || message.contains("line 1"),
+            "{}: {message}",
+            task.name()
+        );
+        let missing = task
+            .prepare(&Setup::new(dir.path().join("none")), &able())
+            .err()
+            .unwrap();
         assert!(missing.to_string().contains("none"), "{missing}");
     }
     assert_eq!(names.len(), 6);

@@ -110,7 +110,7 @@ pub enum Unit {
     NatsPerToken,
     /// Bits a byte of text.
     BitsPerByte,
-    /// exp of nats a token; its differences are shown as ratios.
+    /// exp of nats a token; its differences are ratios, candidate over base, 1 where they are equal.
     Perplexity,
     /// A plain number.
     Number,
@@ -131,11 +131,13 @@ pub struct Metric {
     pub items: usize,
     /// What an answer without looking gives: (`majority`, 0.53), (`coin flip`, 0.5).
     pub baselines: Vec<(String, f64)>,
-    /// Smallest true difference that this many items find in 8 of 10 runs at the 5 % level.
+    /// Smallest true difference that this many items find in 8 of 10 runs at the 5 % level (a ratio for
+    /// [`Unit::Perplexity`]).
     pub detectable: Option<f64>,
     /// One a model; `None` where a model has no such value.
     pub values: Vec<Option<Interval>>,
-    /// One a model: candidate minus base; `None` for the base and where there is none.
+    /// One a model: candidate minus base, or over it for [`Unit::Perplexity`]; `None` for the base and where there
+    /// is none.
     pub deltas: Vec<Option<Delta>>,
     /// Index of the best model, only where it is significantly better than every other.
     pub best: Option<usize>,
@@ -155,9 +157,9 @@ pub struct Interval {
 /// A difference of two models on the same items.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Delta {
-    /// Candidate minus base, with its 95 % interval from the paired items.
+    /// Candidate minus base (over base for [`Unit::Perplexity`]), with its 95 % interval from the paired items.
     pub interval: Interval,
-    /// p of no difference (exact McNemar where items are right or wrong), where there is a test.
+    /// p of no difference, where there is a test: exact McNemar where items are right or wrong, sign flips else.
     pub p: Option<f64>,
     /// The same after Holm's correction over the rows it was tested together with.
     pub p_holm: Option<f64>,

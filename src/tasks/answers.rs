@@ -215,7 +215,11 @@ mod tests {
     #[test]
     fn slots_are_filled_once_and_a_failure_to_keep_breaks_off() {
         let keep = |_: usize, slot: usize, _: &Said| {
-            if slot == 2 { Err(Error::Interrupted) } else { Ok(()) }
+            if slot == 2 {
+                Err(Error::Interrupted)
+            } else {
+                Ok(())
+            }
         };
         let mut answers = Answers::new(1, 3, Box::new(keep));
         assert!(answers.restore(0, 0, Said::Cosine(0.5)) && !answers.restore(0, 3, Said::Cosine(0.5)));

@@ -236,7 +236,11 @@ fn cosine(kind: Kind, setup: &Setup, data: &mut Items, read: Read<'_>, set: Set<
     };
     let dev = read(path, true)?;
     let both = |i: &Item| (i.pair.a.clone(), i.pair.b.clone().unwrap_or_default());
-    let again = dev.items.iter().filter(|d| data.items.iter().any(|i| i.pair == d.pair)).count();
+    let again = dev
+        .items
+        .iter()
+        .filter(|d| data.items.iter().any(|i| i.pair == d.pair))
+        .count();
     if again > 0 {
         data.warnings.push(format!(
             "{again} pairs of {} are also items; the threshold has seen them",
@@ -273,14 +277,19 @@ impl Prepared for Choice {
             && abilities.labels > 0
             && abilities.labels != *labels
         {
-            return Some(format!("its head has {} labels, expected {labels}", abilities.labels));
+            return Some(format!(
+                "its head has {} labels, expected {labels}",
+                abilities.labels
+            ));
         }
         self.way.ask().lacks(abilities).map(str::to_owned)
     }
 
     fn tokens(&self, count: &dyn Fn(&str) -> Result<usize>) -> Result<u64> {
         let texts = self.way.texts();
-        texts.iter().try_fold(0, |sum, text| Ok(sum + count(text)? as u64))
+        texts
+            .iter()
+            .try_fold(0, |sum, text| Ok(sum + count(text)? as u64))
     }
 
     fn ask(&self, models: &[&dyn Scorer], answers: &mut Answers<'_>) -> Result<()> {
@@ -300,10 +309,14 @@ impl Prepared for Choice {
         let every = |f: fn(&Decisions) -> u64| decisions.iter().map(f).collect::<Vec<_>>();
         let (unparsable, cut) = (every(|d| d.unparsable), every(|d| d.cut));
         if self.way.ask() == Ask::Generate {
-            report.counts.insert("unparsable replies".to_owned(), unparsable.clone());
+            report
+                .counts
+                .insert("unparsable replies".to_owned(), unparsable.clone());
         }
         if cut.iter().any(|c| *c > 0) {
-            report.counts.insert("prompts cut to the context".to_owned(), cut.clone());
+            report
+                .counts
+                .insert("prompts cut to the context".to_owned(), cut.clone());
         }
         for (model, label) in how.models.iter().enumerate() {
             let missing = decisions[model].items.iter().filter(|d| d.is_none()).count();
@@ -343,9 +356,10 @@ impl Prepared for Choice {
                 "line {}: the reply {:?} names no label",
                 self.data.items[i].line, reply.text
             )),
-            (None, Some(super::answers::Said::Miss(miss))) => {
-                Err(format!("line {}: {}: {}", self.data.items[i].line, miss.kind, miss.detail))
-            }
+            (None, Some(super::answers::Said::Miss(miss))) => Err(format!(
+                "line {}: {}: {}",
+                self.data.items[i].line, miss.kind, miss.detail
+            )),
             (None, _) => Err(format!("line {}: no answer", self.data.items[i].line)),
         };
         Some(decisions.items.iter().enumerate().map(label).collect())
@@ -361,7 +375,11 @@ impl Prepared for Choice {
             }
             let name = |label: usize| self.data.labels[label].clone();
             Some(BadCase {
-                text: item.pair.b.iter().fold(item.pair.a.clone(), |a, b| format!("{a}\t{b}")),
+                text: item
+                    .pair
+                    .b
+                    .iter()
+                    .fold(item.pair.a.clone(), |a, b| format!("{a}\t{b}")),
                 label: name(gold),
                 prediction: decision.map(|d| name(d.label)).unwrap_or_default(),
                 score: decision.and_then(|d| d.score),
@@ -377,7 +395,10 @@ impl Choice {
         let name = |label: usize| json!(self.data.labels.get(label));
         let one = |(i, item): (usize, &Item)| {
             let each = |f: &dyn Fn(&super::decide::Decision) -> Value| -> Vec<Value> {
-                decisions.iter().map(|d| d.items[i].as_ref().map_or(Value::Null, f)).collect()
+                decisions
+                    .iter()
+                    .map(|d| d.items[i].as_ref().map_or(Value::Null, f))
+                    .collect()
             };
             json!({
                 "line": item.line,

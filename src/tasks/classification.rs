@@ -73,7 +73,10 @@ impl Classes {
         if !path.is_file() {
             return Err(Error::Task {
                 task: KIND.name.to_owned(),
-                reason: format!("{}: no such file; pass --labels FILE with one class a line", path.display()),
+                reason: format!(
+                    "{}: no such file; pass --labels FILE with one class a line",
+                    path.display()
+                ),
             });
         }
         let file = TextFile::read(&path)?;
@@ -83,7 +86,10 @@ impl Classes {
             let word = row.get(1).unwrap_or(&row[0]);
             for (known, new) in [(&mut names, row[0]), (&mut words, word)] {
                 if let Some(first) = known.iter().position(|k| k == new) {
-                    return Err(file.fault(Some(line), format!("{new:?} stands in line {} already", first + 1)));
+                    return Err(file.fault(
+                        Some(line),
+                        format!("{new:?} stands in line {} already", first + 1),
+                    ));
                 }
                 known.push(new.to_owned());
             }
@@ -175,13 +181,24 @@ mod tests {
         let data = dir.path().join("a.txt");
         let setup = Setup::new(&data);
         let message = Classes::read(&setup).err().unwrap().to_string();
-        assert!(message.contains("label.txt: no such file; pass --labels"), "{message}");
+        assert!(
+            message.contains("label.txt: no such file; pass --labels"),
+            "{message}"
+        );
         for (labels, text, expected) in [
             ("car\nfood\ncar\n", "", "line 3: \"car\" stands in line 1 already"),
             ("car\n", "", "names one class"),
             ("car\t车\nfood\t车\n", "", "line 2: \"车\" stands in line 1"),
-            ("car\nfood\n", "x\tcar\ny\tboat\n", "line 2: label \"boat\" is none of the 2 classes"),
-            ("car\nfood\n", "x\tcar\ny\n", "line 2: expected 2 columns between tabs (text, label), got 1"),
+            (
+                "car\nfood\n",
+                "x\tcar\ny\tboat\n",
+                "line 2: label \"boat\" is none of the 2 classes",
+            ),
+            (
+                "car\nfood\n",
+                "x\tcar\ny\n",
+                "line 2: expected 2 columns between tabs (text, label), got 1",
+            ),
         ] {
             fs::write(dir.path().join(LABEL_FILE), labels).unwrap();
             fs::write(&data, text).unwrap();
@@ -192,6 +209,9 @@ mod tests {
         fs::write(dir.path().join(LABEL_FILE), "car\t车\nfood\t吃\n").unwrap();
         fs::write(&data, "x\tfood\n").unwrap();
         let items = Classes::read(&setup).unwrap().items(&data, true).unwrap();
-        assert_eq!((items.items[0].gold, items.items[0].words[1].as_str()), (Some(1), "吃"));
+        assert_eq!(
+            (items.items[0].gold, items.items[0].words[1].as_str()),
+            (Some(1), "吃")
+        );
     }
 }

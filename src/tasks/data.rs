@@ -32,7 +32,11 @@ impl TextFile {
         let text = String::from_utf8(bytes).map_err(|e| {
             let valid = e.utf8_error().valid_up_to();
             let line = 1 + e.as_bytes()[..valid].iter().filter(|b| **b == b'\n').count();
-            fault(path, Some(line), format!("expected UTF-8 text, the byte at {valid} is none"))
+            fault(
+                path,
+                Some(line),
+                format!("expected UTF-8 text, the byte at {valid} is none"),
+            )
         })?;
         let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
         let this = Self {

@@ -70,7 +70,8 @@ impl Decisions {
                         }
                         _ => None,
                     };
-                    this.items.push(label.map(|label| Decision { label, score: None }));
+                    this.items
+                        .push(label.map(|label| Decision { label, score: None }));
                 }
             }
             Way::Head { pairs, .. } => {
@@ -171,16 +172,28 @@ mod tests {
         assert_eq!(choose(&[-1.0, -1.0]).unwrap().label, 0, "of equal ones the first");
         assert_eq!(choose(&[]), None);
         let answers = ["ab".to_owned(), "abcd".to_owned()];
-        assert_eq!(scores(&[-2.0, -3.0], &[1, 3], &answers, Normalize::None), [-2.0, -3.0]);
-        assert_eq!(scores(&[-2.0, -3.0], &[1, 3], &answers, Normalize::Tokens), [-2.0, -1.0]);
-        assert_eq!(scores(&[-2.0, -3.0], &[1, 3], &answers, Normalize::Bytes), [-1.0, -0.75]);
+        assert_eq!(
+            scores(&[-2.0, -3.0], &[1, 3], &answers, Normalize::None),
+            [-2.0, -3.0]
+        );
+        assert_eq!(
+            scores(&[-2.0, -3.0], &[1, 3], &answers, Normalize::Tokens),
+            [-2.0, -1.0]
+        );
+        assert_eq!(
+            scores(&[-2.0, -3.0], &[1, 3], &answers, Normalize::Bytes),
+            [-1.0, -0.75]
+        );
     }
 
     #[test]
     fn thresholds_by_hand() {
         let pairs = [(0.9, true), (0.5, true), (0.6, false), (0.1, false)];
         let (least, share) = threshold(&pairs).unwrap();
-        assert!((least - 0.3).abs() < 1e-12 && (share - 0.75).abs() < 1e-12, "{least}");
+        assert!(
+            (least - 0.3).abs() < 1e-12 && (share - 0.75).abs() < 1e-12,
+            "{least}"
+        );
         assert_eq!(threshold(&[]), None);
         let (least, share) = threshold(&[(0.4, false), (0.4, false)]).unwrap();
         assert!(least > 0.4 && share == 1.0);

@@ -79,7 +79,8 @@ impl Prepared for Compared {
     }
 
     fn lacks(&self, abilities: &Abilities) -> Option<String> {
-        (!abilities.windows).then(|| "gives no logits of given tokens; it is no causal model run here".to_owned())
+        (!abilities.windows)
+            .then(|| "gives no logits of given tokens; it is no causal model run here".to_owned())
     }
 
     fn by_token(&self) -> bool {
@@ -106,7 +107,11 @@ impl Prepared for Compared {
                 of_base = base.logits(window)?;
                 if open[0].binary_search(&slot).is_ok() {
                     let rounded: Vec<f32> = of_base.iter().map(|l| bf16(*l)).collect();
-                    let _ = answers.put(0, slot, Said::Divergence(compare_logits(&of_base, &rounded, targets)));
+                    let _ = answers.put(
+                        0,
+                        slot,
+                        Said::Divergence(compare_logits(&of_base, &rounded, targets)),
+                    );
                 }
                 Ok(())
             })?;
@@ -117,7 +122,11 @@ impl Prepared for Compared {
                 answers.timed(model, *scorer, |answers| {
                     let logits = scorer.logits(window)?;
                     same_vocabulary(&of_base, &logits, window, model)?;
-                    let _ = answers.put(model, slot, Said::Divergence(compare_logits(&of_base, &logits, targets)));
+                    let _ = answers.put(
+                        model,
+                        slot,
+                        Said::Divergence(compare_logits(&of_base, &logits, targets)),
+                    );
                     Ok(())
                 })?;
             }
@@ -210,14 +219,24 @@ impl<'a> Found<'a> {
             asked
         };
         let kl = items(&|d| mean(&d.kl));
-        let of_kl = asked("KL to base", Unit::NatsPerToken, false, floor(None), how.resamples);
+        let of_kl = asked(
+            "KL to base",
+            Unit::NatsPerToken,
+            false,
+            floor(None),
+            how.resamples,
+        );
         let mut metrics = compare::compare(&kl, &of_kl);
         let agreed = |d: &WindowDivergence| (!d.kl.is_empty()).then(|| d.agreed as f64 / d.kl.len() as f64);
         let agreed_floor: (u64, usize) = (0..count)
             .filter_map(|w| self.window(0, w))
             .fold((0, 0), |sum, d| (sum.0 + d.agreed, sum.1 + d.kl.len()));
-        let agreed_floor = (agreed_floor.1 > 0)
-            .then(|| (NOISE_FLOOR.to_owned(), agreed_floor.0 as f64 / agreed_floor.1 as f64));
+        let agreed_floor = (agreed_floor.1 > 0).then(|| {
+            (
+                NOISE_FLOOR.to_owned(),
+                agreed_floor.0 as f64 / agreed_floor.1 as f64,
+            )
+        });
         let of_agreement = asked(
             "top-1 agreement",
             Unit::Share,
@@ -227,23 +246,41 @@ impl<'a> Found<'a> {
         );
         metrics.extend(compare::compare(&items(&agreed), &of_agreement));
         let sorted: Vec<Vec<(f32, usize)>> = (0..models)
-            .map(|m| if m == 0 { Vec::new() } else { self.sorted(m, |d| &d.kl) })
+            .map(|m| {
+                if m == 0 {
+                    Vec::new()
+                } else {
+                    self.sorted(m, |d| &d.kl)
+                }
+            })
             .collect();
         for (name, share) in [("KL median", 0.5), ("KL p95", 0.95), ("KL p99", 0.99)] {
             let resamples = how.resamples.min(QUANTILE_RESAMPLES);
             let asked = asked(name, Unit::NatsPerToken, false, floor(Some(share)), resamples);
-            metrics.push(bootstrap_statistic(compare::ALL, &vec![0; count], &asked, |drawn| {
-                let mut times = vec![0_u32; count];
-                drawn.iter().for_each(|&w| times[w] += 1);
-                sorted.iter().map(|s| quantile(s, Some(&times), share)).collect()
-            }));
+            metrics.push(bootstrap_statistic(
+                compare::ALL,
+                &vec![0; count],
+                &asked,
+                |drawn| {
+                    let mut times = vec![0_u32; count];
+                    drawn.iter().for_each(|&w| times[w] += 1);
+                    sorted.iter().map(|s| quantile(s, Some(&times), share)).collect()
+                },
+            ));
         }
         let non_finite: Vec<u64> = (0..models)
-            .map(|m| (0..count).filter_map(|w| self.window(m, w)).map(|d| d.non_finite).sum())
+            .map(|m| {
+                (0..count)
+                    .filter_map(|w| self.window(m, w))
+                    .map(|d| d.non_finite)
+                    .sum()
+            })
             .collect();
         let mut warnings = compare::warnings(&kl, &of_kl, &how.models);
         for (label, number) in how.models.iter().zip(&non_finite).filter(|(_, n)| **n > 0) {
-            warnings.push(format!("{label}: {number} positions are not finite in it or the base and are left out"));
+            warnings.push(format!(
+                "{label}: {number} positions are not finite in it or the base and are left out"
+            ));
         }
         let mut counts = self.answers.misses(count);
         counts.insert("non-finite positions".to_owned(), non_finite);
@@ -277,7 +314,13 @@ impl<'a> Found<'a> {
                 vec![(!delta.is_empty()).then(|| (square / delta.len() as f64).sqrt())],
             ),
         ];
-        for (name, share) in [("p1", 0.01), ("p5", 0.05), ("median", 0.5), ("p95", 0.95), ("p99", 0.99)] {
+        for (name, share) in [
+            ("p1", 0.01),
+            ("p5", 0.05),
+            ("median", 0.5),
+            ("p95", 0.95),
+            ("p99", 0.99),
+        ] {
             rows.push((format!("delta p, {name}"), vec![quantile(&delta, None, share)]));
         }
         DetailTable {

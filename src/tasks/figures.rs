@@ -116,7 +116,9 @@ impl Confusion {
         DetailTable {
             name: "per class".to_owned(),
             model,
-            columns: ["precision", "recall", "F1", "support"].map(str::to_owned).to_vec(),
+            columns: ["precision", "recall", "F1", "support"]
+                .map(str::to_owned)
+                .to_vec(),
             rows,
         }
     }
@@ -135,7 +137,9 @@ impl<'a> Labelled<'a> {
     /// Of a task's decisions.
     pub fn new(choice: &'a Choice, decisions: &[Decisions]) -> Self {
         let gold = |i: usize| choice.data.items[i].gold;
-        let items: Vec<usize> = (0..choice.data.items.len()).filter(|&i| gold(i).is_some()).collect();
+        let items: Vec<usize> = (0..choice.data.items.len())
+            .filter(|&i| gold(i).is_some())
+            .collect();
         let label = |d: &Decisions, i: usize| d.items[i].map(|d| d.label);
         Self {
             choice,
@@ -149,7 +153,10 @@ impl<'a> Labelled<'a> {
     }
 
     fn group_of(&self) -> Vec<usize> {
-        self.items.iter().map(|&i| self.choice.data.items[i].group).collect()
+        self.items
+            .iter()
+            .map(|&i| self.choice.data.items[i].group)
+            .collect()
     }
 
     /// Accuracy: over kinds and their macro average, or over all. `classes` is what a coin has sides.
@@ -173,7 +180,9 @@ impl<'a> Labelled<'a> {
         let mut warnings = compare::warnings(&items, &asked, &how.models);
         let none = |m: usize| self.predicted[m].iter().all(Option::is_none) && !self.truth.is_empty();
         for (_, label) in how.models.iter().enumerate().filter(|(m, _)| none(*m)) {
-            warnings.push(format!("{label} has no usable answer to any item; nothing can be said of it"));
+            warnings.push(format!(
+                "{label} has no usable answer to any item; nothing can be said of it"
+            ));
         }
         (compare::compare(&items, &asked), warnings)
     }
@@ -205,9 +214,11 @@ impl<'a> Labelled<'a> {
     pub fn confusion(&self, group: Option<usize>) -> Vec<Confusion> {
         let classes = self.choice.data.labels.len();
         let of = |predicted: &Vec<Option<usize>>| {
-            let members = self.items.iter().enumerate().filter(|(_, item)| {
-                group.is_none_or(|g| self.choice.data.items[**item].group == g)
-            });
+            let members = self
+                .items
+                .iter()
+                .enumerate()
+                .filter(|(_, item)| group.is_none_or(|g| self.choice.data.items[**item].group == g));
             Confusion::of(classes, members.map(|(i, _)| (self.truth[i], predicted[i])))
         };
         self.predicted.iter().map(of).collect()

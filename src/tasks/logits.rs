@@ -69,7 +69,11 @@ impl Row {
 fn log_sum(logits: &[f32]) -> f64 {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let most = f64::from(most);
-    most + logits.iter().map(|l| (f64::from(*l) - most).exp()).sum::<f64>().ln()
+    most + logits
+        .iter()
+        .map(|l| (f64::from(*l) - most).exp())
+        .sum::<f64>()
+        .ln()
 }
 
 fn top(logits: &[f32]) -> usize {
@@ -104,7 +108,11 @@ mod tests {
         let kl = 0.5 * 2.0_f64.ln() + 0.5 * (2.0_f64 / 3.0).ln();
         assert!((f64::from(found.kl[0]) - kl).abs() < 1e-7, "{}", found.kl[0]);
         assert!((found.delta_p[0] - 0.25).abs() < 1e-7);
-        assert_eq!((found.agreed, found.non_finite), (0, 0), "of equal ones the lowest is the likeliest");
+        assert_eq!(
+            (found.agreed, found.non_finite),
+            (0, 0),
+            "of equal ones the lowest is the likeliest"
+        );
         // Two positions, one of them not finite; the other equal.
         let found = compare_logits(&[1.0, 2.0, f32::NAN, 0.0], &[1.0, 2.0, 0.0, 0.0], &[0, 0]);
         assert_eq!(found.kl, [0.0]);
@@ -113,7 +121,16 @@ mod tests {
 
     #[test]
     fn bf16_as_the_half_crate_rounds() {
-        for value in [0.0, -1.0, 1.003_906_2, 1.011_718_8, 3.141_592_7, -1e-30, 3.3e38, f32::INFINITY] {
+        for value in [
+            0.0,
+            -1.0,
+            1.003_906_2,
+            1.011_718_8,
+            3.141_592_7,
+            -1e-30,
+            3.3e38,
+            f32::INFINITY,
+        ] {
             let expected = half::bf16::from_f32(value).to_f32();
             assert_eq!(bf16(value), expected, "{value}");
         }

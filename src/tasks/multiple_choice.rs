@@ -67,7 +67,11 @@ fn read(path: &Path, labelled: bool) -> Result<Items> {
         let question = text_field(&file, line, &object, "question")?;
         let choices = texts_field(&file, line, &object, "choices", 2)?;
         if choices.len() > LETTERS.len() {
-            let reason = format!("choices: expected at most {}, got {}", LETTERS.len(), choices.len());
+            let reason = format!(
+                "choices: expected at most {}, got {}",
+                LETTERS.len(),
+                choices.len()
+            );
             return Err(file.fault(Some(line), reason));
         }
         let letters: Vec<String> = LETTERS.chars().take(choices.len()).map(String::from).collect();
@@ -118,7 +122,9 @@ fn answer(
         _ => None,
     };
     found.ok_or_else(|| {
-        let got = object.get("answer").map_or("nothing".to_owned(), Value::to_string);
+        let got = object
+            .get("answer")
+            .map_or("nothing".to_owned(), Value::to_string);
         file.fault(
             Some(line),
             format!(
@@ -135,7 +141,11 @@ fn report(choice: &Choice, decisions: &[Decisions], how: &Reporting) -> TaskRepo
     let (mut metrics, warnings) = labelled.accuracy(how, choice.data.labels.len());
     // Questions may have unequal numbers of choices: a coin has as many sides as each question.
     let chance = |group: Option<usize>| {
-        let members = choice.data.items.iter().filter(|i| group.is_none_or(|g| i.group == g));
+        let members = choice
+            .data
+            .items
+            .iter()
+            .filter(|i| group.is_none_or(|g| i.group == g));
         let chances: Vec<f64> = members.map(|i| 1.0 / i.words.len() as f64).collect();
         chances.iter().sum::<f64>() / chances.len().max(1) as f64
     };
@@ -152,7 +162,11 @@ fn report(choice: &Choice, decisions: &[Decisions], how: &Reporting) -> TaskRepo
     }
     let confusions = labelled.confusion(None);
     let labels = &choice.data.labels;
-    let tables = confusions.iter().enumerate().map(|(m, c)| c.table(m, labels)).collect();
+    let tables = confusions
+        .iter()
+        .enumerate()
+        .map(|(m, c)| c.table(m, labels))
+        .collect();
     TaskReport {
         task: KIND.name.to_owned(),
         version: KIND.version,
@@ -187,10 +201,22 @@ mod tests {
     #[test]
     fn faults_say_where() {
         for (content, expected) in [
-            ("{\"choices\": [\"x\", \"y\"]}", "line 1: has no question; its keys are choices"),
-            ("{\"question\": \"q\", \"choices\": [\"x\"]}", "expected a list of at least 2 texts"),
-            ("{\"question\": \"q\", \"choices\": [\"x\", \"y\"]}", "answer: expected 0 to 1, A to B"),
-            ("{\"question\": \"q\", \"choices\": [\"x\", \"y\"], \"answer\": 2}", "got 2"),
+            (
+                "{\"choices\": [\"x\", \"y\"]}",
+                "line 1: has no question; its keys are choices",
+            ),
+            (
+                "{\"question\": \"q\", \"choices\": [\"x\"]}",
+                "expected a list of at least 2 texts",
+            ),
+            (
+                "{\"question\": \"q\", \"choices\": [\"x\", \"y\"]}",
+                "answer: expected 0 to 1, A to B",
+            ),
+            (
+                "{\"question\": \"q\", \"choices\": [\"x\", \"y\"], \"answer\": 2}",
+                "got 2",
+            ),
             ("nonsense", "line 1: no JSON"),
         ] {
             let message = of(content).unwrap_err().to_string();

@@ -19,7 +19,11 @@ pub fn words(text: &str) -> Vec<String> {
         }
     }
     let article = |w: &&str| !matches!(*w, "a" | "an" | "the");
-    spaced.split_whitespace().filter(article).map(str::to_owned).collect()
+    spaced
+        .split_whitespace()
+        .filter(article)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// ASCII punctuation, general punctuation (U+2010 to 2027, 2030 to 205E), and the Chinese forms.
@@ -66,7 +70,10 @@ mod tests {
     use super::*;
 
     fn best_of(reply: &str, answers: &[&str]) -> (f64, f64) {
-        best(reply, &answers.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>())
+        best(
+            reply,
+            &answers.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>(),
+        )
     }
 
     #[test]
@@ -74,7 +81,10 @@ mod tests {
         assert_eq!(best_of("The Eiffel Tower.", &["eiffel tower"]), (1.0, 1.0));
         // Words: in paris france / paris. Precision 1/3, recall 1.
         assert_eq!(best_of("in Paris, France", &["Paris"]), (0.0, 0.5));
-        assert_eq!(best_of("in Paris, France", &["London", "Paris France"]), (0.0, 0.8));
+        assert_eq!(
+            best_of("in Paris, France", &["London", "Paris France"]),
+            (0.0, 0.8)
+        );
         assert_eq!(best_of("一九四九年。", &["一九四九年"]), (1.0, 1.0));
         // 北京市 / 北京: shared 2 of 3 and 2.
         assert_eq!(best_of("北京市", &["北京"]), (0.0, 0.8));
@@ -85,6 +95,9 @@ mod tests {
 
     #[test]
     fn mixed_text_is_cut_at_chinese_characters() {
-        assert_eq!(words("用 apt-get 安装「GNOME」"), ["用", "aptget", "安", "装", "gnome"]);
+        assert_eq!(
+            words("用 apt-get 安装「GNOME」"),
+            ["用", "aptget", "安", "装", "gnome"]
+        );
     }
 }

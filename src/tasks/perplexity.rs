@@ -55,7 +55,9 @@ pub(super) fn fits(models: &[&dyn Scorer], windows: &[Window]) -> Result<()> {
         if let Some(context) = scorer.context().filter(|c| longest > *c) {
             return Err(Error::Unable {
                 model: format!("model {}", model + 1),
-                reason: format!("has a context of {context} tokens, the windows have {longest}; pass a smaller --window"),
+                reason: format!(
+                    "has a context of {context} tokens, the windows have {longest}; pass a smaller --window"
+                ),
             });
         }
     }
@@ -136,7 +138,10 @@ impl Prepared for Scored {
             (0..count).map(|w| self.0.scored(w) as f64).collect(),
         );
         let mut metrics = compare::compare(&nats, &mean("perplexity", Unit::Perplexity));
-        metrics.extend(compare::compare(&nats, &mean("nats per token", Unit::NatsPerToken)));
+        metrics.extend(compare::compare(
+            &nats,
+            &mean("nats per token", Unit::NatsPerToken),
+        ));
         if let Some(bytes) = &self.0.bytes {
             // Nats of finite positions stand for all of the window's.
             let bits = |s: WindowSum, w: usize| {
@@ -158,7 +163,9 @@ impl Prepared for Scored {
         counts.insert("non-finite positions".to_owned(), non_finite.clone());
         let mut warnings = compare::warnings(&nats, &mean("nats per token", Unit::NatsPerToken), &how.models);
         for (label, number) in how.models.iter().zip(&non_finite).filter(|(_, n)| **n > 0) {
-            warnings.push(format!("{label}: {number} positions are not finite and are left out"));
+            warnings.push(format!(
+                "{label}: {number} positions are not finite and are left out"
+            ));
         }
         let one = |w: usize| {
             let each: Vec<Value> = (0..models).map(|m| json!(sum(m, w).map(|s| s.nats))).collect();

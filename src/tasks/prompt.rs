@@ -51,7 +51,11 @@ impl Language {
             letters += 1;
             han += usize::from(is_han(c));
         }
-        if han * 5 >= letters.max(1) { Self::Zh } else { Self::En }
+        if han * 5 >= letters.max(1) {
+            Self::Zh
+        } else {
+            Self::En
+        }
     }
 }
 
@@ -62,12 +66,36 @@ pub fn is_han(c: char) -> bool {
 
 /// Built-in templates: task, language, text.
 const BUILT_IN: [(&str, Language, &str); 8] = [
-    ("question-matching", Language::Zh, include_str!("prompts/question-matching.zh.jinja")),
-    ("question-matching", Language::En, include_str!("prompts/question-matching.en.jinja")),
-    ("classification", Language::Zh, include_str!("prompts/classification.zh.jinja")),
-    ("classification", Language::En, include_str!("prompts/classification.en.jinja")),
-    ("multiple-choice", Language::Zh, include_str!("prompts/multiple-choice.zh.jinja")),
-    ("multiple-choice", Language::En, include_str!("prompts/multiple-choice.en.jinja")),
+    (
+        "question-matching",
+        Language::Zh,
+        include_str!("prompts/question-matching.zh.jinja"),
+    ),
+    (
+        "question-matching",
+        Language::En,
+        include_str!("prompts/question-matching.en.jinja"),
+    ),
+    (
+        "classification",
+        Language::Zh,
+        include_str!("prompts/classification.zh.jinja"),
+    ),
+    (
+        "classification",
+        Language::En,
+        include_str!("prompts/classification.en.jinja"),
+    ),
+    (
+        "multiple-choice",
+        Language::Zh,
+        include_str!("prompts/multiple-choice.zh.jinja"),
+    ),
+    (
+        "multiple-choice",
+        Language::En,
+        include_str!("prompts/multiple-choice.en.jinja"),
+    ),
     ("qa", Language::Zh, include_str!("prompts/qa.zh.jinja")),
     ("qa", Language::En, include_str!("prompts/qa.en.jinja")),
 ];
@@ -97,7 +125,10 @@ impl Template {
     /// The template in `file`, or the built-in one.
     pub fn open(task: &str, file: Option<&Path>, language: Language) -> Result<Self> {
         let (name, text) = match file {
-            Some(path) => (path.display().to_string(), TextFile::read(path)?.text().to_owned()),
+            Some(path) => (
+                path.display().to_string(),
+                TextFile::read(path)?.text().to_owned(),
+            ),
             None => {
                 let found = BUILT_IN.iter().find(|(t, l, _)| *t == task && *l == language);
                 let text = found.map_or("", |(_, _, text)| text);
@@ -264,7 +295,10 @@ mod tests {
              Question 1: c\nQuestion 2: d\nAnswer: yes\n\n\
              Question 1: a\nQuestion 2: b\nAnswer:"
         );
-        assert_eq!(rendered.answers.as_deref(), Some(["no".to_owned(), "yes".to_owned()].as_slice()));
+        assert_eq!(
+            rendered.answers.as_deref(),
+            Some(["no".to_owned(), "yes".to_owned()].as_slice())
+        );
         assert_eq!(rendered.answer("yes", false), " yes");
         assert_eq!(rendered.answer("yes", true), "yes");
         let template = Template::open("multiple-choice", None, Language::En).unwrap();
@@ -272,7 +306,10 @@ mod tests {
             "ask": "loglik", "question": "q", "choices": ["x", "y"], "letters": ["A", "B"], "shots": []
         }));
         let text = template.render(&item).unwrap().text;
-        assert!(text.ends_with(".\n\nQuestion: q\nA. x\nB. y\nAnswer:"), "{text:?}");
+        assert!(
+            text.ends_with(".\n\nQuestion: q\nA. x\nB. y\nAnswer:"),
+            "{text:?}"
+        );
     }
 
     #[test]
@@ -298,8 +335,15 @@ mod tests {
                 let with = template.render(&item).unwrap();
                 item.insert("shots".to_owned(), json!([]));
                 let without = template.render(&item).unwrap();
-                assert!(with.text.contains("SHOT") && !without.text.contains("SHOT"), "{task}");
-                assert!(!without.text.ends_with('\n') && !without.text.contains("\n\n\n"), "{}", without.text);
+                assert!(
+                    with.text.contains("SHOT") && !without.text.contains("SHOT"),
+                    "{task}"
+                );
+                assert!(
+                    !without.text.ends_with('\n') && !without.text.contains("\n\n\n"),
+                    "{}",
+                    without.text
+                );
                 assert!(with.text.starts_with(without.text.lines().next().unwrap()));
                 seen += 1;
             }
@@ -312,8 +356,14 @@ mod tests {
         for (text, expected) in [
             ("{{ nothing }}", "undefined"),
             ("a\n{% if %}", "line 2"),
-            ("{% set answers = 3 %}x", "sets answers to 3, expected a list of texts"),
-            ("{% for i in range(10000) %}{% for j in range(10000) %}x{% endfor %}{% endfor %}", "fuel"),
+            (
+                "{% set answers = 3 %}x",
+                "sets answers to 3, expected a list of texts",
+            ),
+            (
+                "{% for i in range(10000) %}{% for j in range(10000) %}x{% endfor %}{% endfor %}",
+                "fuel",
+            ),
         ] {
             let outcome = of_text(text).and_then(|t| t.render(&Map::new()));
             let message = outcome.unwrap_err().to_string();

@@ -61,9 +61,9 @@ impl Task for Qa {
             settings.insert("seed".to_owned(), json!(setup.seed));
         }
         let mut files = vec![file.entry(items.len())];
-        let language = setup.language.unwrap_or_else(|| {
-            Language::of(items.iter().map(|i| i.question.as_str()))
-        });
+        let language = setup
+            .language
+            .unwrap_or_else(|| Language::of(items.iter().map(|i| i.question.as_str())));
         let template = Template::open(self.name(), setup.prompt.as_deref(), language)?;
         let mut shots = Vec::new();
         if let Some(path) = &setup.shots {
@@ -207,7 +207,8 @@ impl Prepared for Questions {
             scores: (0..models)
                 .map(|m| {
                     let of = |(i, item): (usize, &Asked)| {
-                        self.reply(answers, m, i).map(|r| which(overlap::best(r, &item.answers)))
+                        self.reply(answers, m, i)
+                            .map(|r| which(overlap::best(r, &item.answers)))
                     };
                     self.items.iter().enumerate().map(of).collect()
                 })
@@ -255,7 +256,9 @@ impl Prepared for Questions {
             counts,
             warnings,
             speed: answers.speeds().to_vec(),
-            items: how.items.then(|| self.items.iter().enumerate().map(one).collect()),
+            items: how
+                .items
+                .then(|| self.items.iter().enumerate().map(one).collect()),
             ..TaskReport::default()
         })
     }

@@ -94,7 +94,11 @@ fn read(path: &Path, labelled: bool) -> Result<Items> {
             items.files.push(file.entry(of_file.len()));
             rows.extend(of_file.into_iter().map(|(item, _)| (item, (*kind).to_owned())));
         }
-        let missing: Vec<&str> = KINDS.iter().copied().filter(|k| kinds.iter().all(|(n, _)| n != k)).collect();
+        let missing: Vec<&str> = KINDS
+            .iter()
+            .copied()
+            .filter(|k| kinds.iter().all(|(n, _)| n != k))
+            .collect();
         if !missing.is_empty() {
             items.warnings.push(format!(
                 "{}: the macro average is over {} of the 14 kinds; there is no file for {}",
@@ -130,7 +134,10 @@ fn folder(path: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
     let mut found: BTreeMap<usize, PathBuf> = BTreeMap::new();
     for entry in fs::read_dir(path).map_err(FormatError::io(path, "read"))? {
         let file = entry.map_err(FormatError::io(path, "read"))?.path();
-        let name = file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = file
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default();
         if name.starts_with('.') {
             continue;
         }
@@ -139,7 +146,10 @@ fn folder(path: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
             .or_else(|| name.strip_suffix(".txt"))
             .unwrap_or(&name);
         let Some(kind) = KINDS.iter().position(|k| *k == stem) else {
-            let reason = format!("is no file of a kind; expected NAME.tsv with NAME one of {}", KINDS.join(", "));
+            let reason = format!(
+                "is no file of a kind; expected NAME.tsv with NAME one of {}",
+                KINDS.join(", ")
+            );
             return Err(fault(&file, None, reason));
         };
         if let Some(other) = found.insert(kind, file.clone()) {
@@ -148,7 +158,11 @@ fn folder(path: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
         }
     }
     if found.is_empty() {
-        return Err(fault(path, None, "is an empty folder, expected a file a kind, such as OPPO.tsv"));
+        return Err(fault(
+            path,
+            None,
+            "is an empty folder, expected a file a kind, such as OPPO.tsv",
+        ));
     }
     Ok(found.into_iter().map(|(k, f)| (KINDS[k], f)).collect())
 }
@@ -201,11 +215,18 @@ fn report(choice: &Choice, decisions: &[Decisions], how: &Reporting) -> TaskRepo
     for model in 0..decisions.len() {
         let cells = |group: Option<usize>| {
             let c = &labelled.confusion(group)[model];
-            [(1, 1), (0, 0), (0, 1), (1, 0)].map(|(t, p)| Some(c.count(t, p) as f64)).to_vec()
+            [(1, 1), (0, 0), (0, 1), (1, 0)]
+                .map(|(t, p)| Some(c.count(t, p) as f64))
+                .to_vec()
         };
         let mut rows = vec![("all".to_owned(), cells(None))];
         if groups.len() > 1 {
-            rows.extend(groups.iter().enumerate().map(|(g, name)| (name.clone(), cells(Some(g)))));
+            rows.extend(
+                groups
+                    .iter()
+                    .enumerate()
+                    .map(|(g, name)| (name.clone(), cells(Some(g)))),
+            );
         }
         tables.push(DetailTable {
             name: "right and wrong".to_owned(),
@@ -250,10 +271,17 @@ mod tests {
         let read_plain = read(&plain, true).unwrap();
         assert_eq!((read_plain.items.len(), read_plain.items[0].line), (2, 2));
         assert_eq!(read_plain.groups, ["all"]);
-        let kinds = write(dir.path(), "b.tsv", "a\tb\t1\tmine\nc\td\t0\tDuQM_voice\ne\tf\t0\tOPPO\n");
+        let kinds = write(
+            dir.path(),
+            "b.tsv",
+            "a\tb\t1\tmine\nc\td\t0\tDuQM_voice\ne\tf\t0\tOPPO\n",
+        );
         let read_kinds = read(&kinds, true).unwrap();
         assert_eq!(read_kinds.groups, ["OPPO", "DuQM_voice", "mine"]);
-        assert_eq!(read_kinds.items.iter().map(|i| i.group).collect::<Vec<_>>(), [2, 1, 0]);
+        assert_eq!(
+            read_kinds.items.iter().map(|i| i.group).collect::<Vec<_>>(),
+            [2, 1, 0]
+        );
         let folder = dir.path().join("f");
         fs::create_dir(&folder).unwrap();
         write(&folder, "DuQM_discourse_particle(simple).tsv", "a\tb\t1\n");
@@ -261,7 +289,11 @@ mod tests {
         let read_folder = read(&folder, true).unwrap();
         assert_eq!(read_folder.groups, ["OPPO", "DuQM_discourse_particle(simple)"]);
         assert_eq!(read_folder.items.len(), 3);
-        assert!(read_folder.warnings[0].contains("over 2 of the 14 kinds"), "{:?}", read_folder.warnings);
+        assert!(
+            read_folder.warnings[0].contains("over 2 of the 14 kinds"),
+            "{:?}",
+            read_folder.warnings
+        );
         let bare = write(dir.path(), "c.tsv", "a\tb\n");
         assert_eq!(read(&bare, false).unwrap().items[0].gold, None);
     }
@@ -270,7 +302,11 @@ mod tests {
     fn faults_say_where() {
         let dir = tempfile::tempdir().unwrap();
         for (content, labelled, expected) in [
-            ("a\tb\t1\na\tb\t2\n", true, "line 2: label: expected 0 or 1, got \"2\""),
+            (
+                "a\tb\t1\na\tb\t2\n",
+                true,
+                "line 2: label: expected 0 or 1, got \"2\"",
+            ),
             ("a\tb\t1\na\tb\n", true, "line 2: expected 3 columns"),
             ("a\tb\n", true, "line 1: expected 3 or 4 columns"),
             ("a\tb\t1\n", false, "line 1: expected 2 columns"),
@@ -282,7 +318,12 @@ mod tests {
         }
         let folder = dir.path().join("f");
         fs::create_dir(&folder).unwrap();
-        assert!(read(&folder, true).unwrap_err().to_string().contains("empty folder"));
+        assert!(
+            read(&folder, true)
+                .unwrap_err()
+                .to_string()
+                .contains("empty folder")
+        );
         write(&folder, "LCQMC.tsv", "a\tb\t1\n");
         let message = read(&folder, true).unwrap_err().to_string();
         assert!(message.contains("LCQMC.tsv: is no file of a kind"), "{message}");

@@ -15,7 +15,9 @@ pub fn parse(reply: &str, results: &[Value]) -> Option<usize> {
         values.next()?.ok()?.get("result").cloned()
     })?;
     let plain = |v: &Value| v.as_str().map_or_else(|| v.to_string(), |t| t.trim().to_owned());
-    results.iter().position(|r| *r == result || plain(r) == plain(&result))
+    results
+        .iter()
+        .position(|r| *r == result || plain(r) == plain(&result))
 }
 
 /// JSON schema of such replies.

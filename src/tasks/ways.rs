@@ -147,7 +147,9 @@ impl Way {
     /// Slots of answers.
     pub fn slots(&self) -> usize {
         match self {
-            Self::Loglik { questions, blanks, .. } => questions.len() + blanks.len(),
+            Self::Loglik {
+                questions, blanks, ..
+            } => questions.len() + blanks.len(),
             Self::Generate { requests, .. } => requests.len(),
             Self::Head { pairs, .. } => pairs.len(),
             Self::Cosine { pairs, .. } => pairs.len(),
@@ -161,7 +163,9 @@ impl Way {
             Prompt::Chat(messages) => messages.iter().map(|m| m.content.as_str()).collect(),
         };
         match self {
-            Self::Loglik { questions, blanks, .. } => questions
+            Self::Loglik {
+                questions, blanks, ..
+            } => questions
                 .iter()
                 .chain(blanks)
                 .map(|q| prompt(&q.prompt) + &q.answers.concat())
@@ -182,7 +186,9 @@ impl Way {
             return Ok(());
         }
         answers.timed(model, scorer, |answers| match self {
-            Self::Loglik { questions, blanks, .. } => {
+            Self::Loglik {
+                questions, blanks, ..
+            } => {
                 let all: Vec<&Question> = questions.iter().chain(blanks).collect();
                 let asked: Vec<Question> = open.iter().map(|&i| all[i].clone()).collect();
                 scorer.likelihoods(&asked, &mut |i, answer| {
@@ -241,7 +247,8 @@ impl Way {
 
 /// Cosine of two vectors, with f64 sums; `None` when it is not finite or the lengths differ.
 fn cosine(a: &[f32], b: &[f32]) -> Option<f64> {
-    let dot = |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum() };
+    let dot =
+        |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum() };
     let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
     (a.len() == b.len() && cosine.is_finite()).then_some(cosine)
 }

@@ -60,7 +60,9 @@ impl Windows {
             )));
         }
         if !base.abilities().windows {
-            return Err(fault("the base does not score given tokens; give a causal model's folder".to_owned()));
+            return Err(fault(
+                "the base does not score given tokens; give a causal model's folder".to_owned(),
+            ));
         }
         let file = TextFile::read(&setup.data)?;
         let documents = documents(&file, base)?;
@@ -79,7 +81,10 @@ impl Windows {
             }
         }
         if windows.is_empty() {
-            return Err(file.fault(None, "has too little text to score a token, expected at least 2 tokens"));
+            return Err(file.fault(
+                None,
+                "has too little text to score a token, expected at least 2 tokens",
+            ));
         }
         let mut settings = std::collections::BTreeMap::from([
             ("window".to_owned(), json!(setup.window)),
@@ -164,7 +169,11 @@ mod tests {
     #[test]
     fn windows_by_hand() {
         assert_eq!(shape(10, 4, 4), [(0, 4, 1), (4, 4, 1), (8, 2, 1)]);
-        assert_eq!(shape(9, 4, 4), [(0, 4, 1), (4, 4, 1)], "a lone last token has nothing before it");
+        assert_eq!(
+            shape(9, 4, 4),
+            [(0, 4, 1), (4, 4, 1)],
+            "a lone last token has nothing before it"
+        );
         assert_eq!(shape(10, 4, 2), [(0, 4, 1), (2, 4, 2), (4, 4, 2), (6, 4, 2)]);
         assert_eq!(shape(9, 4, 2), [(0, 4, 1), (2, 4, 2), (4, 4, 2), (6, 3, 2)]);
         assert_eq!(shape(3, 8, 8), [(0, 3, 1)]);
@@ -179,10 +188,16 @@ mod tests {
                 let mut seen = vec![0; total];
                 for (start, len, context) in shape(total, length, stride) {
                     (start as usize + context..start as usize + len).for_each(|i| seen[i] += 1);
-                    assert!(start == 0 || context >= length - stride, "{length} {stride} {total}");
+                    assert!(
+                        start == 0 || context >= length - stride,
+                        "{length} {stride} {total}"
+                    );
                 }
                 assert_eq!(seen[0], 0);
-                assert!(seen[1..].iter().all(|s| *s == 1), "{length} {stride} {total}: {seen:?}");
+                assert!(
+                    seen[1..].iter().all(|s| *s == 1),
+                    "{length} {stride} {total}: {seen:?}"
+                );
             }
         }
     }

@@ -51,8 +51,15 @@ impl Journal {
         fs::create_dir_all(folder).map_err(FormatError::io(folder, "create"))?;
         let path = folder.join(RUN_FILE);
         let known = path.exists();
-        if !known && fs::read_dir(folder).map_err(FormatError::io(folder, "read"))?.next().is_some() {
-            return Err(fault("holds files that are no answers; give an empty or new folder as --work".to_owned()));
+        if !known
+            && fs::read_dir(folder)
+                .map_err(FormatError::io(folder, "read"))?
+                .next()
+                .is_some()
+        {
+            return Err(fault(
+                "holds files that are no answers; give an empty or new folder as --work".to_owned(),
+            ));
         }
         if known && !resume {
             return Err(fault(
@@ -75,8 +82,11 @@ impl Journal {
         let text = fs::read_to_string(&path).map_err(FormatError::io(&path, "read"))?;
         // A run that was killed before it wrote a whole record has kept no answer either.
         if text.ends_with('\n') {
-            let before: Fingerprint = serde_json::from_str(&text)
-                .map_err(|e| fault(format!("{RUN_FILE} is damaged ({e}); remove the folder to start anew")))?;
+            let before: Fingerprint = serde_json::from_str(&text).map_err(|e| {
+                fault(format!(
+                    "{RUN_FILE} is damaged ({e}); remove the folder to start anew"
+                ))
+            })?;
             let changed = changed(&before, fingerprint);
             if !changed.is_empty() {
                 return Err(fault(format!(
@@ -120,7 +130,8 @@ impl Journal {
         let bytes = fs::read(&path).map_err(FormatError::io(&path, "read"))?;
         let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
         if whole < bytes.len() {
-            file.set_len(whole as u64).map_err(FormatError::io(&path, "write"))?;
+            file.set_len(whole as u64)
+                .map_err(FormatError::io(&path, "write"))?;
             file.flush().map_err(FormatError::io(&path, "write"))?;
         }
         let mut answers = Vec::new();
@@ -189,7 +200,10 @@ mod tests {
     use super::*;
 
     fn print(data: &str) -> Fingerprint {
-        Fingerprint::from([("data of qa".to_owned(), data.to_owned()), ("models".to_owned(), "m".to_owned())])
+        Fingerprint::from([
+            ("data of qa".to_owned(), data.to_owned()),
+            ("models".to_owned(), "m".to_owned()),
+        ])
     }
 
     #[test]
@@ -208,7 +222,9 @@ mod tests {
         text += "{\"slot\": 5, \"sai";
         fs::write(&path, text).unwrap();
 
-        let refused = Journal::open(&folder, &print("a"), false).unwrap_err().to_string();
+        let refused = Journal::open(&folder, &print("a"), false)
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("--resume"), "{refused}");
         let refused = Journal::open(&folder, &print("b"), true).unwrap_err().to_string();
         assert!(refused.contains("whose data of qa differ"), "{refused}");
@@ -233,7 +249,9 @@ mod tests {
     fn folders_of_other_things_are_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("thesis.tex"), "x").unwrap();
-        let refused = Journal::open(dir.path(), &print("a"), true).unwrap_err().to_string();
+        let refused = Journal::open(dir.path(), &print("a"), true)
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("no answers"), "{refused}");
     }
 }

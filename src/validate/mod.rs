@@ -266,7 +266,8 @@ fn answer<'a>(
     for (model, slot, said) in known {
         if !answers.restore(model, slot, said) {
             let folder = journal.map(|j| j.folder().to_owned()).unwrap_or_default();
-            let reason = format!("holds an answer to question {slot} of {name}, which has {slots}; remove the folder");
+            let reason =
+                format!("holds an answer to question {slot} of {name}, which has {slots}; remove the folder");
             return Err((Error::WorkFolder { folder, reason }, 0));
         }
     }
@@ -294,7 +295,10 @@ fn fingerprint(models: &[Asked], ready: &[Ready]) -> Fingerprint {
         let files = one.prepared.files();
         let digests: Vec<(&str, usize)> = files.iter().map(|f| (f.digest.as_str(), f.items)).collect();
         all.insert(format!("data of {name}"), text(json!(digests)));
-        all.insert(format!("settings of {name}"), text(json!(one.prepared.settings())));
+        all.insert(
+            format!("settings of {name}"),
+            text(json!(one.prepared.settings())),
+        );
         all.insert(format!("version of {name}"), one.task.version().to_string());
     }
     all
@@ -310,11 +314,14 @@ pub fn predict(plan: &Plan, open: Open<'_>) -> Result<Vec<Result<String, String>
     let answers = answer(plan, one, &models, None).map_err(|(error, _)| error)?;
     one.prepared.predictions(&answers).ok_or_else(|| Error::Task {
         task: one.task.name().to_owned(),
-        reason: "gives no labels; predict takes question-matching, classification or multiple-choice".to_owned(),
+        reason: "gives no labels; predict takes question-matching, classification or multiple-choice"
+            .to_owned(),
     })
 }
 
 /// The folder for answers when none is given: beside the first report.
 pub fn work_beside(reports: &[PathBuf]) -> Option<PathBuf> {
-    reports.first().map(|r: &PathBuf| outputs::work_folder(Path::new(r)))
+    reports
+        .first()
+        .map(|r: &PathBuf| outputs::work_folder(Path::new(r)))
 }

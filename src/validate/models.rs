@@ -68,13 +68,19 @@ fn of_artifact(folder: &Path, manifest: &Manifest, files: &Checkpoint) -> Result
         }
     }
     // Of equal numbers of weights the name decides, so that a label does not depend on chance.
-    let main = weights.into_iter().max_by_key(|(scheme, n)| (*n, scheme.to_string()));
+    let main = weights
+        .into_iter()
+        .max_by_key(|(scheme, n)| (*n, scheme.to_string()));
     let path = folder.join(qtool_formats::artifact::MANIFEST_FILE);
     let bytes = std::fs::read(&path).map_err(FormatError::io(&path, "read"))?;
     Ok(ModelEntry {
-        label: main.as_ref().map_or("KEPT".to_owned(), |(scheme, _)| format!("INT{}", scheme.bits())),
+        label: main
+            .as_ref()
+            .map_or("KEPT".to_owned(), |(scheme, _)| format!("INT{}", scheme.bits())),
         path: folder.display().to_string(),
-        kind: main.map_or("artifact, nothing quantized".to_owned(), |(scheme, _)| format!("artifact {scheme}")),
+        kind: main.map_or("artifact, nothing quantized".to_owned(), |(scheme, _)| {
+            format!("artifact {scheme}")
+        }),
         bytes: Some(files.tensor_bytes()),
         bits_per_weight: Some(manifest.totals.bits_per_weight),
         digest: Some(format!("blake3:{}", blake3::hash(&bytes).to_hex())),
@@ -122,10 +128,16 @@ pub fn label(entries: &mut [ModelEntry]) {
         return;
     };
     "BASE".clone_into(&mut base.label);
-    let twice = |all: &[ModelEntry], i: usize| all.iter().enumerate().any(|(j, e)| j != i && e.label == all[i].label);
+    let twice = |all: &[ModelEntry], i: usize| {
+        all.iter()
+            .enumerate()
+            .any(|(j, e)| j != i && e.label == all[i].label)
+    };
     let equal: Vec<usize> = (0..candidates.len()).filter(|&i| twice(candidates, i)).collect();
     for i in equal {
-        let name = PathBuf::from(&candidates[i].path).file_name().map(|n| n.to_string_lossy().into_owned());
+        let name = PathBuf::from(&candidates[i].path)
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned());
         candidates[i].label = name.unwrap_or_else(|| candidates[i].path.clone());
     }
     let equal: Vec<usize> = (0..candidates.len())
@@ -152,10 +164,13 @@ pub fn comparable(models: &[Asked], by_token: bool) -> Result<()> {
         if let (Some(expected), Some(got)) = (base.vocabulary, candidate.vocabulary)
             && expected != got
         {
-            return Err(fault(format!("its vocabulary has {got} entries, expected {expected}")));
+            return Err(fault(format!(
+                "its vocabulary has {got} entries, expected {expected}"
+            )));
         }
         let digests = (&base.entry.tokenizer_digest, &candidate.entry.tokenizer_digest);
-        if by_token && let (Some(expected), Some(got)) = digests
+        if by_token
+            && let (Some(expected), Some(got)) = digests
             && expected != got
         {
             return Err(fault(

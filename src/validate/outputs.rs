@@ -10,7 +10,10 @@ use crate::tasks::BadCase;
 
 /// Writes a file: beside its place, synced, then renamed into it.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let place = |e| FormatError::io(path, "write")(e);
     std::fs::create_dir_all(parent).map_err(FormatError::io(parent, "create"))?;
     let mut file = tempfile::Builder::new()
@@ -33,11 +36,23 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Where the wrong items of one task and model go: `bad_case.txt` becomes `bad_case.INT4.txt`, and with several tasks
 /// `bad_case.TASK.INT4.txt`.
 pub fn bad_case_path(path: &Path, task: Option<&str>, label: &str) -> PathBuf {
-    let plain = |c: char| if c.is_alphanumeric() || "-_.()".contains(c) { c } else { '_' };
+    let plain = |c: char| {
+        if c.is_alphanumeric() || "-_.()".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
     let label: String = label.chars().map(plain).collect();
-    let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = path
+        .file_stem()
+        .map(|s| s.to_string_lossy().into_owned())
+        .unwrap_or_default();
     let task = task.map(|t| format!(".{t}")).unwrap_or_default();
-    let ending = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    let ending = path
+        .extension()
+        .map(|e| format!(".{}", e.to_string_lossy()))
+        .unwrap_or_default();
     path.with_file_name(format!("{stem}{task}.{label}{ending}"))
 }
 
@@ -49,7 +64,10 @@ pub fn bad_cases(path: &Path, cases: &[BadCase]) -> Result<()> {
 
 /// The folder of answers that belongs to a report: a hidden sibling.
 pub fn work_folder(report: &Path) -> PathBuf {
-    let name = report.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = report
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
     report.with_file_name(format!(".{name}.qtool-answers"))
 }
 
@@ -60,12 +78,18 @@ mod tests {
     #[test]
     fn names_of_outputs() {
         let path = Path::new("out/bad_case.txt");
-        assert_eq!(bad_case_path(path, None, "INT4"), Path::new("out/bad_case.INT4.txt"));
+        assert_eq!(
+            bad_case_path(path, None, "INT4"),
+            Path::new("out/bad_case.INT4.txt")
+        );
         assert_eq!(
             bad_case_path(path, Some("qa"), "a/../b"),
             Path::new("out/bad_case.qa.a_.._b.txt")
         );
-        assert_eq!(work_folder(Path::new("out/r.html")), Path::new("out/.r.html.qtool-answers"));
+        assert_eq!(
+            work_folder(Path::new("out/r.html")),
+            Path::new("out/.r.html.qtool-answers")
+        );
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("new/r.md");
         write(&target, b"1").unwrap();

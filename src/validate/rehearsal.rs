@@ -32,7 +32,9 @@ pub fn run(plan: &Plan, open: Open<'_>) -> Result<Vec<Rehearsal>> {
     let one = |ready: &Ready| {
         let slots = ready.prepared.slots();
         let mut answers = Answers::unkept(models.len(), slots);
-        let sampled: Vec<usize> = (0..SAMPLE.min(slots)).map(|i| i * slots / SAMPLE.min(slots)).collect();
+        let sampled: Vec<usize> = (0..SAMPLE.min(slots))
+            .map(|i| i * slots / SAMPLE.min(slots))
+            .collect();
         for slot in (0..slots).filter(|s| !sampled.contains(s)) {
             for model in 0..models.len() {
                 let miss = Miss {
