@@ -20,3 +20,4 @@ mod scripted;
 mod statistics;
 mod tasks;
 mod tokenizer;
+mod validate;
