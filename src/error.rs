@@ -197,7 +197,7 @@ pub enum Error {
     },
     /// A model that cannot be asked what a task asks.
     #[error("{model}: {reason}")]
-    Unable {
+    Unsuited {
         /// Folder or address.
         model: String,
         /// What it lacks and what to do.

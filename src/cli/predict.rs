@@ -108,7 +108,7 @@ pub(super) fn open(place: &Place) -> Result<Box<dyn Scorer>> {
             let backend = CpuBackend::new(Isa::best());
             Ok(Box::new(LocalScorer::open(backend, folder, Options::default())?))
         }
-        Place::Served { name, .. } => Err(Error::Unable {
+        Place::Served { name, .. } => Err(Error::Unsuited {
             model: name.clone(),
             reason: "servers are not asked by this command".to_owned(),
         }),

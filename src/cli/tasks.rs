@@ -145,7 +145,9 @@ fn file_of(task: &str, option: &str, given: &[String]) -> anyhow::Result<Option<
         };
         let file = named.map_or(text.as_str(), |(_, file)| file);
         if place.replace(PathBuf::from(file)).is_some() {
-            anyhow::bail!("{option} was given twice for {task}; write {option} TASK=FILE to tell tasks apart");
+            anyhow::bail!(
+                "{option} was given twice for {task}; write {option} TASK=FILE to tell tasks apart"
+            );
         }
     }
     Ok(own.or(all))
@@ -154,7 +156,10 @@ fn file_of(task: &str, option: &str, given: &[String]) -> anyhow::Result<Option<
 /// `TASK=DATA` as typed.
 pub fn task_and_data(text: &str) -> anyhow::Result<(&str, PathBuf)> {
     let Some((name, data)) = text.split_once('=').filter(|(_, data)| !data.is_empty()) else {
-        anyhow::bail!("--task {text:?}: expected TASK=DATA with TASK one of {}", tasks::names());
+        anyhow::bail!(
+            "--task {text:?}: expected TASK=DATA with TASK one of {}",
+            tasks::names()
+        );
     };
     tasks::find(name)?;
     Ok((name, PathBuf::from(data)))
@@ -164,7 +169,13 @@ pub fn task_and_data(text: &str) -> anyhow::Result<(&str, PathBuf)> {
 pub fn table() -> String {
     let mut text = String::from("Tasks:\n");
     for task in TASKS {
-        text += &format!("  {:18}{}\n  {:18}{}\n", task.name(), task.summary(), "", task.data());
+        text += &format!(
+            "  {:18}{}\n  {:18}{}\n",
+            task.name(),
+            task.summary(),
+            "",
+            task.data()
+        );
     }
     text
 }
@@ -176,16 +187,34 @@ mod tests {
     #[test]
     fn files_for_one_task_or_for_all() {
         let given = ["a=b.txt", "qa=q.txt"].map(str::to_owned);
-        assert_eq!(file_of("qa", "--prompt", &given).unwrap(), Some(PathBuf::from("q.txt")));
+        assert_eq!(
+            file_of("qa", "--prompt", &given).unwrap(),
+            Some(PathBuf::from("q.txt"))
+        );
         assert_eq!(
             file_of("perplexity", "--prompt", &given).unwrap(),
             Some(PathBuf::from("a=b.txt")),
             "a is no task"
         );
         let twice = ["a", "b"].map(str::to_owned);
-        assert!(file_of("qa", "--prompt", &twice).unwrap_err().to_string().contains("twice"));
+        assert!(
+            file_of("qa", "--prompt", &twice)
+                .unwrap_err()
+                .to_string()
+                .contains("twice")
+        );
         assert_eq!(task_and_data("qa=x=y").unwrap(), ("qa", PathBuf::from("x=y")));
-        assert!(task_and_data("qa").unwrap_err().to_string().contains("expected TASK=DATA"));
-        assert!(task_and_data("mmlu=x").unwrap_err().to_string().contains("there are"));
+        assert!(
+            task_and_data("qa")
+                .unwrap_err()
+                .to_string()
+                .contains("expected TASK=DATA")
+        );
+        assert!(
+            task_and_data("mmlu=x")
+                .unwrap_err()
+                .to_string()
+                .contains("there are")
+        );
     }
 }

@@ -86,7 +86,9 @@ impl Args {
             ending(report)?;
         }
         if self.resume && self.work.is_none() && self.reports.is_empty() {
-            anyhow::bail!("--resume: answers are kept only with --work DIR or --report FILE; pass what the first run had");
+            anyhow::bail!(
+                "--resume: answers are kept only with --work DIR or --report FILE; pass what the first run had"
+            );
         }
         Ok(Plan {
             models: self.models.iter().cloned().map(Place::Folder).collect(),
@@ -108,7 +110,8 @@ impl Args {
         if self.dry_run {
             return self.rehearse(&plan);
         }
-        let outcome = crate::quantize::with_threads(self.threads, || validate::run(&plan, &super::predict::open))?;
+        let outcome =
+            crate::quantize::with_threads(self.threads, || validate::run(&plan, &super::predict::open))?;
         let report = outcome.report;
         for path in &self.reports {
             outputs::write(path, rendered(&report, path)?.as_bytes())?;
@@ -140,18 +143,26 @@ impl Args {
     }
 
     fn rehearse(&self, plan: &Plan) -> anyhow::Result<i32> {
-        let found = crate::quantize::with_threads(self.threads, || rehearsal::run(plan, &super::predict::open))?;
+        let found =
+            crate::quantize::with_threads(self.threads, || rehearsal::run(plan, &super::predict::open))?;
         if self.json {
             print_json(&found)?;
             return Ok(0);
         }
         let mut all = 0.0;
         for task in &found {
-            let tokens = task.tokens.map_or(String::new(), |t| format!(", {} tokens", size::count(t)));
+            let tokens = task
+                .tokens
+                .map_or(String::new(), |t| format!(", {} tokens", size::count(t)));
             let times: Vec<String> = task
                 .seconds
                 .iter()
-                .map(|(label, s)| format!("{label} {}", size::seconds(std::time::Duration::from_secs_f64(*s))))
+                .map(|(label, s)| {
+                    format!(
+                        "{label} {}",
+                        size::seconds(std::time::Duration::from_secs_f64(*s))
+                    )
+                })
                 .collect();
             all += task.seconds.iter().map(|(_, s)| s).sum::<f64>();
             print(&format!(
@@ -178,7 +189,10 @@ fn ending(path: &Path) -> anyhow::Result<&'static str> {
         Some("html") => Ok("html"),
         Some("md") => Ok("md"),
         Some("json") => Ok("json"),
-        _ => anyhow::bail!("--report {}: expected a file that ends in .html, .md or .json", path.display()),
+        _ => anyhow::bail!(
+            "--report {}: expected a file that ends in .html, .md or .json",
+            path.display()
+        ),
     }
 }
 

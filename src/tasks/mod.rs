@@ -7,7 +7,7 @@
 //! | [`prompt`] | templates and examples |
 //! | [`setup`] | what can be asked of a task |
 //! | [`answers`] | the slots that answers fill |
-//! | [`choice`], [`ways`], [`decide`] | tasks that choose one of some labels, and the ways to ask them |
+//! | [`choice`], `chosen`, [`ways`], [`decide`] | tasks that choose one of some labels, and the ways to ask them |
 //! | [`figures`] | accuracy, precision, recall, F1 and confusion |
 //! | [`reply`], [`overlap`] | replies read as JSON, replies compared with answers |
 //! | [`windows`], [`logits`] | running text cut into windows, two models' logits of one beside each other |
@@ -15,6 +15,7 @@
 
 pub mod answers;
 pub mod choice;
+mod chosen;
 mod classification;
 pub mod data;
 pub mod decide;

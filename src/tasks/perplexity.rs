@@ -53,7 +53,7 @@ pub(super) fn fits(models: &[&dyn Scorer], windows: &[Window]) -> Result<()> {
     let longest = windows.iter().map(|w| w.ids.len()).max().unwrap_or(0);
     for (model, scorer) in models.iter().enumerate() {
         if let Some(context) = scorer.context().filter(|c| longest > *c) {
-            return Err(Error::Unable {
+            return Err(Error::Unsuited {
                 model: format!("model {}", model + 1),
                 reason: format!(
                     "has a context of {context} tokens, the windows have {longest}; pass a smaller --window"

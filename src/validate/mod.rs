@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use crate::progress::Progress;
 use crate::report::{ModelEntry, REPORT_VERSION, Report, Run, TaskReport};
 use crate::scorer::Scorer;
-use crate::tasks::answers::Answers;
+use crate::tasks::answers::{Answers, Said};
 use crate::tasks::setup::Setup;
 use crate::tasks::{self, BadCase, Prepared, Reporting, Task};
 use crate::tokenizer::python::strftime;
@@ -218,7 +218,7 @@ fn prepared(plan: &Plan, models: &[Asked]) -> Result<Vec<Ready>> {
         let prepared = task.prepare(setup, base.scorer.as_ref())?;
         for model in models {
             if let Some(reason) = prepared.lacks(&model.scorer.abilities()) {
-                return Err(Error::Unable {
+                return Err(Error::Unsuited {
                     model: model.entry.path.clone(),
                     reason: format!("for {name}: {reason}"),
                 });
@@ -247,7 +247,11 @@ fn answer<'a>(
     for model in 0..models.len() {
         if let Some(journal) = journal {
             let (before, part) = journal.part(name, model).map_err(|e| (e, 0))?;
-            known.extend(before.into_iter().map(|(slot, said)| (model, slot, said)));
+            // What had no answer is asked again: a server may be up by now, and a NaN comes back as it was.
+            let answered = before
+                .into_iter()
+                .filter(|(_, said)| !matches!(said, Said::Miss(_)));
+            known.extend(answered.map(|(slot, said)| (model, slot, said)));
             parts.push(part);
         }
     }

@@ -12,7 +12,9 @@ use crate::model::sample;
 
 /// Hand-made data that ships with the project.
 fn data(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/validate").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("examples/validate")
+        .join(name);
     path.to_string_lossy().into_owned()
 }
 
@@ -45,13 +47,20 @@ fn models() -> &'static Models {
 
 fn report(args: &[&str]) -> Value {
     let output = qtool(args);
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 fn row<'a>(report: &'a Value, task: usize, name: &str) -> &'a Value {
     let rows = report["tasks"][task]["metrics"].as_array().unwrap();
-    rows.iter().find(|r| r["name"] == name).unwrap_or_else(|| panic!("no {name}"))
+    rows.iter()
+        .find(|r| r["name"] == name)
+        .unwrap_or_else(|| panic!("no {name}"))
 }
 
 #[test]
@@ -63,10 +72,29 @@ fn base_and_two_artifacts_side_by_side() {
     );
     let divergence = format!("divergence={}", data("text.txt"));
     let report = report(&[
-        "validate", &m.base, &m.int8, &m.int4, "--task", &pairs, "--task", &text, "--task", &divergence, "--window",
-        "64", "--json", "--items", "--resamples", "200",
+        "validate",
+        &m.base,
+        &m.int8,
+        &m.int4,
+        "--task",
+        &pairs,
+        "--task",
+        &text,
+        "--task",
+        &divergence,
+        "--window",
+        "64",
+        "--json",
+        "--items",
+        "--resamples",
+        "200",
     ]);
-    let labels: Vec<&Value> = report["models"].as_array().unwrap().iter().map(|m| &m["label"]).collect();
+    let labels: Vec<&Value> = report["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| &m["label"])
+        .collect();
     assert_eq!(labels, ["BASE", "INT8", "INT4"]);
     assert!(report["models"][1]["tensors"].as_array().unwrap().len() > 10);
     let digests: Vec<&Value> = (0..3).map(|i| &report["models"][i]["tokenizer_digest"]).collect();
@@ -76,13 +104,26 @@ fn base_and_two_artifacts_side_by_side() {
     assert_eq!(rows[1]["group"], "OPPO");
     assert_eq!(rows.len(), 8, "macro average and seven kinds");
     // More bits, less divergence; and all of it above nothing.
-    let kl = |model: usize| row(&report, 2, "KL to base")["values"][model]["value"].as_f64().unwrap();
+    let kl = |model: usize| {
+        row(&report, 2, "KL to base")["values"][model]["value"]
+            .as_f64()
+            .unwrap()
+    };
     assert!(kl(1) > 0.0 && kl(2) > 5.0 * kl(1), "{} {}", kl(1), kl(2));
     assert!(row(&report, 2, "KL to base")["values"][0].is_null());
     let floor = row(&report, 2, "KL to base")["baselines"][0][1].as_f64().unwrap();
     assert!(floor > 0.0 && floor < kl(2), "{floor}");
-    let nats = |model: usize| row(&report, 1, "nats per token")["values"][model]["value"].as_f64().unwrap();
-    assert!(nats(0) > 2.0 && nats(0) < 9.0 && (nats(1) - nats(0)).abs() < 0.1, "{} {}", nats(0), nats(1));
+    let nats = |model: usize| {
+        row(&report, 1, "nats per token")["values"][model]["value"]
+            .as_f64()
+            .unwrap()
+    };
+    assert!(
+        nats(0) > 2.0 && nats(0) < 9.0 && (nats(1) - nats(0)).abs() < 0.1,
+        "{} {}",
+        nats(0),
+        nats(1)
+    );
     let tokens: u64 = report["tasks"][1]["items"]
         .as_array()
         .unwrap()
@@ -102,7 +143,17 @@ fn every_task_runs_and_threads_change_nothing() {
         format!("qa={}", data("qa.jsonl")),
     ];
     let run = |threads: &str, more: &[&str]| {
-        let mut args = vec!["validate", &m.base, &m.int4, "--json", "--items", "--resamples", "100", "-j", threads];
+        let mut args = vec![
+            "validate",
+            &m.base,
+            &m.int4,
+            "--json",
+            "--items",
+            "--resamples",
+            "100",
+            "-j",
+            threads,
+        ];
         for task in &tasks {
             args.extend(["--task", task.as_str()]);
         }
@@ -117,19 +168,53 @@ fn every_task_runs_and_threads_change_nothing() {
     assert_eq!(one.as_array().unwrap().len(), 4);
     let replies = format!("question-matching={}", data("pairs.tsv"));
     let generated = report(&[
-        "validate", &m.base, "--task", &replies, "--ask", "generate", "--json", "--items", "--resamples", "100",
-        "--shots", &data("kinds.tsv"), "--shots-count", "2",
+        "validate",
+        &m.base,
+        "--task",
+        &replies,
+        "--ask",
+        "generate",
+        "--json",
+        "--items",
+        "--resamples",
+        "100",
+        "--shots",
+        &data("kinds.tsv"),
+        "--shots-count",
+        "2",
     ]);
     let task = &generated["tasks"][0];
-    assert_eq!(task["counts"]["unparsable replies"], json!([0]), "masking lets only labels through");
+    assert_eq!(
+        task["counts"]["unparsable replies"],
+        json!([0]),
+        "masking lets only labels through"
+    );
     assert_eq!(task["settings"]["shots"], 2);
     let free = report(&[
-        "validate", &m.base, "--task", &replies, "--ask", "generate", "--json", "--resamples", "100", "--unconstrained",
-        "--reply-tokens", "4",
+        "validate",
+        &m.base,
+        "--task",
+        &replies,
+        "--ask",
+        "generate",
+        "--json",
+        "--resamples",
+        "100",
+        "--unconstrained",
+        "--reply-tokens",
+        "4",
     ]);
-    let unparsable = free["tasks"][0]["counts"]["unparsable replies"][0].as_u64().unwrap();
+    let unparsable = free["tasks"][0]["counts"]["unparsable replies"][0]
+        .as_u64()
+        .unwrap();
     assert!(unparsable > 0, "four tokens are no JSON");
-    assert!(free["tasks"][0]["warnings"].as_array().unwrap().iter().any(|w| w.as_str().unwrap().contains("no ")));
+    assert!(
+        free["tasks"][0]["warnings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|w| w.as_str().unwrap().contains("no "))
+    );
 }
 
 #[test]
@@ -138,25 +223,49 @@ fn predictions_one_a_line_and_wrong_items() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
     let pairs = fs::read_to_string(data("pairs.tsv")).unwrap();
-    let bare: String = pairs.lines().map(|l| l.rsplit_once('\t').unwrap().0.to_owned() + "\n").collect();
+    let bare: String = pairs
+        .lines()
+        .map(|l| l.rsplit_once('\t').unwrap().0.to_owned() + "\n")
+        .collect();
     fs::write(path("bare.tsv"), bare).unwrap();
     let task = format!("question-matching={}", path("bare.tsv"));
     let output = qtool(&["predict", &m.int8, "--task", &task, "-o", &path("out.txt")]);
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let predicted = fs::read_to_string(path("out.txt")).unwrap();
     assert_eq!(predicted.lines().count(), 12);
     assert!(predicted.lines().all(|l| l == "0" || l == "1"), "{predicted}");
 
     let task = format!("question-matching={}", data("pairs.tsv"));
     let output = qtool(&[
-        "validate", &m.base, &m.int8, "--task", &task, "--bad-cases", &path("bad_case.txt"), "--report",
-        &path("r.json"), "--resamples", "100",
+        "validate",
+        &m.base,
+        &m.int8,
+        "--task",
+        &task,
+        "--bad-cases",
+        &path("bad_case.txt"),
+        "--report",
+        &path("r.json"),
+        "--resamples",
+        "100",
     ]);
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let report: Value = serde_json::from_slice(&fs::read(path("r.json")).unwrap()).unwrap();
     for (model, label) in ["BASE", "INT8"].into_iter().enumerate() {
         let bad = fs::read_to_string(path(&format!("bad_case.{label}.txt"))).unwrap();
-        let accuracy = report["tasks"][0]["metrics"][0]["values"][model]["value"].as_f64().unwrap();
+        let accuracy = report["tasks"][0]["metrics"][0]["values"][model]["value"]
+            .as_f64()
+            .unwrap();
         assert_eq!(bad.lines().count() as f64, (12.0 * (1.0 - accuracy)).round());
         assert!(bad.lines().all(|l| l.split('\t').count() == 5), "{bad}");
         let said: Vec<&str> = predicted.lines().collect();
@@ -165,10 +274,14 @@ fn predictions_one_a_line_and_wrong_items() {
             assert_eq!(bad.lines().count(), wrong, "predict and validate agree");
         }
     }
-    let hidden = fs::read_dir(dir.path()).unwrap().filter(|e| {
-        e.as_ref().unwrap().file_name().to_string_lossy().starts_with('.')
-    });
-    assert_eq!(hidden.count(), 0, "the answers' folder goes when the report is there");
+    let hidden = fs::read_dir(dir.path())
+        .unwrap()
+        .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with('.'));
+    assert_eq!(
+        hidden.count(),
+        0,
+        "the answers' folder goes when the report is there"
+    );
 }
 
 #[test]
@@ -182,12 +295,36 @@ fn bad_input_is_one_sentence() {
     };
     file("label.txt", "a\nb\n");
     let cases: [(&str, String, &[&str]); 8] = [
-        ("question-matching", file("missing.tsv", "a\tb\t1\nc\td\n"), &["missing.tsv, line 2", "expected 3 columns", "got 2"]),
-        ("question-matching", file("label.tsv", "a\tb\tyes\n"), &["label.tsv, line 1", "expected 0 or 1", "\"yes\""]),
-        ("question-matching", file("empty.tsv", ""), &["empty.tsv", "is empty"]),
-        ("question-matching", file("five.tsv", "a\tb\t1\tk\tx\n"), &["five.tsv, line 1", "3 or 4 columns", "got 5"]),
-        ("classification", file("class.tsv", "a\tb\nc\tz\n"), &["class.tsv, line 2", "\"z\"", "a, b"]),
-        ("multiple-choice", file("mc.jsonl", "{\"question\": \"q\", \"choices\": [\"x\", \"y\"]}"), &["line 1", "answer"]),
+        (
+            "question-matching",
+            file("missing.tsv", "a\tb\t1\nc\td\n"),
+            &["missing.tsv, line 2", "expected 3 columns", "got 2"],
+        ),
+        (
+            "question-matching",
+            file("label.tsv", "a\tb\tyes\n"),
+            &["label.tsv, line 1", "expected 0 or 1", "\"yes\""],
+        ),
+        (
+            "question-matching",
+            file("empty.tsv", ""),
+            &["empty.tsv", "is empty"],
+        ),
+        (
+            "question-matching",
+            file("five.tsv", "a\tb\t1\tk\tx\n"),
+            &["five.tsv, line 1", "3 or 4 columns", "got 5"],
+        ),
+        (
+            "classification",
+            file("class.tsv", "a\tb\nc\tz\n"),
+            &["class.tsv, line 2", "\"z\"", "a, b"],
+        ),
+        (
+            "multiple-choice",
+            file("mc.jsonl", "{\"question\": \"q\", \"choices\": [\"x\", \"y\"]}"),
+            &["line 1", "answer"],
+        ),
         ("perplexity", file("p.txt", "x"), &["p.txt", "too little text"]),
         ("qa", "no/such/file".to_owned(), &["no/such/file"]),
     ];
@@ -197,13 +334,28 @@ fn bad_input_is_one_sentence() {
     }
     let good = format!("question-matching={}", data("pairs.tsv"));
     for (args, parts) in [
-        (vec!["--task", "mmlu=x"], ["task mmlu: does not exist", "question-matching"]),
+        (
+            vec!["--task", "mmlu=x"],
+            ["task mmlu: does not exist", "question-matching"],
+        ),
         (vec!["--task", "qa"], ["expected TASK=DATA", "qa"]),
-        (vec!["--task", &good, "--task", &good], ["question-matching", "given twice"]),
-        (vec!["--task", &good, "--ask", "head"], ["question-matching", "no classification head"]),
-        (vec!["--task", &good, "--report", "x.pdf"], ["x.pdf", ".html, .md or .json"]),
+        (
+            vec!["--task", &good, "--task", &good],
+            ["question-matching", "given twice"],
+        ),
+        (
+            vec!["--task", &good, "--ask", "head"],
+            ["question-matching", "no classification head"],
+        ),
+        (
+            vec!["--task", &good, "--report", "x.pdf"],
+            ["x.pdf", ".html, .md or .json"],
+        ),
         (vec!["--task", &good, "--resume"], ["--resume", "--work DIR"]),
-        (vec!["--task", &good, "--prompt", "no.jinja"], ["no.jinja", "read"]),
+        (
+            vec!["--task", &good, "--prompt", "no.jinja"],
+            ["no.jinja", "read"],
+        ),
     ] {
         let mut all = vec!["validate", m.base.as_str()];
         all.extend(args);
@@ -240,8 +392,23 @@ fn models_that_cannot_be_compared() {
     let broken = broken.to_string_lossy().into_owned();
     let refused = qtool(&["validate", &m.base, &broken, "--task", &pairs]);
     assert_error(&refused, &["broken: does not verify", "digest", "--unverified"]);
-    let taken = qtool(&["validate", &m.base, &broken, "--task", &pairs, "--unverified", "--json", "--resamples", "50"]);
-    assert_eq!(taken.status.code(), Some(0), "{}", String::from_utf8_lossy(&taken.stderr));
+    let taken = qtool(&[
+        "validate",
+        &m.base,
+        &broken,
+        "--task",
+        &pairs,
+        "--unverified",
+        "--json",
+        "--resamples",
+        "50",
+    ]);
+    assert_eq!(
+        taken.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&taken.stderr)
+    );
 
     let other = copy(&m.base, &dir.path().join("other"));
     let config = other.join("tokenizer_config.json");
@@ -250,8 +417,21 @@ fn models_that_cannot_be_compared() {
     let other = other.to_string_lossy().into_owned();
     let refused = qtool(&["validate", &m.base, &other, "--task", &text]);
     assert_error(&refused, &["other cannot be compared", "another tokenizer"]);
-    let taken = qtool(&["validate", &m.base, &other, "--task", &pairs, "--json", "--resamples", "50"]);
-    assert_eq!(taken.status.code(), Some(0), "labels may be compared across tokenizers");
+    let taken = qtool(&[
+        "validate",
+        &m.base,
+        &other,
+        "--task",
+        &pairs,
+        "--json",
+        "--resamples",
+        "50",
+    ]);
+    assert_eq!(
+        taken.status.code(),
+        Some(0),
+        "labels may be compared across tokenizers"
+    );
 
     let larger = copy(&m.base, &dir.path().join("larger"));
     let mut config: Value = serde_json::from_slice(&fs::read(larger.join("config.json")).unwrap()).unwrap();
@@ -265,12 +445,39 @@ fn models_that_cannot_be_compared() {
 fn what_a_run_will_take() {
     let m = models();
     let task = format!("question-matching={}", data("pairs.tsv"));
-    let found = report(&["validate", &m.base, &m.int4, "--task", &task, "--content-free", "--dry-run", "--json"]);
-    assert_eq!((found[0]["items"].as_u64(), found[0]["questions"].as_u64()), (Some(12), Some(13)));
+    let found = report(&[
+        "validate",
+        &m.base,
+        &m.int4,
+        "--task",
+        &task,
+        "--content-free",
+        "--dry-run",
+        "--json",
+    ]);
+    assert_eq!(
+        (found[0]["items"].as_u64(), found[0]["questions"].as_u64()),
+        (Some(12), Some(13))
+    );
     assert!(found[0]["tokens"].as_u64().unwrap() > 12 * 20);
     assert!(found[0]["seconds"][1][1].as_f64().unwrap() > 0.0);
-    let limited = report(&["validate", &m.base, "--task", &task, "--limit", "4", "--json", "--items", "--resamples", "50"]);
+    let limited = report(&[
+        "validate",
+        &m.base,
+        "--task",
+        &task,
+        "--limit",
+        "4",
+        "--json",
+        "--items",
+        "--resamples",
+        "50",
+    ]);
     let items = limited["tasks"][0]["items"].as_array().unwrap();
     assert_eq!(items.len(), 4);
-    assert_eq!(items.iter().filter(|i| i["label"] == "1").count(), 2, "labels keep their shares");
+    assert_eq!(
+        items.iter().filter(|i| i["label"] == "1").count(),
+        2,
+        "labels keep their shares"
+    );
 }
