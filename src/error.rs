@@ -165,6 +165,20 @@ pub enum Error {
         /// What differs.
         changed: String,
     },
+    /// A question that this kind of model cannot be asked.
+    #[error("{model}: cannot {what}")]
+    Unable {
+        /// The model.
+        model: String,
+        /// What was asked, and why it cannot be done.
+        what: &'static str,
+    },
+    /// A question that does not fit the model.
+    #[error("{reason}")]
+    Question {
+        /// Why.
+        reason: String,
+    },
     /// The worker threads could not be started.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {

@@ -33,6 +33,7 @@ pub mod record;
 pub mod report;
 pub mod scan;
 pub mod scorer;
+pub mod scoring;
 mod second_decode;
 pub mod source;
 pub mod statistics;

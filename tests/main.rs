@@ -16,6 +16,7 @@ mod model;
 #[path = "fuzz/oracle.rs"]
 mod oracle;
 mod paddle;
+mod scoring;
 mod scripted;
 mod statistics;
 mod tasks;
