@@ -6,8 +6,9 @@ use console::style;
 
 use super::tasks::{AskArgs, table, task_and_data};
 use super::{FOUND, print, print_json, size, wants_progress};
-use crate::report::{Outcome, Report};
+use crate::report::{Outcome, Report, Unit};
 use crate::statistics::resample::RESAMPLES;
+use crate::table::Table;
 use crate::validate::{self, Place, Plan, outputs, rehearsal};
 
 /// Exit status when the data do not decide.
@@ -197,11 +198,44 @@ fn ending(path: &Path) -> anyhow::Result<&'static str> {
 }
 
 fn rendered(report: &Report, path: &Path) -> anyhow::Result<String> {
-    Ok(match ending(path)? {
-        _ => serde_json::to_string_pretty(report)? + "\n",
-    })
+    match ending(path)? {
+        "json" => Ok(serde_json::to_string_pretty(report)? + "\n"),
+        other => anyhow::bail!(
+            "--report {}: reports in .{other} are not written yet",
+            path.display()
+        ),
+    }
 }
 
+/// A table a task: a row a metric, a column a model, differences from the base beside the candidates' values.
 fn text(report: &Report) -> String {
-    format!("{report:#?}")
+    let mut text = String::new();
+    for task in &report.tasks {
+        text += &format!("{}\n", style(&task.task).bold());
+        let headings: Vec<String> = report.models.iter().map(|m| format!(">{}", m.label)).collect();
+        let mut all = vec!["", ""];
+        all.extend(headings.iter().map(String::as_str));
+        let mut rows = Table::new(&all);
+        for metric in &task.metrics {
+            let scale = if metric.unit == Unit::Share { 100.0 } else { 1.0 };
+            let cells = metric.values.iter().zip(&metric.deltas).map(|(value, delta)| {
+                let value = value.map_or("-".to_owned(), |v| format!("{:.4}", v.value * scale));
+                delta.map_or(value.clone(), |d| {
+                    let noise = if d.noise { " (within noise)" } else { "" };
+                    format!("{value} {:+.4}{noise}", d.interval.value * scale)
+                })
+            });
+            rows.row(
+                [metric.group.clone(), metric.name.clone()]
+                    .into_iter()
+                    .chain(cells),
+            );
+        }
+        text += &rows.render();
+        for warning in &task.warnings {
+            text += &format!("{} {warning}\n", style("warning:").yellow().bold());
+        }
+        text.push('\n');
+    }
+    text
 }

@@ -145,7 +145,8 @@ impl Setup {
         };
         if let Some(ask) = self.ask {
             if allowed.contains(&ask) {
-                return Ok(ask);
+                let lacks = ask.lacks(abilities);
+                return lacks.map_or(Ok(ask), |reason| Err(fault(format!("the base {reason}"))));
             }
             let there: Vec<&str> = allowed.iter().map(|a| a.name()).collect();
             return Err(fault(format!(

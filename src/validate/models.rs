@@ -76,7 +76,7 @@ fn of_artifact(folder: &Path, manifest: &Manifest, files: &Checkpoint) -> Result
     Ok(ModelEntry {
         label: main
             .as_ref()
-            .map_or("KEPT".to_owned(), |(scheme, _)| format!("INT{}", scheme.bits())),
+            .map_or("KEPT".to_owned(), |(scheme, _)| heading(scheme)),
         path: folder.display().to_string(),
         kind: main.map_or("artifact, nothing quantized".to_owned(), |(scheme, _)| {
             format!("artifact {scheme}")
@@ -87,6 +87,15 @@ fn of_artifact(folder: &Path, manifest: &Manifest, files: &Checkpoint) -> Result
         tokenizer_digest: None,
         tensors,
     })
+}
+
+/// `INT4` of four-bit codes; `INT2`, `INT2.5` of the schemes `wint2`, `wint2.5`, whose codes stand for several weights.
+fn heading(scheme: &Scheme) -> String {
+    let name = scheme.to_string();
+    match name.strip_prefix("wint") {
+        Some(bits) => format!("INT{bits}"),
+        None => format!("INT{}", scheme.bits()),
+    }
 }
 
 /// Bytes of each tensor that a checkpoint's digest covers, besides names, types and shapes of all.
@@ -186,6 +195,17 @@ pub fn comparable(models: &[Asked], by_token: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headings_of_schemes() {
+        for (name, expected) in [
+            ("w8-sym-row-bf16", "INT8"),
+            ("w4-sym-g64-bf16", "INT4"),
+            ("wint2", "INT2"),
+        ] {
+            assert_eq!(heading(&serde_json::from_value(name.into()).unwrap()), expected);
+        }
+    }
 
     fn entry(label: &str, path: &str) -> ModelEntry {
         ModelEntry {
