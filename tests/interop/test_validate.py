@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from sklearn import metrics
 from transformers import AutoTokenizer
 
-import test_transformers
 from harness import MODELS, decoder
+from test_transformers import load
 from test_weights import DENSE, INT4
 
 WINDOW = 512
@@ -29,7 +29,7 @@ def validate(context, *arguments):
 def models(context):
     """The sample model, its artifact, and both in transformers, computing in float32."""
     folder, artifact = MODELS / DENSE, context.artifact(MODELS / DENSE, *INT4)
-    base, candidate = test_transformers.load(folder), test_transformers.load(folder)
+    base, candidate = load(folder), load(folder)
     with torch.no_grad():
         for name, values in decoder().decode(artifact).items():
             parameter = candidate.get_parameter(name)
