@@ -177,6 +177,12 @@ pub enum Error {
     #[error("{reason}")]
     Question {
         /// Why.
+    /// A limit of a validation that cannot be read, or is about something that is not measured.
+    #[error("{origin}: {reason}")]
+    Limit {
+        /// The flag, or file and line.
+        origin: String,
+        /// What is wrong and what is expected.
         reason: String,
     },
     /// The worker threads could not be started.

@@ -41,6 +41,7 @@ pub mod table;
 pub mod tasks;
 pub mod tokenizer;
 pub mod validate;
+pub mod verdict;
 pub mod verify;
 mod writing;
 

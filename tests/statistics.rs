@@ -153,6 +153,7 @@ fn a_missing_answer_is_not_a_wrong_one() {
     let items = one_group(scores);
     assert_eq!(missing(&items), [0, 10]);
     let row = &compare(&items, &accuracy())[0];
+    assert_eq!(row.missing, [0, 10]);
     assert_eq!(row.values[0], wilson(50, 100));
     assert_eq!(row.values[1], wilson(40, 90));
     assert_eq!(
@@ -196,6 +197,11 @@ fn a_base_without_values_leaves_the_candidates_theirs() {
     let mean = (0..60).map(|i| 1.0 + f64::from(i % 7)).sum::<f64>() / 60.0;
     assert!((row.values[1].unwrap().value - 0.001 * mean).abs() < 1e-12);
     assert_eq!(row.best, Some(1));
+    assert_eq!(
+        row.missing,
+        [0, 0, 0],
+        "the base has no such value, which is no missing answer"
+    );
 }
 
 #[test]

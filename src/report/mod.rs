@@ -141,6 +141,9 @@ pub struct Metric {
     pub deltas: Vec<Option<Delta>>,
     /// Index of the best model, only where it is significantly better than every other.
     pub best: Option<usize>,
+    /// One a model: items without an answer, which its value and every pair with it leave out.
+    #[serde(default)]
+    pub missing: Vec<u64>,
 }
 
 /// A value and where the true one lies with 95 % confidence.
@@ -234,8 +237,8 @@ pub struct Check {
     pub model: usize,
     /// What was found.
     pub outcome: Outcome,
-    /// What was measured, in the limit's own unit.
-    pub measured: Interval,
+    /// What was measured, in the limit's own unit; `None` where nothing could be.
+    pub measured: Option<Interval>,
     /// The limit's number, in the same unit.
     pub bound: f64,
     /// How many more items would decide, where it is inconclusive and can be told.

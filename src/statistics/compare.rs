@@ -184,6 +184,7 @@ impl Row<'_> {
             baselines: baselines.to_vec(),
             detectable: self.detectable(&pairs, &values),
             deltas: pairs.iter().map(|p| p.as_ref().map(|p| self.delta(p))).collect(),
+            missing: self.missing(),
             values,
             best: None,
         };
@@ -260,6 +261,25 @@ impl Row<'_> {
             Unit::Share => each(&|x| x.clamp(least, 1.0)),
             _ => found,
         }
+    }
+
+    /// Items of the row without an answer, for each model; 0 for one that answers nothing anywhere.
+    fn missing(&self) -> Vec<u64> {
+        let answered = |s: &Option<f64>| s.is_some_and(f64::is_finite);
+        let of = |scores: &Vec<Option<f64>>| {
+            let gone = self
+                .strata
+                .iter()
+                .flatten()
+                .filter(|&&i| !answered(&scores[i]))
+                .count();
+            if scores.iter().any(answered) {
+                gone as u64
+            } else {
+                0
+            }
+        };
+        self.items.scores.iter().map(of).collect()
     }
 
     fn detectable(&self, pairs: &[Option<Sample>], values: &[Option<Interval>]) -> Option<f64> {

@@ -60,6 +60,7 @@ pub fn bootstrap_statistic(
         values: (0..models).map(value).collect(),
         deltas: (0..models).map(delta).collect(),
         best: them.best(),
+        missing: vec![0; models],
     }
 }
 
