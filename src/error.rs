@@ -177,6 +177,8 @@ pub enum Error {
     #[error("{reason}")]
     Question {
         /// Why.
+        reason: String,
+    },
     /// A limit of a validation that cannot be read, or is about something that is not measured.
     #[error("{origin}: {reason}")]
     Limit {

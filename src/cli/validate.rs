@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use console::style;
 
 use super::tasks::{AskArgs, table, task_and_data};
-use super::{FOUND, print, print_json, size, wants_progress};
-use crate::report::{Outcome, Report, Unit};
+use super::{print, print_json, size, wants_progress};
+use crate::report::{Report, Unit};
 use crate::statistics::resample::RESAMPLES;
 use crate::table::Table;
 use crate::validate::{self, Place, Plan, outputs, rehearsal};
-
-/// Exit status when the data do not decide.
-pub const INCONCLUSIVE: i32 = 3;
+use crate::verdict;
+use crate::verdict::policy::{self, Limit};
 
 fn after() -> String {
     table()
@@ -41,6 +40,18 @@ pub struct Args {
     pub tasks: Vec<String>,
     #[command(flatten)]
     ask: AskArgs,
+    /// Most points a task's first metric may drop, such as question-matching=1
+    #[arg(long, value_name = "TASK=POINTS", help_heading = "Limits")]
+    pub max_drop: Vec<String>,
+    /// Most nats a token that a candidate may diverge from the base
+    #[arg(long, value_name = "NATS", help_heading = "Limits")]
+    pub max_kl: Option<f64>,
+    /// Least share of tokens (0 to 1) where base and candidate find the same one the likeliest
+    #[arg(long, value_name = "SHARE", help_heading = "Limits")]
+    pub min_agreement: Option<f64>,
+    /// File of limits (TOML; see docs/validating.md)
+    #[arg(long, value_name = "FILE", help_heading = "Limits")]
+    pub policy: Option<PathBuf>,
     /// Write the report: .html, .md or .json
     #[arg(long = "report", value_name = "FILE")]
     pub reports: Vec<PathBuf>,
@@ -105,15 +116,38 @@ impl Args {
         })
     }
 
+    fn limits(&self, plan: &Plan) -> anyhow::Result<Vec<Limit>> {
+        let mut limits = Vec::new();
+        for text in &self.max_drop {
+            limits.push(Limit::max_drop(text)?);
+        }
+        limits.extend(self.max_kl.map(Limit::max_kl).transpose()?);
+        limits.extend(self.min_agreement.map(Limit::min_agreement).transpose()?);
+        if let Some(path) = &self.policy {
+            limits.extend(policy::read(path)?);
+        }
+        let running: Vec<&str> = plan.tasks.iter().map(|(name, _)| name.as_str()).collect();
+        policy::check_tasks(&limits, &running)?;
+        if !limits.is_empty() && plan.models.len() < 2 {
+            anyhow::bail!(
+                "limits are held against candidates, and there is only a base; give a model after it"
+            );
+        }
+        Ok(limits)
+    }
+
     /// Runs the tasks.
     pub fn run(&self) -> anyhow::Result<i32> {
         let plan = self.plan()?;
+        let limits = self.limits(&plan)?;
         if self.dry_run {
             return self.rehearse(&plan);
         }
         let outcome =
             crate::quantize::with_threads(self.threads, || validate::run(&plan, &super::predict::open))?;
-        let report = outcome.report;
+        let mut report = outcome.report;
+        let labels: Vec<String> = report.models.iter().map(|m| m.label.clone()).collect();
+        report.verdict = verdict::judge(&limits, &labels, &report.tasks)?;
         for path in &self.reports {
             outputs::write(path, rendered(&report, path)?.as_bytes())?;
         }
@@ -136,11 +170,7 @@ impl Args {
         if let Some(journal) = outcome.journal.filter(|_| self.work.is_none()) {
             journal.remove()?;
         }
-        Ok(match report.verdict.map(|v| v.outcome) {
-            None | Some(Outcome::Passed) => 0,
-            Some(Outcome::Failed) => FOUND,
-            Some(Outcome::Inconclusive) => INCONCLUSIVE,
-        })
+        Ok(report.verdict.map_or(0, |v| v.outcome.exit_status()))
     }
 
     fn rehearse(&self, plan: &Plan) -> anyhow::Result<i32> {
@@ -236,6 +266,9 @@ fn text(report: &Report) -> String {
             text += &format!("{} {warning}\n", style("warning:").yellow().bold());
         }
         text.push('\n');
+    }
+    for check in report.verdict.iter().flat_map(|v| &v.checks) {
+        text += &format!("{}\n", check.reason);
     }
     text
 }

@@ -442,6 +442,35 @@ fn models_that_cannot_be_compared() {
 }
 
 #[test]
+fn limits_decide_the_exit_status() {
+    let m = models();
+    let text = format!("divergence={}", data("text.txt"));
+    let pairs = format!("question-matching={}", data("pairs.tsv"));
+    let status = |more: &[&str]| {
+        let mut args = vec!["validate", &m.base, &m.int4, "--task", &text, "--task", &pairs];
+        args.extend(["--window", "32", "--json", "--resamples", "200"]);
+        args.extend(more);
+        let output = qtool(&args);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (
+            output.status.code().unwrap(),
+            report["verdict"]["outcome"].clone(),
+        )
+    };
+    assert_eq!(status(&["--max-kl", "5"]), (0, json!("passed")));
+    assert_eq!(status(&["--max-kl", "0.00001"]), (1, json!("failed")));
+    assert_eq!(
+        status(&["--max-kl", "5", "--max-drop", "question-matching=0.01"]),
+        (3, json!("inconclusive")),
+        "twelve pairs prove nothing to a hundredth of a point"
+    );
+    let alone = qtool(&["validate", &m.base, "--task", &text, "--max-kl", "1"]);
+    assert_error(&alone, &["only a base"]);
+    let other = qtool(&["validate", &m.base, &m.int4, "--task", &pairs, "--max-kl", "1"]);
+    assert_error(&other, &["--max-kl", "divergence", "question-matching"]);
+}
+
+#[test]
 fn what_a_run_will_take() {
     let m = models();
     let task = format!("question-matching={}", data("pairs.tsv"));
