@@ -2,6 +2,7 @@
 //! model and its artifacts, what is refused, and how a broken run goes on.
 
 mod program;
+mod refusals;
 
 use std::fs;
 use std::path::{Path, PathBuf};
