@@ -16,5 +16,9 @@ mod model;
 #[path = "fuzz/oracle.rs"]
 mod oracle;
 mod paddle;
+mod scoring;
+mod scripted;
 mod statistics;
+mod tasks;
 mod tokenizer;
+mod validate;

@@ -109,7 +109,7 @@ impl SchemeRecord {
                 scale_dtype: affine.scale_dtype().dtype(),
                 value: scheme.formula().to_owned(),
             },
-            Scheme::Ccq => Self {
+            Scheme::Ccq | Scheme::Ccq25 => Self {
                 bits: scheme.bits(),
                 group: wint2::GROUP,
                 zero_point: None,

@@ -29,7 +29,8 @@ impl Batch {
         batch
     }
 
-    fn push(&mut self, ids: &[u32], position: usize) {
+    /// Adds a sequence that goes on at `position`.
+    pub fn push(&mut self, ids: &[u32], position: usize) {
         let from = self.ids.len();
         self.ids.extend_from_slice(ids);
         self.sequences.push(from..self.ids.len());

@@ -71,7 +71,7 @@ pub struct TensorFigure {
 }
 
 /// What one task found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TaskReport {
     /// Its name in the registry.
     pub task: String,

@@ -10,7 +10,7 @@
 
 mod config;
 mod library;
-mod python;
+pub(crate) mod python;
 mod template;
 
 use std::fs;
