@@ -33,6 +33,13 @@ fn uniform(rng: &mut ChaCha8Rng) -> f64 {
     f64::from(rng.next_u32()) / 2_f64.powi(32)
 }
 
+/// Leaves a rendering in the build folder, for eyes.
+pub fn leave(name: &str, text: &str) {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(name), text).unwrap();
+}
+
 /// The report: INT8 as good as the base, INT4 a little worse, INT2 much worse.
 pub fn report() -> Report {
     let mut rng = ChaCha8Rng::seed_from_u64(11);

@@ -212,6 +212,7 @@ mod tests {
                 columns = None;
             }
         }
+        example::leave("example-report.md", &text);
         assert_eq!(tables, 1 + 3 + 4);
         assert!(
             text.contains("DuQM\\_discourse\\_particle(complex)") && text.contains("**FAILED**"),

@@ -445,6 +445,7 @@ mod tests {
             assert!(text.contains(said), "{said}\n{text}");
         }
         assert!(!text.contains('\u{1b}'));
+        example::leave("example-report.txt", &text);
         assert!(
             render(
                 &report,

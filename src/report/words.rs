@@ -4,14 +4,14 @@ use super::{Delta, Interval, Metric, Report, Unit};
 
 /// Ways of writing a unit's numbers.
 impl Unit {
-    /// Digits after the point that its values are shown with.
-    fn decimals(self, largest: f64) -> usize {
+    /// Digits after the point of a number. Shares and perplexities have as many for all models, so that columns
+    /// compare; what ranges over powers of ten has three digits that matter, each for itself.
+    fn decimals(self, number: f64, difference: bool) -> usize {
         match self {
             Self::Share => 1,
-            Self::Perplexity => 2,
-            // As many as show three digits that matter, between 2 and 6.
-            _ if largest > 0.0 && largest.is_finite() => {
-                (2 - largest.log10().floor() as i32).clamp(2, 6) as usize
+            Self::Perplexity => 2 + usize::from(difference),
+            _ if number != 0.0 && number.is_finite() => {
+                (2 - number.abs().log10().floor() as i32).clamp(2, 6) as usize
             }
             _ => 2,
         }
@@ -41,36 +41,21 @@ impl Unit {
     }
 }
 
-/// Numbers of one metric as text: one number of digits for all of its models.
+/// Numbers of one metric as text.
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
     unit: Unit,
-    digits: usize,
-    delta_digits: usize,
 }
 
 impl Style {
     /// Of this metric.
     pub fn of(metric: &Metric) -> Self {
-        let unit = metric.unit;
-        let largest = metric
-            .values
-            .iter()
-            .flatten()
-            .map(|v| v.value.abs())
-            .fold(0.0, f64::max);
-        let digits = unit.decimals(largest);
-        let delta_digits = if unit == Unit::Perplexity { 3 } else { digits };
-        Self {
-            unit,
-            digits,
-            delta_digits,
-        }
+        Self { unit: metric.unit }
     }
 
     /// A value in its unit, without the unit's name.
     pub fn value(&self, x: f64) -> String {
-        format!("{:.*}", self.digits, x * self.unit.scale())
+        format!("{:.*}", self.unit.decimals(x, false), x * self.unit.scale())
     }
 
     /// `[low, high]` of a value.
@@ -80,11 +65,11 @@ impl Style {
 
     /// A difference with its sign, or a ratio.
     pub fn difference(&self, x: f64) -> String {
-        let scaled = x * self.unit.scale();
+        let (scaled, digits) = (x * self.unit.scale(), self.unit.decimals(x, true));
         if self.unit == Unit::Perplexity {
-            return format!("x{scaled:.*}", self.delta_digits);
+            return format!("x{scaled:.digits$}");
         }
-        let text = format!("{scaled:+.*}", self.delta_digits);
+        let text = format!("{scaled:+.digits$}");
         // Rounded to nothing: no side.
         if text.bytes().all(|b| !b.is_ascii_digit() || b == b'0') {
             text.replace(['+', '-'], "±")
@@ -132,17 +117,19 @@ pub fn p_value(p: f64) -> String {
     }
 }
 
-/// The sentence on a difference for places with room: `-1.1 [-2.3, +0.2], p = 0.031 (0.12 corrected)`.
+/// The sentence on a difference for places with room: `-1.1 [-2.3, +0.2], p = 0.031, 0.120 corrected`.
 pub fn told(metric: &Metric, model: usize) -> Option<String> {
     let delta = metric.deltas.get(model).copied().flatten()?;
-    let mut text = Style::of(metric).delta(&delta);
-    if let Some(p) = delta.p {
-        text += &format!(", {}", p_value(p));
-    }
-    if let Some(corrected) = delta.p_holm.filter(|c| delta.p.is_some_and(|p| *c > p)) {
-        text += &format!(", corrected {}", p_value(corrected));
-    }
-    Some(text)
+    let p = tested(&delta).map_or_else(String::new, |p| format!(", {p}"));
+    Some(Style::of(metric).delta(&delta) + &p)
+}
+
+/// `p = 0.031, 0.120 corrected`; nothing where there is no test.
+pub fn tested(delta: &Delta) -> Option<String> {
+    let p = delta.p?;
+    let corrected = delta.p_holm.filter(|c| *c > p && *c >= 0.001);
+    let more = corrected.map_or_else(String::new, |c| format!(", {c:.3} corrected"));
+    Some(p_value(p) + &more)
 }
 
 /// Text that came from outside, fit for one line of a terminal or table: control characters, which could move the
@@ -237,7 +224,29 @@ mod tests {
                 high: 1.0,
             }),
         ];
-        assert_eq!(Style::of(&kl).value(0.0123), "0.0123");
+        assert_eq!(
+            [0.0123, 0.000_4567, 1.5].map(|x| Style::of(&kl).value(x)),
+            ["0.0123", "0.000457", "1.50"]
+        );
+        let delta = accuracy.deltas[3].unwrap();
+        assert_eq!(
+            tested(&Delta {
+                p: Some(0.02),
+                p_holm: Some(0.14),
+                ..delta
+            })
+            .unwrap(),
+            "p = 0.020, 0.140 corrected"
+        );
+        assert_eq!(
+            tested(&Delta {
+                p: Some(1e-9),
+                p_holm: Some(1e-8),
+                ..delta
+            })
+            .unwrap(),
+            "p < 0.001"
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use plots::{Plot, class, forests, value_and_told};
 use serde::Serialize;
 
 use super::text::{number, outcome_word};
-use super::words::{Style, baselines, bytes, chance, plain, resources, seconds, told};
+use super::words::{Style, baselines, bytes, chance, plain, resources, seconds, tested};
 use super::{DetailTable, Metric, Outcome, Report, TaskReport, Unit};
 
 const PAGE: &str = include_str!("page.html");
@@ -176,7 +176,8 @@ struct Row {
 struct Cell {
     value: String,
     interval: String,
-    told: Option<String>,
+    delta: Option<String>,
+    tested: Option<String>,
     class: &'static str,
     best: bool,
 }
@@ -241,7 +242,7 @@ impl Task {
             speed: speed
                 .map(|(m, s)| {
                     format!(
-                        "{}: {:.1} ms an item, {:.0} tokens a second",
+                        "{} {:.1} ms an item, {:.0} tokens a second",
                         label(m),
                         s.seconds * 1e3 / s.items as f64,
                         s.tokens as f64 / s.seconds
@@ -303,10 +304,12 @@ impl Row {
         );
         let cell = |model: usize| {
             let value = metric.values.get(model).copied().flatten();
+            let delta = metric.deltas.get(model).copied().flatten();
             Cell {
                 value: value.map_or_else(|| "-".to_owned(), |v| style.value(v.value)),
                 interval: value.map_or_else(String::new, |v| style.interval(&v)),
-                told: told(metric, model),
+                delta: delta.map(|d| style.delta(&d)),
+                tested: delta.and_then(|d| tested(&d)),
                 class: class(metric, model),
                 best: metric.best == Some(model),
             }

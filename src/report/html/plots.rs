@@ -17,7 +17,7 @@ const RIGHT: f64 = 350.0;
 /// Height of a row of a forest plot.
 const ROW: f64 = 20.0;
 /// Letters of a name that fit left of a forest plot.
-const NAME: usize = 20;
+const NAME: usize = 17;
 /// Colours there are for kinds of tensors; further kinds share the last.
 const COLOURS: usize = 7;
 

@@ -28,10 +28,7 @@ fn a_whole_page_with_every_plot() {
     for mark in ["NaN", "inf,", "undefined"] {
         assert!(!page.contains(mark), "{mark}");
     }
-    // For eyes: tests leave it in the build folder.
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("example-report.html"), &page).unwrap();
+    example::leave("example-report.html", &page);
 }
 
 #[test]
