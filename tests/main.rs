@@ -5,6 +5,7 @@ mod calibrate;
 mod cli;
 mod decode;
 mod ernie;
+mod exports;
 mod fastdeploy;
 mod faults;
 mod flow;
