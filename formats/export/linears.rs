@@ -18,7 +18,7 @@ use crate::replace::Staging;
 use crate::scheme::{AffineScheme, Role, Scheme};
 use crate::shard_writer::{ShardWriter, StoredTensor};
 use crate::tensor::byte_len;
-use crate::weight::AffineWeight;
+use crate::weight::{AffineWeight, QuantizedWeight};
 use crate::{FormatError, Result};
 
 /// One tensor a linear weight becomes.
@@ -232,9 +232,8 @@ fn packed_codes(
     let mut out = vec![0u8; size.unwrap_or(0)];
     let block = (BLOCK / k.max(1)).next_multiple_of(BLOCK_ROWS);
     for at in (0..n).step_by(block) {
-        match artifact.weight_rows(record, at, block)? {
-            crate::QuantizedWeight::Affine(rows) => format.codes(&rows, at, n, &mut out)?,
-            crate::QuantizedWeight::Ccq(_) => {}
+        if let QuantizedWeight::Affine(rows) = artifact.weight_rows(record, at, block)? {
+            format.codes(&rows, at, n, &mut out)?;
         }
     }
     Ok(out)

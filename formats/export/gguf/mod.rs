@@ -301,7 +301,7 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
         Stored::Quantized(q) => {
             let kind = match q.scheme {
                 Scheme::Affine(scheme) => GgmlType::of(scheme, q.columns),
-                Scheme::Ccq => None,
+                _ => None,
             };
             let kind = kind.ok_or_else(|| {
                 format!(
