@@ -4,6 +4,7 @@ mod bad_files;
 mod calibrate;
 mod cli;
 mod decode;
+mod encoders;
 mod ernie;
 mod exports;
 mod fastdeploy;
@@ -17,4 +18,7 @@ mod model;
 #[path = "fuzz/oracle.rs"]
 mod oracle;
 mod paddle;
+mod statistics;
+mod scoring;
 mod tokenizer;
+mod transform;
