@@ -199,6 +199,8 @@ pub enum Error {
         /// The flag, or file and line.
         origin: String,
         /// What is wrong and what is expected.
+        reason: String,
+    },
     /// A question that this kind of model cannot be asked.
     #[error("{model}: cannot {what}")]
     Unable {

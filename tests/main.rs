@@ -18,7 +18,7 @@ mod model;
 #[path = "fuzz/oracle.rs"]
 mod oracle;
 mod paddle;
-mod statistics;
 mod scoring;
+mod statistics;
 mod tokenizer;
 mod transform;

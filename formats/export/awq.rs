@@ -15,12 +15,12 @@
 use serde_json::{Value, json};
 
 use super::gptq::one_scheme;
-use super::linears::{Form, LinearFormat, Linears, Relaid, not_half, scale_bytes};
+use super::linears::{Form, LinearFormat, Linears, Relaid, Subject, affine, not_half, scale_bytes};
 use crate::Result;
 use crate::dtype::{Dtype, FloatDtype};
 use crate::packing::words;
-use crate::scheme::{AffineScheme, Grouping, Scheme};
-use crate::weight::AffineWeight;
+use crate::scheme::{Grouping, Scheme};
+use crate::weight::QuantizedWeight;
 
 /// The exporter's only value.
 pub const AWQ: Relaid<Awq> = Relaid(Awq);
@@ -53,8 +53,9 @@ impl LinearFormat for Awq {
         ))
     }
 
-    fn forms(&self, scheme: AffineScheme, n: usize, k: usize) -> std::result::Result<Vec<Form>, String> {
-        let groups = scheme.groups(n, k).map_err(|e| e.to_string())?;
+    fn forms(&self, weight: &Subject) -> std::result::Result<Vec<Form>, String> {
+        let groups = weight.groups().map_err(|e| e.to_string())?;
+        let (n, k) = (weight.n, weight.k);
         if !n.is_multiple_of(8) {
             return Err(format!(
                 "a weight of {n} rows does not fit AWQ's words, expected a multiple of 8; leave it out: quantize with --skip"
@@ -72,22 +73,18 @@ impl LinearFormat for Awq {
         ])
     }
 
-    fn refuses_values(&self, scheme: AffineScheme, scales: &[f32]) -> Option<String> {
-        not_half(scheme, scales)
+    fn refuses_values(&self, weight: &Subject, scales: &[f32]) -> Option<String> {
+        not_half(weight.scheme, scales)
     }
 
-    fn codes(&self, rows: &AffineWeight, at: usize, n: usize, out: &mut [u8]) -> Result<()> {
+    fn codes(&self, rows: &QuantizedWeight, at: usize, n: usize, out: &mut [u8]) -> Result<()> {
+        let rows = affine(rows)?;
         words::awq(rows.dims().1, rows.codes(), n, at, out);
         Ok(())
     }
 
-    fn rest(
-        &self,
-        scheme: AffineScheme,
-        (n, k): (usize, usize),
-        scales: &[f32],
-        zeros: &[u8],
-    ) -> Result<Vec<Vec<u8>>> {
+    fn rest(&self, weight: &Subject, scales: &[f32], zeros: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let (scheme, n, k) = (weight.affine()?, weight.n, weight.k);
         let groups = scheme.groups(n, k)?;
         let fixed = scheme.fixed_zero().map(|zero| vec![zero; n * groups]);
         let mut qzeros = vec![0u8; groups * (n / 8) * words::WORD];

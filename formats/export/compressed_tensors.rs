@@ -18,12 +18,12 @@
 
 use serde_json::{Value, json};
 
-use super::linears::{Form, LinearFormat, Linears, Relaid, scale_bytes, turned_zeros};
+use super::linears::{Form, LinearFormat, Linears, Relaid, Subject, affine, scale_bytes, turned_zeros};
 use crate::Result;
 use crate::dtype::Dtype;
 use crate::packing::words::{WORD, straight, turn, words};
-use crate::scheme::{AffineScheme, Grid, Grouping, Scheme};
-use crate::weight::AffineWeight;
+use crate::scheme::{Grid, Grouping, Scheme};
+use crate::weight::QuantizedWeight;
 
 /// Codes in words, of every affine scheme.
 pub const COMPRESSED_TENSORS: Relaid<CompressedTensors> = Relaid(CompressedTensors::Packed);
@@ -75,8 +75,10 @@ impl LinearFormat for CompressedTensors {
         }
     }
 
-    fn forms(&self, scheme: AffineScheme, n: usize, k: usize) -> std::result::Result<Vec<Form>, String> {
-        let groups = scheme.groups(n, k).map_err(|e| e.to_string())?;
+    fn forms(&self, weight: &Subject) -> std::result::Result<Vec<Form>, String> {
+        let scheme = weight.affine().map_err(|e| e.to_string())?;
+        let groups = weight.groups().map_err(|e| e.to_string())?;
+        let (n, k) = (weight.n, weight.k);
         let form = |suffix, dtype, shape: &[usize]| Form {
             suffix,
             dtype,
@@ -98,8 +100,8 @@ impl LinearFormat for CompressedTensors {
         Ok(forms)
     }
 
-    fn codes(&self, rows: &AffineWeight, at: usize, _n: usize, out: &mut [u8]) -> Result<()> {
-        let (_, k) = rows.dims();
+    fn codes(&self, rows: &QuantizedWeight, at: usize, _n: usize, out: &mut [u8]) -> Result<()> {
+        let (rows, k) = (affine(rows)?, rows.dims().1);
         let (bytes, row) = match self {
             Self::Int8 => (rows.codes().iter().map(|c| c.wrapping_sub(128)).collect(), k),
             Self::Packed => {
@@ -114,13 +116,8 @@ impl LinearFormat for CompressedTensors {
         Ok(())
     }
 
-    fn rest(
-        &self,
-        scheme: AffineScheme,
-        (n, k): (usize, usize),
-        scales: &[f32],
-        zeros: &[u8],
-    ) -> Result<Vec<Vec<u8>>> {
+    fn rest(&self, weight: &Subject, scales: &[f32], zeros: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let (scheme, n, k) = (weight.affine()?, weight.n, weight.k);
         let mut rest = vec![scale_bytes(scheme.scale_dtype(), n, scales, false)];
         if *self == Self::Int8 {
             return Ok(rest);
@@ -139,19 +136,25 @@ impl LinearFormat for CompressedTensors {
     /// One group for each scheme. Where there is only one, it is for every linear module that is not
     /// ignored, as other writers of this format have it; else modules are named.
     fn config(&self, linears: &Linears) -> std::result::Result<Value, String> {
-        let mut schemes: Vec<AffineScheme> = Vec::new();
+        let mut schemes: Vec<Scheme> = Vec::new();
         for linear in &linears.quantized {
             if !schemes.contains(&linear.scheme) {
                 schemes.push(linear.scheme);
             }
         }
+        let affine = |scheme: &Scheme| match scheme {
+            Scheme::Affine(scheme) => Ok(*scheme),
+            other => Err(format!("{other} is not affine")),
+        };
         let format = match self {
             Self::Packed => "pack-quantized",
             Self::Int8 => "int-quantized",
         };
         let mut groups = serde_json::Map::new();
         for scheme in &schemes {
-            let members = linears.quantized.iter().filter(|l| l.scheme == *scheme);
+            let named = scheme;
+            let scheme = affine(named)?;
+            let members = linears.quantized.iter().filter(|l| l.scheme == *named);
             let targets: Vec<&str> = match schemes.len() {
                 1 => vec!["Linear"],
                 _ => members.map(|l| l.module.as_str()).collect(),

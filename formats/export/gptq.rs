@@ -18,12 +18,14 @@
 
 use serde_json::{Value, json};
 
-use super::linears::{Form, LinearFormat, Linears, Relaid, not_half, scale_bytes, turned_zeros};
+use super::linears::{
+    Form, LinearFormat, Linears, Relaid, Subject, affine, not_half, scale_bytes, turned_zeros,
+};
 use crate::Result;
 use crate::dtype::{Dtype, FloatDtype};
 use crate::packing::words::{WORD, straight, turn, words};
 use crate::scheme::{AffineScheme, Grid, Grouping, Scheme};
-use crate::weight::AffineWeight;
+use crate::weight::QuantizedWeight;
 
 /// Zero points less one; symmetric grids.
 pub const GPTQ: Relaid<Gptq> = Relaid(Gptq { version: 1 });
@@ -68,8 +70,10 @@ impl LinearFormat for Gptq {
         }
     }
 
-    fn forms(&self, scheme: AffineScheme, n: usize, k: usize) -> std::result::Result<Vec<Form>, String> {
-        let groups = scheme.groups(n, k).map_err(|e| e.to_string())?;
+    fn forms(&self, weight: &Subject) -> std::result::Result<Vec<Form>, String> {
+        let scheme = weight.affine().map_err(|e| e.to_string())?;
+        let groups = weight.groups().map_err(|e| e.to_string())?;
+        let (n, k) = (weight.n, weight.k);
         if !n.is_multiple_of(MULTIPLE) || !k.is_multiple_of(MULTIPLE) {
             return Err(format!(
                 "a weight of {n} x {k} does not fit GPTQ's words, expected both a multiple of {MULTIPLE}; leave it out: quantize with --skip"
@@ -89,25 +93,20 @@ impl LinearFormat for Gptq {
         ])
     }
 
-    fn refuses_values(&self, scheme: AffineScheme, scales: &[f32]) -> Option<String> {
-        not_half(scheme, scales)
+    fn refuses_values(&self, weight: &Subject, scales: &[f32]) -> Option<String> {
+        not_half(weight.scheme, scales)
     }
 
-    fn codes(&self, rows: &AffineWeight, at: usize, n: usize, out: &mut [u8]) -> Result<()> {
-        let (_, k) = rows.dims();
+    fn codes(&self, rows: &QuantizedWeight, at: usize, n: usize, out: &mut [u8]) -> Result<()> {
+        let (rows, k) = (affine(rows)?, rows.dims().1);
         let bits = rows.scheme().bits();
         let packed = straight(bits, k, rows.codes())?;
         turn(WORD, words(bits, k), &packed, n, at, out);
         Ok(())
     }
 
-    fn rest(
-        &self,
-        scheme: AffineScheme,
-        (n, k): (usize, usize),
-        scales: &[f32],
-        zeros: &[u8],
-    ) -> Result<Vec<Vec<u8>>> {
+    fn rest(&self, weight: &Subject, scales: &[f32], zeros: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let (scheme, n, k) = (weight.affine()?, weight.n, weight.k);
         let groups = scheme.groups(n, k)?;
         let mut zeros = turned_zeros(scheme, n, groups, zeros);
         if self.version == 1 {
@@ -154,7 +153,10 @@ pub(super) fn one_scheme(linears: &Linears, format: &str) -> std::result::Result
         ));
     };
     match rest.iter().find(|other| other.scheme != first.scheme) {
-        None => Ok(first.scheme),
+        None => match first.scheme {
+            Scheme::Affine(scheme) => Ok(scheme),
+            other => Err(format!("{other} is not affine")),
+        },
         Some(other) => Err(format!(
             "{} is {} and {} is {}, and {format} describes one scheme for the whole model; quantize without a --rule, or export --to compressed-tensors",
             first.module, first.scheme, other.module, other.scheme

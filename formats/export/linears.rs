@@ -5,6 +5,8 @@
 //!
 //! Memory holds the packed codes of one weight, its scales as f32, and one block of rows.
 
+mod values;
+
 use serde_json::Value;
 
 use super::{Exporter, OnBytes, card, copy_side_files, interrupted, refusal, write_provenance};
@@ -12,14 +14,15 @@ use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
 use crate::checkpoint::shards::read_json;
 use crate::checkpoint::{Naming, Orientation};
-use crate::dtype::{Dtype, FloatDtype};
-use crate::packing::{LSB_ROWS, Packing};
+use crate::dtype::Dtype;
 use crate::replace::Staging;
-use crate::scheme::{AffineScheme, Role, Scheme};
+use crate::scheme::{AffineScheme, Scheme};
 use crate::shard_writer::{ShardWriter, StoredTensor};
 use crate::tensor::byte_len;
-use crate::weight::{AffineWeight, QuantizedWeight};
+use crate::weight::QuantizedWeight;
 use crate::{FormatError, Result};
+
+pub(crate) use values::{affine, not_half, scale_bytes, scales_and_zeros, turned_zeros};
 
 /// One tensor a linear weight becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,13 +35,44 @@ pub struct Form {
     pub shape: Vec<usize>,
 }
 
+/// What is laid out: a weight of `n` x `k`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subject {
+    /// What its codes mean.
+    pub scheme: Scheme,
+    /// Rows.
+    pub n: usize,
+    /// Columns.
+    pub k: usize,
+    /// Element type of the source.
+    pub dtype: Dtype,
+}
+
+impl Subject {
+    /// Its scheme as an affine one. Fails when it is another.
+    pub(super) fn affine(&self) -> Result<AffineScheme> {
+        match self.scheme {
+            Scheme::Affine(scheme) => Ok(scheme),
+            other => Err(FormatError::Scheme {
+                got: other.to_string(),
+                expected: "expected an affine one".to_owned(),
+            }),
+        }
+    }
+
+    /// G.
+    pub(super) fn groups(&self) -> Result<usize> {
+        self.affine()?.groups(self.n, self.k)
+    }
+}
+
 /// A linear weight that is quantized, by its module's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Linear {
     /// Name without `.weight`.
     pub module: String,
     /// Its scheme.
-    pub scheme: AffineScheme,
+    pub scheme: Scheme,
 }
 
 /// The linear weights of an artifact.
@@ -61,26 +95,21 @@ pub trait LinearFormat: Sync {
     /// `None` when the format can hold this scheme, or the reason in words.
     fn refuses(&self, scheme: &Scheme) -> Option<String>;
 
-    /// The tensors a weight of `n` x `k` becomes, its codes first; or why this shape does not fit.
-    fn forms(&self, scheme: AffineScheme, n: usize, k: usize) -> std::result::Result<Vec<Form>, String>;
+    /// The tensors a weight becomes, its codes first; or why this shape does not fit.
+    fn forms(&self, weight: &Subject) -> std::result::Result<Vec<Form>, String>;
 
     /// Why scales (N, G) do not fit, or `None`.
-    fn refuses_values(&self, _scheme: AffineScheme, _scales: &[f32]) -> Option<String> {
+    fn refuses_values(&self, _weight: &Subject, _scales: &[f32]) -> Option<String> {
         None
     }
 
     /// Writes rows `at..` into `out`, the zeroed bytes of the first form of a weight of `n` rows.
     /// Blocks begin at multiples of [`BLOCK_ROWS`].
-    fn codes(&self, rows: &AffineWeight, at: usize, n: usize, out: &mut [u8]) -> Result<()>;
+    fn codes(&self, rows: &QuantizedWeight, at: usize, n: usize, out: &mut [u8]) -> Result<()>;
 
-    /// Bytes of the other forms, in order, from scales and zero points of the whole weight.
-    fn rest(
-        &self,
-        scheme: AffineScheme,
-        shape: (usize, usize),
-        scales: &[f32],
-        zeros: &[u8],
-    ) -> Result<Vec<Vec<u8>>>;
+    /// Bytes of the other forms, in order, from scales and zero points (both (N, G), the latter empty when the grid has
+    /// none) of the whole weight.
+    fn rest(&self, weight: &Subject, scales: &[f32], zeros: &[u8]) -> Result<Vec<Vec<u8>>>;
 
     /// `quantization_config` of `config.json`, or why these weights cannot stand together in one folder.
     fn config(&self, linears: &Linears) -> std::result::Result<Value, String>;
@@ -120,12 +149,10 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
             .map_err(|reason| refusal(artifact, reason))?;
         for (record, quantized) in quantized(artifact) {
             let named = |reason: String| refusal(artifact, format!("{}: {reason}", record.name));
-            let scheme = affine(artifact, record, quantized)?;
-            self.0
-                .forms(scheme, quantized.rows, quantized.columns)
-                .map_err(named)?;
-            let (scales, _) = scales_and_zeros(artifact, quantized, scheme)?;
-            if let Some(reason) = self.0.refuses_values(scheme, &scales) {
+            let weight = subject(record, quantized);
+            self.0.forms(&weight).map_err(named)?;
+            let (scales, _) = scales_and_zeros(artifact, quantized)?;
+            if let Some(reason) = self.0.refuses_values(&weight, &scales) {
                 return Err(named(reason));
             }
         }
@@ -170,11 +197,10 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
                     index += 1;
                 }
                 Stored::Quantized(quantized) => {
-                    let scheme = affine(artifact, record, quantized)?;
-                    append(index, &packed_codes(artifact, format, quantized, scheme)?)?;
-                    let (scales, zeros) = scales_and_zeros(artifact, quantized, scheme)?;
-                    let shape = (quantized.rows, quantized.columns);
-                    for rest in format.rest(scheme, shape, &scales, &zeros)? {
+                    let weight = subject(record, quantized);
+                    append(index, &packed_codes(artifact, format, quantized, &weight)?)?;
+                    let (scales, zeros) = scales_and_zeros(artifact, quantized)?;
+                    for rest in format.rest(&weight, &scales, &zeros)? {
                         index += 1;
                         append(index, &rest)?;
                     }
@@ -190,27 +216,32 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
     }
 }
 
-/// Every tensor a whole weight becomes, or why it fits not: what the walk does block by block.
-pub fn lay_out(format: &dyn LinearFormat, weight: &AffineWeight) -> Result<Vec<(Form, Vec<u8>)>> {
+/// Every tensor a whole weight of a source of `dtype` becomes, or why it fits not: what the walk does block by block.
+pub fn lay_out(
+    format: &dyn LinearFormat,
+    weight: &QuantizedWeight,
+    dtype: Dtype,
+) -> Result<Vec<(Form, Vec<u8>)>> {
     let ((n, k), scheme) = (weight.dims(), weight.scheme());
+    let subject = Subject { scheme, n, k, dtype };
     let fault = |reason: String| FormatError::Scheme {
         got: format!("{scheme} of {n} x {k} as {}", format.name()),
         expected: reason,
     };
-    let reasons = format.refuses(&Scheme::Affine(scheme));
-    if let Some(reason) = reasons.or_else(|| format.refuses_values(scheme, weight.scales())) {
+    let (scales, zeros): (&[f32], &[u8]) = match weight {
+        QuantizedWeight::Affine(w) => (w.scales(), w.zeros()),
+        QuantizedWeight::Nf4(w) => (w.scales(), &[]),
+        _ => (&[], &[]),
+    };
+    let reasons = format.refuses(&scheme);
+    if let Some(reason) = reasons.or_else(|| format.refuses_values(&subject, scales)) {
         return Err(fault(reason));
     }
-    let forms = format.forms(scheme, n, k).map_err(fault)?;
-    let mut codes = vec![
-        0u8;
-        forms
-            .first()
-            .and_then(|f| byte_len(f.dtype, &f.shape))
-            .unwrap_or(0)
-    ];
+    let forms = format.forms(&subject).map_err(fault)?;
+    let first = forms.first().and_then(|f| byte_len(f.dtype, &f.shape));
+    let mut codes = vec![0u8; first.unwrap_or(0)];
     format.codes(weight, 0, n, &mut codes)?;
-    let rest = format.rest(scheme, (n, k), weight.scales(), weight.zeros())?;
+    let rest = format.rest(&subject, scales, zeros)?;
     Ok(forms
         .into_iter()
         .zip(std::iter::once(codes).chain(rest))
@@ -222,19 +253,15 @@ fn packed_codes(
     artifact: &Artifact,
     format: &dyn LinearFormat,
     record: &QuantizedRecord,
-    scheme: AffineScheme,
+    weight: &Subject,
 ) -> Result<Vec<u8>> {
     let (n, k) = (record.rows, record.columns);
-    let forms = format
-        .forms(scheme, n, k)
-        .map_err(|reason| refusal(artifact, reason))?;
+    let forms = format.forms(weight).map_err(|reason| refusal(artifact, reason))?;
     let size = forms.first().and_then(|form| byte_len(form.dtype, &form.shape));
     let mut out = vec![0u8; size.unwrap_or(0)];
     let block = (BLOCK / k.max(1)).next_multiple_of(BLOCK_ROWS);
     for at in (0..n).step_by(block) {
-        if let QuantizedWeight::Affine(rows) = artifact.weight_rows(record, at, block)? {
-            format.codes(&rows, at, n, &mut out)?;
-        }
+        format.codes(&artifact.weight_rows(record, at, block)?, at, n, &mut out)?;
     }
     Ok(out)
 }
@@ -256,9 +283,8 @@ fn stored_tensors(artifact: &Artifact, format: &dyn LinearFormat) -> Result<Vec<
         match &record.stored {
             Stored::Kept { .. } => add(record.name.clone(), record.dtype, record.shape.clone()),
             Stored::Quantized(quantized) => {
-                let scheme = affine(artifact, record, quantized)?;
                 let forms = format
-                    .forms(scheme, quantized.rows, quantized.columns)
+                    .forms(&subject(record, quantized))
                     .map_err(|reason| refusal(artifact, format!("{}: {reason}", record.name)))?;
                 for form in forms {
                     add(
@@ -288,13 +314,12 @@ fn quantized(artifact: &Artifact) -> impl Iterator<Item = (&TensorRecord, &Quant
         })
 }
 
-fn affine(artifact: &Artifact, record: &TensorRecord, quantized: &QuantizedRecord) -> Result<AffineScheme> {
-    match quantized.scheme {
-        Scheme::Affine(scheme) => Ok(scheme),
-        other => Err(refusal(
-            artifact,
-            format!("{}: {other} has no zero points and scales", record.name),
-        )),
+fn subject(record: &TensorRecord, quantized: &QuantizedRecord) -> Subject {
+    Subject {
+        scheme: quantized.scheme,
+        n: quantized.rows,
+        k: quantized.columns,
+        dtype: record.dtype,
     }
 }
 
@@ -327,7 +352,7 @@ fn linears(artifact: &Artifact, format: &dyn LinearFormat) -> Result<Linears> {
             {
                 linears.quantized.push(Linear {
                     module: module(&record.name).to_owned(),
-                    scheme: affine(artifact, record, q)?,
+                    scheme: q.scheme,
                 });
             }
             Stored::Quantized(_) => {
@@ -351,25 +376,6 @@ fn linears(artifact: &Artifact, format: &dyn LinearFormat) -> Result<Linears> {
     Ok(linears)
 }
 
-/// Scales and zero points of a whole weight, as [`AffineWeight`] has them, without its codes.
-pub(super) fn scales_and_zeros(
-    artifact: &Artifact,
-    record: &QuantizedRecord,
-    scheme: AffineScheme,
-) -> Result<(Vec<f32>, Vec<u8>)> {
-    let (mut scales, mut zeros) = (Vec::new(), Vec::new());
-    let groups = scheme.groups(record.rows, record.columns)?;
-    for part in &record.parts {
-        let bytes = artifact.stored(&part.tensor)?.bytes();
-        match part.role {
-            Role::Scales => scales = scheme.scale_dtype().widen(bytes),
-            Role::ZeroPoints => LSB_ROWS.unpack(scheme.bits(), groups, bytes, &mut zeros)?,
-            _ => {}
-        }
-    }
-    Ok((scales, zeros))
-}
-
 /// `config.json` of the model with the format's block.
 pub(super) fn write_config(artifact: &Artifact, staging: &Staging, block: Value) -> Result<()> {
     let path = artifact.folder().join("config.json");
@@ -383,37 +389,4 @@ pub(super) fn write_config(artifact: &Artifact, staging: &Staging, block: Value)
     object.shift_remove("is_quantized");
     object.insert("quantization_config".to_owned(), block);
     staging.write_file("config.json", format!("{config:#}\n").as_bytes())
-}
-
-/// The first scale that is not a half-precision value, in words with what to do; `None` when all are.
-pub(super) fn not_half(scheme: AffineScheme, scales: &[f32]) -> Option<String> {
-    let bad = scales.iter().find(|&&s| FloatDtype::F16.round(s) != s)?;
-    Some(format!(
-        "the scale {bad:e} is no F16 value, the type this format keeps scales in, and rounding it would change the weights (scheme {scheme}); quantize with --scale-dtype f16"
-    ))
-}
-
-/// Little-endian bytes of scales (N, G) in this type, turned to (G, N) when `turned`.
-pub(super) fn scale_bytes(dtype: FloatDtype, rows: usize, scales: &[f32], turned: bool) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(scales.len() * dtype.bytes());
-    scales.iter().for_each(|&s| dtype.push(s, &mut bytes));
-    if !turned {
-        return bytes;
-    }
-    let mut out = vec![0u8; bytes.len()];
-    let groups = scales.len() / rows.max(1);
-    crate::packing::words::turn(dtype.bytes(), groups, &bytes, rows, 0, &mut out);
-    out
-}
-
-/// Zero points (N, G), or the fixed one of a symmetric grid everywhere, turned to (G, N).
-pub(super) fn turned_zeros(scheme: AffineScheme, n: usize, groups: usize, zeros: &[u8]) -> Vec<u8> {
-    match scheme.fixed_zero() {
-        Some(zero) => vec![zero; n * groups],
-        None => {
-            let mut out = vec![0u8; n * groups];
-            crate::packing::words::turn(1, groups, zeros, n, 0, &mut out);
-            out
-        }
-    }
 }

@@ -4,6 +4,7 @@
 //! Adding a format is one file here, one line in [`EXPORTERS`], and its page in `docs/formats`.
 
 pub mod awq;
+pub mod bnb_nf4;
 mod card;
 pub mod compressed_tensors;
 pub mod dense;
@@ -66,6 +67,7 @@ pub const EXPORTERS: &[&dyn Exporter] = &[
     &gptq::GPTQ,
     &gptq::GPTQ_V2,
     &awq::AWQ,
+    &bnb_nf4::BNB_NF4,
     &gguf::GGUF,
 ];
 
@@ -76,6 +78,7 @@ pub const LINEAR_FORMATS: &[&dyn linears::LinearFormat] = &[
     &gptq::GPTQ.0,
     &gptq::GPTQ_V2.0,
     &awq::AWQ.0,
+    &bnb_nf4::BNB_NF4.0,
 ];
 
 /// The exporter of this name.
@@ -113,8 +116,9 @@ pub(crate) fn copy_side_files(staging: &Staging, artifact: &Artifact) -> Result<
     for path in artifact.files().side_files()? {
         let name = file_name(&path);
         if name == card::CARD {
-            let bytes = std::fs::read(&path).map_err(FormatError::io(&path, "read"))?;
-            staging.write_file(card::BASE_CARD, &bytes)?;
+            let copy = staging.copy_file(&path)?;
+            std::fs::rename(&copy, copy.with_file_name(card::BASE_CARD))
+                .map_err(FormatError::io(&copy, "rename"))?;
         } else if name != "config.json" {
             staging.copy_file(&path)?;
         }

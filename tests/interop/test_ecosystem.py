@@ -1,5 +1,5 @@
 """Exports in the libraries of their ecosystems, on a CPU: compressed-tensors by transformers, GPTQ and AWQ by
-GPTQModel, GGUF by gguf-py and by transformers' own GGUF reader.
+GPTQModel, NF4 by transformers with bitsandbytes, GGUF by gguf-py and by transformers' own GGUF reader.
 
 Every decoded weight is compared with docs/decode.py's, exactly, where the library rounds, after the same
 rounding; logits with those of the model with these weights put in. The last check writes what was found into
@@ -16,7 +16,7 @@ os.environ["GPTQ_TORCH_TRITON_DEQUANT"] = "0"
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from harness import MODELS, ROOT, decoder
 from test_weights import DENSE
@@ -197,14 +197,38 @@ def test_awq_zero_points(context):
     return check_gptqmodel(context, INT4_ZP, "awq")
 
 
+def test_bnb_nf4(context):
+    """bitsandbytes decodes to the source's type, BF16."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    artifact = context.artifact(MODELS / DENSE, "--bits", "4", "--method", "nf4")
+    folder = exported(context, artifact, "bnb-nf4")
+    loaded, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True)
+    assert not any(info.values()), {key: value for key, value in info.items() if value}
+    expected, decoded = reference(MODELS / DENSE, artifact, torch.bfloat16)
+
+    def value(module):
+        if isinstance(module, Linear4bit):
+            return dequantize_4bit(module.weight.data, module.weight.quant_state)
+        return None
+
+    assert_linears(loaded, decoded, value, lambda w: w.bfloat16(), 42)
+    difference = (logits(loaded.eval()) - logits(expected)).abs().max().item()
+    assert difference <= 0.25, difference
+    ROWS.append(("bnb-nf4", scheme(artifact), "transformers + bitsandbytes, bfloat16",
+                 "equal after rounding to BF16", "within 0.25"))
+    return f"logits differ by {difference:.2g}"
+
+
 def made(context, kind):
     """A random model of an architecture that transformers reads from GGUF, with the sample's tokenizer."""
     folder = context.folder / f"made-{kind.__name__}"
     if not folder.exists():
         torch.manual_seed(7)
-        config = {LlamaForCausalLM: LlamaConfig, Qwen2ForCausalLM: Qwen2Config}[kind](
+        config = {LlamaForCausalLM: LlamaConfig, Qwen2ForCausalLM: Qwen2Config, Qwen3ForCausalLM: Qwen3Config}[kind](
             vocab_size=4096, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=512,
             bos_token_id=1, eos_token_id=2, tie_word_embeddings=False)
         model = kind(config).to(torch.bfloat16)
         with torch.no_grad():
@@ -249,7 +273,7 @@ def check_gguf(context, model, options, types):
     assert reader.get_field("tokenizer.ggml.merges").contents()[7] in (
         tokenizer["model"]["merges"][7], " ".join(tokenizer["model"]["merges"][7]))
     ROWS.append((f"gguf ({architecture})", scheme(artifact), "gguf-py", "equal", ""))
-    if architecture not in ("llama", "qwen2"):
+    if architecture not in ("llama", "qwen2", "qwen3"):
         return f"{sorted(found)}"
     loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     expected, _ = reference(model, artifact, torch.float32)
@@ -280,6 +304,10 @@ def test_gguf_qwen2_q2_k(context):
     return check_gguf(context, made(context, Qwen2ForCausalLM), options, {"Q2_K"})
 
 
+def test_gguf_qwen3_q4_0(context):
+    return check_gguf(context, made(context, Qwen3ForCausalLM), INT4, {"Q4_0"})
+
+
 def test_gguf_llama_q3_k(context):
     return check_gguf(context, made(context, LlamaForCausalLM), ("--bits", "3", "--group-size", "256", *F16), {"Q3_K"})
 
@@ -290,7 +318,7 @@ def test_gguf_ernie(context):
 
 def test_matrix_is_written(context):
     """The table of docs/formats/README.md says what was found here. Runs last."""
-    assert len(ROWS) >= 24, len(ROWS)
+    assert len(ROWS) >= 29, len(ROWS)
     lines = ["| format | codes | reader | weights | logits |", "|---|---|---|---|---|"]
     lines += [f"| `{row[0]}` | {' '.join(f'`{s}`' for s in row[1].split())} | {' | '.join(row[2:])} |" for row in ROWS]
     text = PAGE.read_text("utf-8")

@@ -33,6 +33,8 @@ pub enum Value {
     Texts(Vec<String>),
     /// Whole numbers.
     I32s(Vec<i32>),
+    /// Numbers.
+    F32s(Vec<f32>),
 }
 
 /// A tensor of the file.
@@ -149,6 +151,7 @@ fn head(keys: &[(String, Value)], entries: &[Entry]) -> Vec<u8> {
             Value::Text(_) => (8, None),
             Value::Texts(_) => (9, Some(8)),
             Value::I32s(_) => (9, Some(5)),
+            Value::F32s(_) => (9, Some(6)),
         };
         out.extend(kind.to_le_bytes());
         out.extend(array.iter().flat_map(|kind| kind.to_le_bytes()));
@@ -162,6 +165,10 @@ fn head(keys: &[(String, Value)], entries: &[Entry]) -> Vec<u8> {
                 all.iter().for_each(|v| text(v, &mut out));
             }
             Value::I32s(all) => {
+                out.extend((all.len() as u64).to_le_bytes());
+                out.extend(all.iter().flat_map(|v| v.to_le_bytes()));
+            }
+            Value::F32s(all) => {
                 out.extend((all.len() as u64).to_le_bytes());
                 out.extend(all.iter().flat_map(|v| v.to_le_bytes()));
             }

@@ -14,8 +14,10 @@
 //! Kept matrices stay in their type, vectors become F32, as llama.cpp wants them. `docs/formats/gguf.md` is the
 //! page about it; `model` has names and dimensions, `tokens` the tokenizer, `file` the container.
 
+mod bpe;
 pub mod file;
 pub mod model;
+mod sentencepiece;
 pub mod tokens;
 
 use serde_json::Value as Json;
@@ -103,7 +105,7 @@ impl Exporter for Gguf {
             let Scheme::Affine(scheme) = q.scheme else {
                 continue;
             };
-            let (scales, zeros) = super::linears::scales_and_zeros(artifact, q, scheme)?;
+            let (scales, zeros) = super::linears::scales_and_zeros(artifact, q)?;
             if let Some(reason) = refuses_values(*kind, scheme, &scales, &zeros) {
                 return Err(refusal(artifact, format!("{}: {reason}", record.name)));
             }
@@ -158,7 +160,7 @@ impl Plan<'_> {
 
 /// Why these values would have to be rounded, or `None`.
 fn refuses_values(kind: GgmlType, scheme: AffineScheme, scales: &[f32], zeros: &[u8]) -> Option<String> {
-    if let Some(reason) = not_half(scheme, scales) {
+    if let Some(reason) = not_half(Scheme::Affine(scheme), scales) {
         return Some(reason);
     }
     let offsets = scales
@@ -225,6 +227,13 @@ fn plan(artifact: &Artifact) -> Result<Plan<'_>> {
     }
     let config: Json = read_json(&artifact.folder().join("config.json"))?;
     let model = Model::of(&config).map_err(refused)?;
+    let embedding = artifact.record("model.embed_tokens.weight")?;
+    if embedding.shape.first() != Some(&model.vocabulary) {
+        return Err(refused(format!(
+            "config.json: expected vocab_size to be the rows of the embedding, {:?}, got {}",
+            embedding.shape, model.vocabulary
+        )));
+    }
     let tokens = tokens::keys(artifact.folder(), &config, model.vocabulary)?.map_err(refused)?;
     let mut tensors = Vec::new();
     for record in &manifest.tensors {

@@ -10,6 +10,7 @@
 use serde_json::Value as Json;
 
 use super::file::Value;
+use crate::limits;
 
 /// A model of a known architecture.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +58,12 @@ impl Model {
         let heads = need("num_attention_heads")?;
         let hidden = need("hidden_size")?;
         let head_dim = number("head_dim").unwrap_or(hidden / heads);
+        if head_dim > limits::MAX_HEAD_DIM {
+            return Err(format!(
+                "config.json: expected heads of at most {} rows, got {head_dim}",
+                limits::MAX_HEAD_DIM
+            ));
+        }
         let vocabulary = need("vocab_size")?;
         let epsilon = config.get("rms_norm_eps").and_then(Json::as_f64);
         let rope = config
@@ -70,9 +77,12 @@ impl Model {
         if config.get("use_sliding_window").and_then(Json::as_bool) == Some(true) {
             return Err("the config asks for sliding windows, which are not written to gguf; export --to bf16 and convert that".to_owned());
         }
+        // llama.cpp has no windows for this architecture: without them, texts end where the first window does.
+        let window = number("sliding_window").filter(|_| kind == "mistral");
+        let context = need("max_position_embeddings")?.min(window.unwrap_or(u32::MAX));
         let mut keys = vec![
             ("block_count", Value::U32(need("num_hidden_layers")?)),
-            ("context_length", Value::U32(need("max_position_embeddings")?)),
+            ("context_length", Value::U32(context)),
             ("embedding_length", Value::U32(hidden)),
             ("feed_forward_length", Value::U32(need("intermediate_size")?)),
             ("attention.head_count", Value::U32(heads)),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Lays out random codes with the libraries that own each format, and decodes them with these again.
 
-    pip install torch==2.15.0 compressed-tensors==0.20.0 gguf==0.19.0 safetensors==0.8.0
+    pip install torch==2.15.0 bitsandbytes==0.50.2 compressed-tensors==0.20.0 gguf==0.19.0 safetensors==0.8.0
     pip install --no-build-isolation gptqmodel==7.7.0
     python tests/golden/exports/make.py [FORMAT ...]
 
@@ -9,6 +9,7 @@ For each format a file FORMAT.safetensors with, for each case SCHEME (named as i
     SCHEME/codes    U8 (N, K)    what qtool's neutral weight holds
     SCHEME/scales   F32 (N, G)
     SCHEME/zeros    U8 (N, G)    only where the grid has stored zero points
+    SCHEME/source   (N, K)       of NF4, what the library chose its codes for
     SCHEME/values   (N, K)       what the library decodes, in the type it decodes to
     SCHEME/out.X    each tensor X the library stores
 """
@@ -45,7 +46,7 @@ def weight(scheme, n, k, seed):
 
 
 def inputs(case):
-    out = {name: case[name] for name in ("codes", "scales", "zeros")}
+    out = {name: case.get(name) for name in ("codes", "scales", "zeros", "source")}
     return {name: value for name, value in out.items() if value is not None}
 
 
@@ -153,6 +154,21 @@ def gguf_blocks(case):
     return {"blocks": torch.from_numpy(blocks.copy()), "kind": torch.tensor([int(kind)])}, torch.from_numpy(decoded.copy())
 
 
+def bnb_nf4(case):
+    """bitsandbytes' own quantizer and decoder, in its plain form; the codes are those it chose."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    source = torch.from_numpy(np.random.default_rng(case["n"]).normal(0, 0.05, (case["n"], case["k"])))
+    source = source.to(case["dtype"])
+    packed, state = quantize_4bit(source, blocksize=64, compress_statistics=False, quant_type="nf4")
+    values = dequantize_4bit(packed, state)
+    bytes_ = packed.reshape(-1)
+    case["codes"] = torch.stack([bytes_ >> 4, bytes_ & 15], 1).reshape(case["n"], case["k"])
+    case["scales"], case["zeros"], case["source"] = state.absmax.reshape(case["n"], -1), None, source
+    saved = {f"weight.{key}": value for key, value in state.as_dict(packed=True).items()}
+    return {"weight": packed, **saved}, values
+
+
 def reaching(case):
     """The same weight with codes at both ends of the grid in every 32, and small scales for Q4_1."""
     low = int(case["codes"].min())
@@ -180,6 +196,8 @@ FORMATS = {
     "gptq-v2": (lambda case: gptq(case, 2), [
         ("w8-zp-g32-f16", 96, 64), ("w4-zp-g32-f16", 96, 128), ("w4-sym-row-f16", 64, 96),
         ("w3-zp-g32-f16", 64, 96), ("w2-zp-g32-f16", 96, 64)]),
+    # Named by the source's type: the scheme is nf4.
+    "bnb-nf4": (bnb_nf4, [("w4-nf4-g64-bf16", 24, 128), ("w4-nf4-g64-f32", 7, 192)]),
     "awq": (awq, [
         ("w4-zp-g32-f16", 72, 96), ("w4-sym-g32-bf16", 64, 96), ("w4-zp-row-f16", 72, 33)]),
 }
