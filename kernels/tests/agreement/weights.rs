@@ -6,14 +6,14 @@ use half::{bf16, f16};
 use qtool_formats::packing::wint2::Channel;
 use qtool_formats::packing::{LSB_ROWS, Packing};
 use qtool_formats::scheme::AffineScheme;
-use qtool_formats::weight::{AffineWeight, CcqWeight};
+use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight, Nf4Weight};
 use qtool_formats::{FloatDtype, QuantizedWeight, Scheme};
 use qtool_kernels::backend::{Form, HostWeight, Storage};
 
 use crate::Random;
 
 /// Forms a weight can have: float types, and schemes with each number of bits, grid and length of groups.
-pub const FORMS: [&str; 16] = [
+pub const FORMS: [&str; 18] = [
     "f32",
     "f16",
     "bf16",
@@ -30,6 +30,8 @@ pub const FORMS: [&str; 16] = [
     "w2-zp-g16-f32",
     "w2-sym-g64-f16",
     "wint2",
+    "wint2.5",
+    "nf4",
 ];
 
 /// A weight (n, k) of this form, or `None` where the form asks for another k. `size` scales its values.
@@ -51,6 +53,31 @@ pub fn weight(form: &str, n: usize, k: usize, size: f32, random: &mut Random) ->
     let weight = match scheme {
         Scheme::Affine(scheme) => affine(scheme, n, k, size, random),
         Scheme::Ccq => ccq(n, k, size, random),
+        Scheme::Ccq25 => {
+            let mut words: Vec<u16> = random
+                .bytes(n * k / 64 * 10)
+                .iter()
+                .map(|&b| u16::from(b) * 257)
+                .collect();
+            // Every fifth group has a local scale of zero.
+            words
+                .chunks_mut(10)
+                .step_by(5)
+                .for_each(|group| group[9] &= 0xE000);
+            let scale = |_| bf16::from_f32((random.unit().abs() + 0.01) * size / 8192.0);
+            QuantizedWeight::Ccq25(Ccq25Weight::new(k, words, (0..n).map(scale).collect()).unwrap())
+        }
+        Scheme::Nf4 => {
+            let codes = random.small_codes(n * k, 16);
+            let scales = (0..n * k / 64).map(|g| {
+                if g % 5 == 0 {
+                    0.0
+                } else {
+                    (random.unit().abs() + 0.01) * size
+                }
+            });
+            QuantizedWeight::Nf4(Nf4Weight::new(n, k, codes, scales.collect()).unwrap())
+        }
     };
     let parts = weight.encode(&|b, k, c, o| LSB_ROWS.pack(b, k, c, o)).unwrap();
     let parts = parts.into_iter().map(|part| Arc::new(part) as Arc<dyn Storage>);
