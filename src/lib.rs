@@ -32,6 +32,7 @@ pub mod progress;
 pub mod quantize;
 pub mod record;
 pub mod report;
+pub mod resources;
 pub mod scan;
 pub mod scorer;
 pub mod scoring;

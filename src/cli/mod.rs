@@ -8,13 +8,11 @@ pub mod export;
 pub mod forecast;
 pub mod inspect;
 pub mod outcome;
-pub mod quantize;
-pub mod size;
-pub mod transform;
 pub mod predict;
 pub mod quantize;
 pub mod size;
 pub mod tasks;
+pub mod transform;
 pub mod validate;
 pub mod verify;
 

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use console::style;
+use console::{Term, style};
 
 use super::tasks::{AskArgs, table, task_and_data};
 use super::{print, print_json, size, wants_progress};
-use crate::report::{Report, Unit};
+use crate::report::text::{self, Look};
+use crate::report::{Report, html, json, markdown};
 use crate::statistics::resample::RESAMPLES;
-use crate::table::Table;
 use crate::validate::{self, Place, Plan, outputs, rehearsal};
 use crate::verdict;
 use crate::verdict::policy::{self, Limit};
@@ -159,9 +159,9 @@ impl Args {
             }
         }
         if self.json {
-            print_json(&report)?;
+            print(&json::render(&report))?;
         } else {
-            print(&text(&report))?;
+            print(&text::render(&report, look()))?;
             for path in &self.reports {
                 print(&format!("{} {}\n", style("wrote").green().bold(), path.display()))?;
             }
@@ -228,47 +228,20 @@ fn ending(path: &Path) -> anyhow::Result<&'static str> {
 }
 
 fn rendered(report: &Report, path: &Path) -> anyhow::Result<String> {
-    match ending(path)? {
-        "json" => Ok(serde_json::to_string_pretty(report)? + "\n"),
-        other => anyhow::bail!(
-            "--report {}: reports in .{other} are not written yet",
-            path.display()
-        ),
-    }
+    Ok(match ending(path)? {
+        "html" => html::render(report),
+        "md" => markdown::render(report),
+        _ => json::render(report),
+    })
 }
 
-/// A table a task: a row a metric, a column a model, differences from the base beside the candidates' values.
-fn text(report: &Report) -> String {
-    let mut text = String::new();
-    for task in &report.tasks {
-        text += &format!("{}\n", style(&task.task).bold());
-        let headings: Vec<String> = report.models.iter().map(|m| format!(">{}", m.label)).collect();
-        let mut all = vec!["", ""];
-        all.extend(headings.iter().map(String::as_str));
-        let mut rows = Table::new(&all);
-        for metric in &task.metrics {
-            let scale = if metric.unit == Unit::Share { 100.0 } else { 1.0 };
-            let cells = metric.values.iter().zip(&metric.deltas).map(|(value, delta)| {
-                let value = value.map_or("-".to_owned(), |v| format!("{:.4}", v.value * scale));
-                delta.map_or(value.clone(), |d| {
-                    let noise = if d.noise { " (within noise)" } else { "" };
-                    format!("{value} {:+.4}{noise}", d.interval.value * scale)
-                })
-            });
-            rows.row(
-                [metric.group.clone(), metric.name.clone()]
-                    .into_iter()
-                    .chain(cells),
-            );
-        }
-        text += &rows.render();
-        for warning in &task.warnings {
-            text += &format!("{} {warning}\n", style("warning:").yellow().bold());
-        }
-        text.push('\n');
+/// As wide as the terminal; 100 columns in a file or pipe.
+fn look() -> Look {
+    let width = Term::stdout()
+        .size_checked()
+        .map(|(_, columns)| usize::from(columns));
+    Look {
+        width: width.unwrap_or_else(|| Look::default().width),
+        colour: console::colors_enabled(),
     }
-    for check in report.verdict.iter().flat_map(|v| &v.checks) {
-        text += &format!("{}\n", check.reason);
-    }
-    text
 }

@@ -3,6 +3,14 @@
 //!
 //! Models are always in one order, the base first; vectors "one a model" follow it.
 
+#[cfg(test)]
+mod example;
+pub mod html;
+pub mod json;
+pub mod markdown;
+pub mod text;
+pub mod words;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 use crate::progress::Progress;
 use crate::report::{ModelEntry, REPORT_VERSION, Report, Run, TaskReport};
+use crate::resources::Sampler;
 use crate::scorer::Scorer;
 use crate::tasks::answers::{Answers, Said};
 use crate::tasks::setup::Setup;
@@ -101,7 +102,7 @@ struct Ready {
 
 /// Runs a plan. Fails at bad data, models that cannot be opened, asked or compared, and at ctrl-C.
 pub fn run(plan: &Plan, open: Open<'_>) -> Result<Outcome> {
-    let (started, clock) = (SystemTime::now(), Instant::now());
+    let (started, clock, sampler) = (SystemTime::now(), Instant::now(), Sampler::start());
     let models = opened(plan, open)?;
     let ready = prepared(plan, &models)?;
     let journal = plan
@@ -150,7 +151,7 @@ pub fn run(plan: &Plan, open: Open<'_>) -> Result<Outcome> {
             seconds: clock.elapsed().as_secs_f64(),
             started: strftime("%Y-%m-%dT%H:%M:%SZ", started).unwrap_or_default(),
             resumed: journal.as_ref().is_some_and(Journal::resumed),
-            resources: Vec::new(),
+            resources: sampler.stop(),
         },
     };
     Ok(Outcome {
