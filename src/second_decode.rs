@@ -29,7 +29,7 @@ pub(crate) fn rederive(
     match q.scheme {
         Scheme::Ccq => return rederive_wint2(artifact, q, source),
         Scheme::Ccq25 => return rederive_wint25(artifact, q, source),
-        Scheme::Affine(_) => {}
+        Scheme::Affine(_) | Scheme::Nf4 => {}
     }
     let part = |role: Role| q.parts.iter().find(|p| p.role == role);
     let bytes = |role: Role| {
@@ -67,7 +67,10 @@ pub(crate) fn rederive(
             histogram[usize::from(code)] += 1;
             if let Some(source) = source {
                 let scale = f64::from(scales[n * groups + k / group]);
-                let decoded = (f64::from(code) - f64::from(zero)) * scale;
+                let decoded = match q.scheme {
+                    Scheme::Nf4 => nf4(code) * scale,
+                    _ => (f64::from(code) - f64::from(zero)) * scale,
+                };
                 add_error(&mut moments, source.at(n, k), decoded);
             }
         }
@@ -174,6 +177,32 @@ fn rederive_wint25(
         }
     }
     Ok(figures(q, &moments, &histogram, (0, 7)))
+}
+
+/// A level of NF4: eight not above zero, eight above, as bitsandbytes prints them.
+fn nf4(code: u8) -> f64 {
+    const BELOW: [f64; 8] = [
+        1.0,
+        0.696_192_800_998_688,
+        0.525_073_051_452_637,
+        0.394_917_488_098_145,
+        0.284_441_381_692_886,
+        0.184_773_430_228_233,
+        0.091_050_036_251_545,
+        0.0,
+    ];
+    const ABOVE: [f64; 8] = [
+        0.079_580_299_556_255,
+        0.160_930_201_411_247,
+        0.246_112_301_945_686,
+        0.337_915_241_718_292,
+        0.440_709_829_330_444,
+        0.562_617_003_917_694,
+        0.722_956_836_223_602,
+        1.0,
+    ];
+    let place = usize::from(code & 7);
+    if code < 8 { -BELOW[place] } else { ABOVE[place] }
 }
 
 fn add_error(moments: &mut ErrorMoments, w: f64, decoded: f64) {

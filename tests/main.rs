@@ -7,6 +7,7 @@ mod decode;
 mod encoders;
 mod endpoint;
 mod ernie;
+mod exports;
 mod fastdeploy;
 mod faults;
 mod flow;

@@ -16,6 +16,7 @@ pub(crate) mod histogram;
 pub(crate) mod isa;
 mod matmul;
 pub(crate) mod metric;
+mod nf4;
 mod norm;
 pub(crate) mod pack;
 pub(crate) mod round;
