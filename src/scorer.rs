@@ -134,6 +134,10 @@ pub trait Scorer: Send + Sync {
     fn tokenizer_digest(&self) -> Option<String>;
     /// Tokens that went through the model so far, shared prefixes counted once, for throughput.
     fn tokens_run(&self) -> u64;
+    /// What a reader must know of how it answers, a sentence each.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// How likely the answers are.
     fn likelihoods(&self, questions: &[Question], on_answer: OnAnswer<'_, Likelihoods>) -> Result<()>;

@@ -4,7 +4,7 @@
 #[path = "endpoint/logprobs.rs"]
 mod logprobs;
 #[path = "endpoint/server.rs"]
-mod server;
+pub mod server;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

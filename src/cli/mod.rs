@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod outcome;
 pub mod predict;
 pub mod quantize;
+pub mod server;
 pub mod size;
 pub mod tasks;
 pub mod transform;
