@@ -3,6 +3,7 @@
 //! is known in [`qtool_formats::export::fastdeploy`]; this page joins it with quantizers.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use qtool_calib::TensorOptions;
 use qtool_calib::ccq::Effort;
@@ -20,6 +21,7 @@ use crate::kv_scales;
 use crate::plan::{
     Action, Conversion, Foreign, Quantization, QuantizePlan, TensorPlan, read_config, refuse_quantized,
 };
+use crate::transform::Transform;
 use crate::{Error, Result};
 
 /// What was asked for.
@@ -44,6 +46,15 @@ pub struct Request {
 /// One plan per rank. Fails, before anything is read or written, with one sentence that says what
 /// does not fit.
 pub fn plans(checkpoint: &Checkpoint, request: &Request) -> Result<Vec<QuantizePlan>> {
+    transformed_plans(checkpoint, request, None)
+}
+
+/// The same for the model that `transform` makes of it.
+pub fn transformed_plans(
+    checkpoint: &Checkpoint,
+    request: &Request,
+    transform: Option<&Arc<Transform>>,
+) -> Result<Vec<QuantizePlan>> {
     refuse_quantized(checkpoint)?;
     let config_path = checkpoint.folder().join("config.json");
     let config = if checkpoint.root().is_dir() {
@@ -51,19 +62,22 @@ pub fn plans(checkpoint: &Checkpoint, request: &Request) -> Result<Vec<QuantizeP
     } else {
         None
     };
-    let Some(config) = config else {
+    let Some(mut config) = config else {
         return Err(Error::Source {
             path: checkpoint.root().to_owned(),
             reason: "--format fastdeploy needs the model's config.json beside its weights; give the model's folder".to_owned(),
         });
     };
+    if let Some(transform) = transform {
+        transform.adjust_config(&mut config);
+    }
     let model = Ernie::from_config(&config_path, &config)?;
     request.wanted.check(&model, checkpoint.root())?;
     if let Some(kv_cache) = request.kv_cache {
         kv_cache.check(&model, checkpoint.root())?;
     }
     (0..request.ranks.max(1))
-        .map(|rank| plan(checkpoint, request, &model, &config, rank))
+        .map(|rank| plan(checkpoint, request, &model, &config, (transform, rank)))
         .collect()
 }
 
@@ -72,19 +86,43 @@ fn plan(
     request: &Request,
     model: &Ernie,
     config: &Value,
-    rank: usize,
+    (transform, rank): (Option<&Arc<Transform>>, usize),
 ) -> Result<QuantizePlan> {
+    let made = transform.and_then(|t| t.made());
+    // A head of the Paddle form lies turned, the embedding it is made of does not.
+    let turned = made.is_some_and(|m| checkpoint.naming().orientation(&m.name) == Orientation::InOut);
+    let origin = |name: &str| made.filter(|m| m.name == name).map(|m| m.origin.clone());
     let find = |name: &str| {
-        let view = checkpoint.tensor(name).ok()?;
-        Some((view.dtype(), view.shape().to_vec()))
+        let origin = origin(name);
+        let view = checkpoint.tensor(origin.as_deref().unwrap_or(name)).ok()?;
+        let mut shape = view.shape().to_vec();
+        if origin.is_some() && turned {
+            shape.reverse();
+        }
+        Some((view.dtype(), shape))
     };
     let source = Source {
         path: checkpoint.root(),
         naming: checkpoint.naming(),
-        names: checkpoint.names().collect(),
+        names: checkpoint
+            .names()
+            .filter(|name| made.is_none_or(|m| m.name != *name))
+            .chain(made.map(|m| m.name.as_str()))
+            .collect(),
         find: &find,
     };
-    let placement = place(model, &source, rank, request.ranks.max(1))?;
+    let mut placement = place(model, &source, rank, request.ranks.max(1))?;
+    for piece in placement.tensors.iter_mut().flat_map(|t| &mut t.pieces) {
+        if let Some(origin) = origin(&piece.tensor) {
+            piece.tensor = origin;
+            if turned {
+                piece.orientation = match piece.orientation {
+                    Orientation::OutIn => Orientation::InOut,
+                    Orientation::InOut => Orientation::OutIn,
+                };
+            }
+        }
+    }
     let mut tensors = Vec::with_capacity(placement.tensors.len());
     for placed in &placement.tensors {
         tensors.push(tensor(checkpoint.root(), request, model, placed)?);
@@ -95,7 +133,7 @@ fn plan(
         tensors.extend(kv_scales::plan(kv_cache, model, rank, request.ranks));
         config["quantization_config"] = kv_cache.config(request.wanted.bits);
     }
-    Ok(QuantizePlan {
+    let plan = QuantizePlan {
         tensors,
         family: Family::FastDeploy,
         dropped: placement.dropped,
@@ -105,7 +143,11 @@ fn plan(
             options: options(request, rank),
             kv_cache: request.kv_cache,
         }),
-    })
+    };
+    match transform {
+        Some(transform) => plan.folded(checkpoint, Arc::clone(transform)),
+        None => Ok(plan),
+    }
 }
 
 /// Every option with an effect on the bytes.

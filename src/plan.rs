@@ -128,13 +128,14 @@ impl TensorPlan {
         }
     }
 
-    /// The pieces its values are read from, whatever they are called; none when it is copied.
-    pub fn made_of(&self) -> &[Piece] {
-        match &self.action {
+    /// The pieces its values are read from, whatever they are called, with its name; none when it is copied.
+    pub fn made_of(&self) -> impl Iterator<Item = (&str, &Piece)> {
+        let pieces = match &self.action {
             Action::Keep { .. } | Action::Measure(_) => &[],
-            Action::Convert(c) => &c.pieces,
-            Action::Quantize(q) => &q.pieces,
-        }
+            Action::Convert(c) => c.pieces.as_slice(),
+            Action::Quantize(q) => q.pieces.as_slice(),
+        };
+        pieces.iter().map(|piece| (self.name.as_str(), piece))
     }
 
     /// What it is assembled from; empty when it is a tensor of the source as a whole, under its own

@@ -221,7 +221,8 @@ fn side_files(
             .file_name()
             .map(|n| n.to_string_lossy().into_owned())
             .unwrap_or_default();
-        if name != CONFIG {
+        // Scales of a former artifact describe other weights.
+        if name != CONFIG && name != crate::transform::scales::FILE {
             records.push(file_record(&copy_file(folder, &path)?, name)?);
         }
     }
@@ -234,6 +235,11 @@ fn side_files(
         write_file(folder, SCALE_FILE, format!("{scales:#}\n").as_bytes())?;
         records.retain(|r: &FileRecord| r.name != SCALE_FILE);
         records.push(file_record(&folder.join(SCALE_FILE), SCALE_FILE.to_owned())?);
+    }
+    if let Some(scales) = plan.transform.as_ref().and_then(|t| t.scales()) {
+        let name = crate::transform::scales::FILE;
+        write_file(folder, name, &scales.to_bytes()?)?;
+        records.push(file_record(&folder.join(name), name.to_owned())?);
     }
     let config = match &plan.foreign {
         Some(foreign) => foreign.config.clone(),

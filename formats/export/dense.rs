@@ -10,7 +10,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use serde_json::{Value, json};
 
-use super::{Exporter, OnBytes, copy_side_files, interrupted, write_provenance};
+use super::{Exporter, OnBytes, card, copy_side_files, interrupted, write_provenance};
 use crate::Result;
 use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
@@ -128,6 +128,7 @@ impl Exporter for Dense {
         writer.finish()?;
         self.write_config(artifact, staging)?;
         copy_side_files(staging, artifact)?;
+        card::write(staging, artifact, self.name(), self.planned_bytes(artifact))?;
         write_provenance(staging, artifact, self.name())
     }
 }

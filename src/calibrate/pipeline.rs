@@ -134,30 +134,39 @@ pub fn run(
             informed(plans, &stored, staging)
         }
         Calibration::Statistics(folder) => {
-            let statistics = Statistics::open(folder)?;
-            let bad = |reason: String| {
-                Err(Error::Statistics {
-                    path: folder.clone(),
-                    reason,
-                })
-            };
-            if statistics.index().part {
-                return bad("is a part; merge all parts with `qtool merge-stats` first".to_owned());
-            }
-            statistics.verify()?;
-            if statistics.index().model_digest
-                != quantize::with_threads(options.threads, || measure::digest(checkpoint))?
-            {
-                return bad(format!(
-                    "was measured on another model ({}); measure this one with `qtool calibrate`",
-                    statistics.index().model
-                ));
-            }
+            let statistics = statistics_of(checkpoint, folder, options)?;
             if evidence == Evidence::Full && !statistics.index().full {
-                return bad("holds diagonals only, and a method asks for whole second moments; measure without --diagonal".to_owned());
+                return Err(Error::Statistics {
+                    path: folder.clone(),
+                    reason: "holds diagonals only, and a method asks for whole second moments; measure without --diagonal".to_owned(),
+                });
             }
             kv_scales::fill(plans, &|layer| statistics.magnitudes(layer))?;
             informed(plans, &Stored::new(statistics, min_coverage), staging)
         }
     }
+}
+
+/// The statistics in `folder`. Fails when they are a part, damaged, or of another model than `checkpoint`.
+pub(super) fn statistics_of(checkpoint: &Checkpoint, folder: &Path, options: &Options) -> Result<Statistics> {
+    let statistics = Statistics::open(folder)?;
+    let bad = |reason: String| {
+        Err(Error::Statistics {
+            path: folder.to_owned(),
+            reason,
+        })
+    };
+    if statistics.index().part {
+        return bad("is a part; merge all parts with `qtool merge-stats` first".to_owned());
+    }
+    statistics.verify()?;
+    if statistics.index().model_digest
+        != quantize::with_threads(options.threads, || measure::digest(checkpoint))?
+    {
+        return bad(format!(
+            "was measured on another model ({}); measure this one with `qtool calibrate`",
+            statistics.index().model
+        ));
+    }
+    Ok(statistics)
 }

@@ -70,7 +70,7 @@ pub fn run(
             "model": digest(checkpoint)?,
             "corpus": corpus.description(),
             "methods": blake3::hash(format!("{methods:?}").as_bytes()).to_hex().to_string(),
-            "transform": transform.map(|t| t.fingerprint()),
+            "transform": transform.map(|t| t.fingerprint()).transpose()?,
             "min_coverage": options.min_coverage,
             "evidence": format!("{:?}", options.evidence),
             // The forward pass may differ in the last bit between instruction sets.
@@ -201,7 +201,7 @@ impl Job<'_> {
     fn quantize(&self, name: &str, q: &Quantization, ready: &Ready) -> Result<(QuantizedWeight, Calibrated)> {
         let isa = Isa::best();
         let mut weights = self.weights();
-        weights.turn_to(q.pieces.iter())?;
+        weights.turn_to(q.pieces.iter().map(|piece| (name, piece)))?;
         let step = (BLOCK_WEIGHTS / q.k.max(1)).max(1);
         let parts: Vec<Range<usize>> = (0..q.n)
             .step_by(step)

@@ -22,7 +22,7 @@ use super::{corpus, print, print_json, size, wants_progress};
 use crate::calibrate::{forecast, pipeline};
 use crate::classes::group;
 use crate::estimate::{self, Estimate};
-use crate::fastdeploy::{self, Request};
+use crate::fastdeploy::Request;
 use crate::informed::Codes;
 use crate::plan::{QuantizePlan, TensorPlan};
 use crate::quantize::{self, NonFinite, Options};
@@ -61,7 +61,7 @@ pub struct Args {
     /// How scales are chosen: none or mse [default: none at 8 bits, mse at 4]
     #[arg(long, value_name = "METHOD")]
     pub clip: Option<String>,
-    /// How codes are chosen: none, mse, gptq, ccq or ccq25 (WINT2.5) [default: as --clip; with --calib gptq; at 2 bits ccq]
+    /// How codes are chosen: none, mse, gptq, ccq, ccq25 (WINT2.5) or nf4 [default: as --clip; with --calib gptq; at 2 bits ccq]
     #[arg(long, value_name = "METHOD", conflicts_with = "clip")]
     pub method: Option<String>,
     #[command(flatten)]
@@ -164,7 +164,9 @@ impl Args {
         }
         let mut plans = match self.format {
             Format::Qtool => vec![self.transform.plan(&checkpoint, &options)?],
-            Format::Fastdeploy => fastdeploy::plans(&checkpoint, &self.request(&options)?)?,
+            Format::Fastdeploy => self
+                .transform
+                .fastdeploy_plans(&checkpoint, &self.request(&options)?)?,
         };
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
@@ -178,6 +180,11 @@ impl Args {
             Some(calibration) => {
                 let coverage = self.evidence.rows.min_coverage;
                 options.calibration = Some(calibration.describe(coverage)?);
+                let balanced =
+                    self.transform
+                        .balanced(&checkpoint, plans, &options, calibration, coverage)?;
+                let (calibration, _scratch);
+                (plans, calibration, _scratch) = balanced;
                 pipeline::run(&checkpoint, &mut plans, &options, &calibration, coverage)?
             }
         };
@@ -254,10 +261,6 @@ impl Args {
                 self.effort.is_some() && self.bits != 2,
             ),
             ("--rule and --skip", rules),
-            (
-                self.transform.typed().unwrap_or_default(),
-                self.transform.typed().is_some(),
-            ),
             ("--non-finite keep", self.non_finite == OnNonFinite::Keep),
         ];
         if let Some((option, _)) = refused.iter().find(|(_, typed)| *typed) {

@@ -196,9 +196,11 @@ impl<B: Backend> Model<B> {
     pub fn hidden(&self, batch: &Batch) -> Result<B::Tensor> {
         let mut x = self.embed(batch)?;
         let place = self.place(batch);
-        for block in &self.blocks {
-            self.run(block, &mut x, &place, None);
-        }
+        self.backend.within(|| {
+            for block in &self.blocks {
+                self.run(block, &mut x, &place, None);
+            }
+        });
         Ok(x)
     }
 
@@ -249,10 +251,12 @@ impl<B: Backend> Model<B> {
             target: Target::From(filled),
             ..self.place(&batch)
         };
-        for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
-            let memory = Memory::Kept(cache);
-            block.run(&self.backend, &self.decoder, &mut x, &place, memory, None);
-        }
+        self.backend.within(|| {
+            for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
+                let memory = Memory::Kept(cache);
+                block.run(&self.backend, &self.decoder, &mut x, &place, memory, None);
+            }
+        });
         cache.filled = end;
         Ok(x)
     }
