@@ -18,10 +18,12 @@
 //! | what is known about a layer's inputs | [`stats`] |
 //! | how a running model reports them | [`observe`] |
 //! | how much of a layer's output is error | [`proxy`] |
+//! | scales of input channels, by search | [`awq`] |
 //! | error figures of a block of rows | [`measure`] |
 #![forbid(unsafe_code)]
 
 pub mod affine;
+pub mod awq;
 pub mod ccq;
 pub mod ccq25;
 pub mod clip;

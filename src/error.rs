@@ -215,6 +215,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A cache scale without the magnitudes it is made of.
+    #[error(
+        "{tensor}: the keys and values of layer {layer} were not observed during calibration, or have another width; measure again with `qtool calibrate`"
+    )]
+    UnseenCache {
+        /// The scale.
+        tensor: String,
+        /// The layer.
+        layer: usize,
+    },
     /// The worker threads could not be started.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {

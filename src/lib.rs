@@ -24,6 +24,7 @@ pub mod fastdeploy;
 pub mod informed;
 pub mod inspect;
 pub mod interrupt;
+pub mod kv_scales;
 pub mod model;
 pub mod plan;
 pub mod progress;

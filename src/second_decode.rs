@@ -260,6 +260,8 @@ pub(crate) struct SourceValues<'a> {
 struct Folded<'a> {
     folding: &'a Folding,
     second: &'a Second,
+    /// Whether rows of the piece are columns of the layer, as which it was transformed.
+    turned: bool,
     block: RefCell<(Range<usize>, Vec<f64>)>,
 }
 
@@ -295,9 +297,11 @@ impl<'a> SourceValues<'a> {
             .collect::<Option<Vec<(Piece, &[u8])>>>()?;
         let folded = |piece: &Piece| {
             let second = second?;
+            let matrix = base.tensor(&piece.tensor).ok()?.shape().len() == 2;
             Some(Folded {
                 folding: second.folding(&record.name, &piece.tensor)?,
                 second,
+                turned: matrix && base.naming().orientation(&piece.tensor) != piece.orientation,
                 block: RefCell::default(),
             })
         };
@@ -322,13 +326,23 @@ impl<'a> SourceValues<'a> {
             };
             let (row, column) = (piece.rows.start + n, piece.columns.start + k);
             let mut block = folded.block.borrow_mut();
+            // By rows and columns of the layer.
+            let (dims, row, column) = match folded.turned {
+                true => ((piece.dims.1, piece.dims.0), column, row),
+                false => (piece.dims, row, column),
+            };
             if !block.0.contains(&row) {
                 let whole = Piece::whole(&piece.tensor, piece.dtype, piece.orientation, piece.dims);
-                let read = |n, k| stored_value(&whole, bytes, n, k);
-                *block = folded.second.block(folded.folding, piece.dims, row, &read);
+                let read = |n, k| match folded.turned {
+                    true => stored_value(&whole, bytes, k, n),
+                    false => stored_value(&whole, bytes, n, k),
+                };
+                *block = folded
+                    .second
+                    .block(folded.folding, dims, row, folded.turned, &read);
             }
             // The writer rounds transformed values to f32 before it chooses codes.
-            return f64::from(block.1[(row - block.0.start) * piece.dims.1 + column] as f32);
+            return f64::from(block.1[(row - block.0.start) * dims.1 + column] as f32);
         }
         f64::NAN
     }

@@ -77,6 +77,7 @@ impl Exporter for Dense {
             .manifest()
             .tensors
             .iter()
+            .filter(|t| !t.is_measured())
             .map(|t| self.stored(t, 0).bytes)
             .sum()
     }
@@ -88,7 +89,8 @@ impl Exporter for Dense {
         max_shard_bytes: u64,
         on_bytes: OnBytes<'_>,
     ) -> Result<()> {
-        let records = &artifact.manifest().tensors;
+        let all = artifact.manifest().tensors.iter();
+        let records: Vec<&TensorRecord> = all.filter(|t| !t.is_measured()).collect();
         let tensors = records
             .iter()
             .enumerate()

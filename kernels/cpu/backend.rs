@@ -54,6 +54,11 @@ impl Backend for CpuBackend {
     type Tensor = Matrix;
     type Weight = CpuWeight;
 
+    /// On a thread of the pool, which hands work to the others without waking up for each operation.
+    fn within<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        rayon::scope(|_| f())
+    }
+
     fn upload(&self, values: &[f32], columns: usize) -> Matrix {
         assert_eq!(values.len() % columns, 0, "whole rows");
         Matrix {

@@ -122,3 +122,54 @@ pub(super) fn apply<V: Vector>(v: V, f: Activation, x: V::F) -> V::F {
         Activation::Tanh => tanh(v, x),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::isa::Isa;
+    use crate::cpu::simd::{Kernel, LANES};
+
+    struct Exp<'a>(&'a mut [f32]);
+
+    impl Kernel for Exp<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<V: Vector>(self, v: V) {
+            for block in self.0.as_chunks_mut::<LANES>().0 {
+                let y = exp(v, v.load(block));
+                v.store(y, block);
+            }
+        }
+    }
+
+    /// Steps of f32 numbers from `y` to the true value, which may lie between two of them.
+    fn ulps(y: f32, truth: f64) -> f64 {
+        let step = f64::from(f32::from_bits((truth as f32).to_bits() + 1)) - f64::from(truth as f32);
+        (f64::from(y) - truth).abs() / step
+    }
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let x: Vec<f32> = (0..=u32::MAX).step_by(1021).map(f32::from_bits).collect();
+        let (mut worst, mut checked) = (0f64, 0);
+        for isa in Isa::available() {
+            let mut y = x.clone();
+            let whole = y.len() / LANES * LANES;
+            isa.run(Exp(&mut y));
+            for (&x, &y) in x[..whole].iter().zip(&y) {
+                let truth = f64::from(x).exp();
+                if x.is_nan() {
+                    assert!(y.is_nan());
+                } else if truth > f64::from(f32::MAX) {
+                    assert!(y == f32::INFINITY || x < 88.73, "exp({x}) = {y}");
+                } else {
+                    worst = worst.max(ulps(y, truth));
+                }
+                checked += 1;
+            }
+        }
+        assert!(worst <= 2.0, "{worst}");
+        assert!(checked > 4_000_000);
+    }
+}

@@ -232,7 +232,9 @@ fn bytes_at<const SIZE: usize, const FULL: bool>(row: &[u8], at: usize) -> [u8; 
     }
     let mut bytes = [0; SIZE];
     let rest = row.get(at..).unwrap_or_default();
-    bytes[..rest.len()].copy_from_slice(rest);
+    for (to, from) in bytes.iter_mut().zip(rest) {
+        *to = *from;
+    }
     bytes
 }
 

@@ -60,6 +60,15 @@ pub fn is_encoder(source: &dyn WeightSource) -> bool {
 /// The decoder `source` describes. Fails for an architecture that is not listed, naming those that are, and for
 /// an encoder, which neither continues text nor has likelihoods.
 pub fn decoder(source: &dyn WeightSource) -> Result<Decoder> {
+    if is_encoder(source) {
+        return Err(Error::Source {
+            path: source.path().join("config.json"),
+            reason: format!(
+                "the encoder {:?} cannot be run as a language model: it does not continue text, and is not calibrated; quantize it without --calib, and ask it to classify or embed",
+                model_type(source)
+            ),
+        });
+    }
     let found = ARCHITECTURES
         .iter()
         .find(|a| a.model_types.contains(&model_type(source)));
