@@ -207,7 +207,15 @@ pub enum Error {
         /// The model.
         model: String,
         /// What was asked, and why it cannot be done.
-        what: &'static str,
+        what: String,
+    },
+    /// A server that cannot be asked.
+    #[error("{url}: {reason}")]
+    Endpoint {
+        /// As given.
+        url: String,
+        /// What is wrong and what to do.
+        reason: String,
     },
     /// A question that does not fit the model.
     #[error("{reason}")]
@@ -239,9 +247,76 @@ pub enum Error {
         /// The folder with the blocks.
         folder: PathBuf,
     },
+    /// A task that does not exist, or is asked for in a way it does not have.
+    #[error("task {task}: {reason}")]
+    Task {
+        /// Its name, as given.
+        task: String,
+        /// What is wrong and what there is.
+        reason: String,
+    },
+    /// A prompt template that cannot be used.
+    #[error("prompt {name}: {reason}")]
+    Prompt {
+        /// Its file, or the name of a built-in one.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A model that cannot be asked what a task asks.
+    #[error("{model}: {reason}")]
+    Unsuited {
+        /// Folder or address.
+        model: String,
+        /// What it lacks and what to do.
+        reason: String,
+    },
+    /// Models whose numbers cannot stand beside each other.
+    #[error("{candidate} cannot be compared with {base}: {reason}")]
+    Incomparable {
+        /// The base.
+        base: String,
+        /// The other.
+        candidate: String,
+        /// Expected and got.
+        reason: String,
+    },
+    /// An artifact that is not what its manifest says.
+    #[error("{}: does not verify: {first}{}; make it anew, see `qtool verify` for all, or pass --unverified", path.display(), more(*findings))]
+    Unsound {
+        /// The artifact.
+        path: PathBuf,
+        /// The first finding.
+        first: String,
+        /// How many there are.
+        findings: usize,
+    },
+    /// A folder of answers that cannot be gone on with.
+    #[error("{}: {reason}", folder.display())]
+    WorkFolder {
+        /// The folder or a file in it.
+        folder: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// Stopped by ctrl-C with answers kept.
+    #[error("interrupted; {answers} answers are kept in {}, the same command with --resume goes on after them", folder.display())]
+    Stopped {
+        /// Answers in it.
+        answers: usize,
+        /// The folder.
+        folder: PathBuf,
+    },
     /// Stopped by ctrl-C.
     #[error("interrupted; nothing was written")]
     Interrupted,
+}
+
+fn more(findings: usize) -> String {
+    match findings {
+        0 | 1 => String::new(),
+        _ => format!(" (and {} more findings)", findings - 1),
+    }
 }
 
 /// Most refusals shown; the rest is counted.

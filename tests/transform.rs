@@ -170,7 +170,7 @@ fn scales_are_found_and_pay() {
                 let done = balance::run(&checkpoint, plan, &options, calibration, 8).unwrap();
                 (plan, calibration, scratch) = (done.plan, done.calibration, done.scratch);
             }
-            let manifest = pipeline::run(&checkpoint, &[plan], &options, &calibration, 8)
+            let manifest = pipeline::run(&checkpoint, &mut [plan], &options, &calibration, 8)
                 .unwrap()
                 .swap_remove(0);
             drop(scratch);

@@ -13,7 +13,7 @@
 mod added;
 mod config;
 mod library;
-mod python;
+pub(crate) mod python;
 mod sentencepiece;
 mod template;
 
