@@ -53,31 +53,8 @@ pub fn weight(form: &str, n: usize, k: usize, size: f32, random: &mut Random) ->
     let weight = match scheme {
         Scheme::Affine(scheme) => affine(scheme, n, k, size, random),
         Scheme::Ccq => ccq(n, k, size, random),
-        Scheme::Ccq25 => {
-            let mut words: Vec<u16> = random
-                .bytes(n * k / 64 * 10)
-                .iter()
-                .map(|&b| u16::from(b) * 257)
-                .collect();
-            // Every fifth group has a local scale of zero.
-            words
-                .chunks_mut(10)
-                .step_by(5)
-                .for_each(|group| group[9] &= 0xE000);
-            let scale = |_| bf16::from_f32((random.unit().abs() + 0.01) * size / 8192.0);
-            QuantizedWeight::Ccq25(Ccq25Weight::new(k, words, (0..n).map(scale).collect()).unwrap())
-        }
-        Scheme::Nf4 => {
-            let codes = random.small_codes(n * k, 16);
-            let scales = (0..n * k / 64).map(|g| {
-                if g % 5 == 0 {
-                    0.0
-                } else {
-                    (random.unit().abs() + 0.01) * size
-                }
-            });
-            QuantizedWeight::Nf4(Nf4Weight::new(n, k, codes, scales.collect()).unwrap())
-        }
+        Scheme::Ccq25 => ccq25(n, k, size, random),
+        Scheme::Nf4 => nf4(n, k, size, random),
     };
     let parts = weight.encode(&|b, k, c, o| LSB_ROWS.pack(b, k, c, o)).unwrap();
     let parts = parts.into_iter().map(|part| Arc::new(part) as Arc<dyn Storage>);
@@ -124,4 +101,19 @@ fn ccq(n: usize, k: usize, size: f32, random: &mut Random) -> QuantizedWeight {
         code_zp: random.unit().abs() * 100.0,
     };
     QuantizedWeight::Ccq(CcqWeight::new(k, codes, locals, (0..n).map(channel).collect()).unwrap())
+}
+
+fn ccq25(n: usize, k: usize, size: f32, random: &mut Random) -> QuantizedWeight {
+    let bytes = random.bytes(n * k / 64 * 20);
+    let words = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let scale = |_| bf16::from_f32((random.unit().abs() + 0.01) * size / 8192.0);
+    let scales = (0..n).map(scale).collect();
+    QuantizedWeight::Ccq25(Ccq25Weight::new(k, words.collect(), scales).unwrap())
+}
+
+fn nf4(n: usize, k: usize, size: f32, random: &mut Random) -> QuantizedWeight {
+    let codes = random.small_codes(n * k, 16);
+    let mut scales: Vec<f32> = (0..n * k / 64).map(|_| random.unit().abs() * size).collect();
+    scales.iter_mut().step_by(5).for_each(|scale| *scale = 0.0);
+    QuantizedWeight::Nf4(Nf4Weight::new(n, k, codes, scales).unwrap())
 }
