@@ -1,14 +1,18 @@
 //! What was typed, and what is printed. Nothing below this page knows about terminals.
 
+pub mod cache;
 pub mod calibrate;
 pub mod completions;
 pub mod corpus;
 pub mod export;
+pub mod forecast;
 pub mod inspect;
+pub mod outcome;
 pub mod predict;
 pub mod quantize;
 pub mod size;
 pub mod tasks;
+pub mod transform;
 pub mod validate;
 pub mod verify;
 
@@ -53,7 +57,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make an artifact from a checkpoint
-    Quantize(quantize::Args),
+    Quantize(Box<quantize::Args>),
     /// Measure what a model's layers see of a text, for quantization with --calib
     Calibrate(calibrate::Args),
     /// Put together what several machines measured

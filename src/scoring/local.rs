@@ -164,10 +164,10 @@ impl<B: Backend> LocalScorer<B> {
         items.par_iter().map(one).collect()
     }
 
-    fn unable(&self, what: &'static str) -> Error {
+    fn unable(&self, what: &str) -> Error {
         Error::Unable {
             model: self.model.source().path().display().to_string(),
-            what,
+            what: what.to_owned(),
         }
     }
 }
