@@ -109,7 +109,13 @@ pub struct Method {
 }
 
 /// Every method.
-pub const METHODS: &[Method] = &[rtn::METHOD, clip::METHOD, gptq::METHOD, ccq::METHOD];
+pub const METHODS: &[Method] = &[
+    rtn::METHOD,
+    clip::METHOD,
+    gptq::METHOD,
+    ccq::METHOD,
+    ccq25::METHOD,
+];
 
 /// The method of this name.
 pub fn find(name: &str) -> Option<&'static Method> {

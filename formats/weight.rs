@@ -9,9 +9,11 @@ use crate::{FormatError, Result};
 
 pub mod affine;
 pub mod ccq;
+pub mod ccq25;
 
 pub use affine::AffineWeight;
 pub use ccq::CcqWeight;
+pub use ccq25::Ccq25Weight;
 
 /// A function with the contract of [`Packing::pack`](crate::packing::Packing::pack) of `lsb-rows`, so that a faster twin from the
 /// floor above can stand in for it.
@@ -24,6 +26,8 @@ pub enum QuantizedWeight {
     Affine(AffineWeight),
     /// See [`CcqWeight`].
     Ccq(CcqWeight),
+    /// See [`Ccq25Weight`].
+    Ccq25(Ccq25Weight),
 }
 
 impl QuantizedWeight {
@@ -32,6 +36,7 @@ impl QuantizedWeight {
         match self {
             Self::Affine(w) => Scheme::Affine(w.scheme),
             Self::Ccq(_) => Scheme::Ccq,
+            Self::Ccq25(_) => Scheme::Ccq25,
         }
     }
 
@@ -40,6 +45,7 @@ impl QuantizedWeight {
         match self {
             Self::Affine(w) => (w.n, w.k),
             Self::Ccq(w) => (w.n(), w.k()),
+            Self::Ccq25(w) => (w.n(), w.k()),
         }
     }
 
@@ -49,6 +55,7 @@ impl QuantizedWeight {
         match self {
             Self::Affine(w) => w.dequantize_row(n, out),
             Self::Ccq(w) => w.dequantize_row(n, out),
+            Self::Ccq25(w) => w.dequantize_row(n, out),
         }
     }
 
@@ -57,6 +64,7 @@ impl QuantizedWeight {
         match self {
             Self::Affine(w) => w.codes(),
             Self::Ccq(w) => w.codes(),
+            Self::Ccq25(w) => w.windows(),
         }
     }
 
@@ -72,6 +80,7 @@ impl QuantizedWeight {
         match self {
             Self::Affine(w) => w.encode(family, pack),
             Self::Ccq(w) => w.encode(),
+            Self::Ccq25(w) => Ok(w.encode()),
         }
     }
 
@@ -85,6 +94,7 @@ impl QuantizedWeight {
         match scheme {
             Scheme::Affine(scheme) => AffineWeight::decode(family, scheme, n, k, parts).map(Self::Affine),
             Scheme::Ccq => CcqWeight::decode(family, n, k, parts).map(Self::Ccq),
+            Scheme::Ccq25 => Ccq25Weight::decode(family, n, k, parts).map(Self::Ccq25),
         }
     }
 
@@ -93,6 +103,7 @@ impl QuantizedWeight {
         match self {
             Self::Affine(w) => w.rows(rows).map(Self::Affine),
             Self::Ccq(w) => w.rows(rows).map(Self::Ccq),
+            Self::Ccq25(w) => w.rows(rows).map(Self::Ccq25),
         }
     }
 
@@ -105,6 +116,7 @@ impl QuantizedWeight {
             match (&mut stacked, weight) {
                 (Self::Affine(a), Self::Affine(b)) if a.scheme == b.scheme && a.k == b.k => a.append(b),
                 (Self::Ccq(a), Self::Ccq(b)) if a.k() == b.k() => a.append(b),
+                (Self::Ccq25(a), Self::Ccq25(b)) if a.k() == b.k() => a.append(b),
                 _ => return None,
             }
         }

@@ -108,7 +108,13 @@ pub fn read_rows(
 }
 
 /// Rows of one piece, counted within it.
-fn read_piece(isa: Isa, piece: &Piece, view: &TensorView<'_>, rows: Range<usize>, out: &mut [f32]) {
+pub(crate) fn read_piece(
+    isa: Isa,
+    piece: &Piece,
+    view: &TensorView<'_>,
+    rows: Range<usize>,
+    out: &mut [f32],
+) {
     let element = piece.dtype.bytes();
     let rows = piece.rows.start + rows.start..piece.rows.start + rows.end;
     let columns = piece.columns.clone();

@@ -105,6 +105,34 @@ pub enum Error {
         /// Rows of the embedding.
         vocabulary: usize,
     },
+    /// A sequence an encoder has no positions for.
+    #[error("a text of {tokens} tokens cannot be encoded, expected 1 to {context}; cut it")]
+    SequenceLength {
+        /// Its tokens.
+        tokens: usize,
+        /// Most there may be.
+        context: usize,
+    },
+    /// A token or task type an encoder has no embedding for.
+    #[error("{what} {id} is beyond the model's {rows}")]
+    TokenType {
+        /// Which kind of type.
+        what: &'static str,
+        /// The type.
+        id: u32,
+        /// Rows of the table.
+        rows: usize,
+    },
+    /// Types that are not one for each token.
+    #[error("{got} {what}s were given for {expected} tokens; give one for each, or none")]
+    TokenTypes {
+        /// Which kind of type.
+        what: &'static str,
+        /// How many were given.
+        got: usize,
+        /// Tokens.
+        expected: usize,
+    },
     /// A folder without a tokenizer.
     #[error("{}: has no tokenizer, looked for {looked_for}; copy the tokenizer's files from where the model came from", folder.display())]
     NoTokenizer {
@@ -164,6 +192,28 @@ pub enum Error {
         folder: PathBuf,
         /// What differs.
         changed: String,
+    },
+    /// A limit of a validation that cannot be read, or is about something that is not measured.
+    #[error("{origin}: {reason}")]
+    Limit {
+        /// The flag, or file and line.
+        origin: String,
+        /// What is wrong and what is expected.
+        reason: String,
+    },
+    /// A question that this kind of model cannot be asked.
+    #[error("{model}: cannot {what}")]
+    Unable {
+        /// The model.
+        model: String,
+        /// What was asked, and why it cannot be done.
+        what: &'static str,
+    },
+    /// A question that does not fit the model.
+    #[error("{reason}")]
+    Question {
+        /// Why.
+        reason: String,
     },
     /// The worker threads could not be started.
     #[error("cannot start {threads} threads: {reason}")]

@@ -87,6 +87,7 @@ fn plan(
         tensors,
         family: Family::FastDeploy,
         dropped: placement.dropped,
+        transform: None,
         foreign: Some(Foreign {
             config: request.wanted.config(model, config.clone(), has_router_bias),
             options: options(request, rank),

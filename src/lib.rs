@@ -32,10 +32,14 @@ pub mod record;
 pub mod report;
 pub mod scan;
 pub mod scorer;
+pub mod scoring;
 mod second_decode;
 pub mod source;
+pub mod statistics;
 pub mod table;
 pub mod tokenizer;
+pub mod transform;
+pub mod verdict;
 pub mod verify;
 mod writing;
 

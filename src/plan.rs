@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
-use qtool_calib::{Decision, Quantizer, Recipe};
+use qtool_calib::{Decision, Quantizer, Recipe, TensorOptions};
 use qtool_formats::checkpoint::shards::read_json;
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
 use qtool_formats::piece::{Piece, overlapping};
@@ -13,6 +14,7 @@ use qtool_formats::{Dtype, FloatDtype, TensorView};
 use serde_json::Value;
 
 use crate::classes::{class_of, group};
+use crate::transform::Transform;
 use crate::{Error, Result};
 
 /// What becomes of every tensor, in storage order.
@@ -23,6 +25,8 @@ pub struct QuantizePlan {
     pub family: Family,
     /// Tensors of the source that the result leaves out.
     pub dropped: Vec<String>,
+    /// How the model is rewritten on the way, if it is.
+    pub transform: Option<Arc<Transform>>,
     /// For a folder of another ecosystem: what its `config.json` and the manifest's options say.
     pub foreign: Option<Foreign>,
 }
@@ -116,6 +120,15 @@ impl TensorPlan {
         }
     }
 
+    /// The pieces its values are read from, whatever they are called; none when it is copied.
+    pub fn made_of(&self) -> &[Piece] {
+        match &self.action {
+            Action::Keep { .. } => &[],
+            Action::Convert(c) => &c.pieces,
+            Action::Quantize(q) => &q.pieces,
+        }
+    }
+
     /// What it is assembled from; empty when it is a tensor of the source as a whole, under its own
     /// name, in its own orientation and, if kept, of its own type.
     pub fn pieces(&self) -> &[Piece] {
@@ -198,6 +211,7 @@ impl QuantizePlan {
             tensors,
             family: Family::Own,
             dropped: Vec::new(),
+            transform: None,
             foreign: None,
         };
         if this.quantized().next().is_none() {
@@ -253,19 +267,29 @@ fn plan_tensor(
             return Ok(keep("not a matrix".to_owned()));
         }
     };
+    let piece = Piece::whole(tensor.name(), dtype, orientation, (n, k));
+    Ok(Action::Quantize(Box::new(quantization(&options, piece)?)))
+}
+
+/// How the whole of a tensor is quantized. Fails when its shape does not fit the options.
+pub(crate) fn quantization(
+    options: &TensorOptions,
+    piece: Piece,
+) -> std::result::Result<Quantization, String> {
     let method = qtool_calib::find(options.method).ok_or_else(|| format!("no method {}", options.method))?;
-    let quantizer = (method.build)(&options).map_err(|e| e.to_string())?;
+    let quantizer = (method.build)(options).map_err(|e| e.to_string())?;
     let scheme = quantizer.scheme();
+    let (n, k) = piece.dims;
     let parts = scheme.parts(n, k).map_err(|e| e.to_string())?;
-    Ok(Action::Quantize(Box::new(Quantization {
+    Ok(Quantization {
         quantizer,
         scheme,
         n,
         k,
-        orientation,
-        pieces: vec![Piece::whole(tensor.name(), dtype, orientation, (n, k))],
+        orientation: piece.orientation,
+        pieces: vec![piece],
         parts,
-    })))
+    })
 }
 
 /// One line per class of tensors refused for the same reason: a model's layers rarely differ.

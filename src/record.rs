@@ -107,6 +107,7 @@ pub(crate) fn manifest(
             }
             all
         },
+        transform: plan.transform.as_ref().map(|t| t.record().clone()),
         family: plan.family,
         layouts: Default::default(),
         schemes: Default::default(),
@@ -209,7 +210,7 @@ fn side_files(
     }
     let config = match &plan.foreign {
         Some(foreign) => foreign.config.clone(),
-        None => own_config(checkpoint, options)?,
+        None => own_config(checkpoint, plan, options)?,
     };
     write_file(folder, CONFIG, format!("{config:#}\n").as_bytes())?;
     records.push(file_record(&folder.join(CONFIG), CONFIG.to_owned())?);
@@ -218,13 +219,16 @@ fn side_files(
 }
 
 /// The source's `config.json` with a `quantization_config` that names qtool.
-fn own_config(checkpoint: &Checkpoint, options: &Options) -> Result<Value> {
+fn own_config(checkpoint: &Checkpoint, plan: &QuantizePlan, options: &Options) -> Result<Value> {
     let config = if checkpoint.root().is_dir() {
         read_config(checkpoint.folder())?
     } else {
         None
     };
     let mut config = config.unwrap_or_else(|| json!({}));
+    if let Some(transform) = &plan.transform {
+        transform.adjust_config(&mut config);
+    }
     config["quantization_config"] = json!({
         "quant_method": FORMAT,
         "format_version": FORMAT_VERSION,

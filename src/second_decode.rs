@@ -1,6 +1,9 @@
 //! Figures derived a second time, by a path that shares nothing with the writer's: codes taken from
 //! the stored bytes by each layout's formula, one at a time, values and sums in plain `f64`.
 
+use std::cell::RefCell;
+use std::ops::Range;
+
 use qtool_formats::artifact::figures::ErrorMoments;
 use qtool_formats::artifact::manifest::QuantizedRecord;
 use qtool_formats::artifact::{Artifact, Figures, PieceRecord, TensorRecord};
@@ -8,6 +11,9 @@ use qtool_formats::checkpoint::{Checkpoint, Orientation};
 use qtool_formats::piece::Piece;
 use qtool_formats::scheme::Role;
 use qtool_formats::{FloatDtype, FormatError, Scheme};
+
+use crate::transform::folding::Folding;
+use crate::transform::second::Second;
 
 /// Decodes a weight code by code and sums in `f64`. Without a source, error sums stay zero.
 pub(crate) fn rederive(
@@ -20,8 +26,10 @@ pub(crate) fn rederive(
     for from in (0..q.rows).step_by(stride) {
         artifact.weight_rows(q, from, stride)?;
     }
-    if q.scheme == Scheme::Ccq {
-        return rederive_wint2(artifact, q, source);
+    match q.scheme {
+        Scheme::Ccq => return rederive_wint2(artifact, q, source),
+        Scheme::Ccq25 => return rederive_wint25(artifact, q, source),
+        Scheme::Affine(_) => {}
     }
     let part = |role: Role| q.parts.iter().find(|p| p.role == role);
     let bytes = |role: Role| {
@@ -127,6 +135,47 @@ fn rederive_wint2(
     Ok(figures(q, &moments, &histogram, (0, u8::MAX)))
 }
 
+/// The same for WINT2.5: ten words to 64 columns, the last with a window and the local scale.
+fn rederive_wint25(
+    artifact: &Artifact,
+    q: &QuantizedRecord,
+    source: Option<&SourceValues<'_>>,
+) -> Result<Figures, FormatError> {
+    let bytes = |role: Role| {
+        let part = q.parts.iter().find(|p| p.role == role);
+        let stored = part.map(|p| artifact.stored(&p.tensor).map(|t| t.bytes()));
+        stored.transpose().map(Option::unwrap_or_default)
+    };
+    let (words, supers) = (bytes(Role::Codes)?, bytes(Role::SuperScales)?);
+    let half = |bytes: &[u8], at: usize| {
+        let pair = bytes.get(2 * at..2 * at + 2);
+        pair.map_or(0, |pair| u32::from(pair[0]) | u32::from(pair[1]) << 8)
+    };
+    let mut histogram = [0u64; 256];
+    let mut moments = ErrorMoments::default();
+    for n in 0..q.rows {
+        let scale = f64::from(f32::from_bits(half(supers, n) << 16));
+        for k in 0..q.columns {
+            let first = (n * (q.columns / 64) + k / 64) * 10;
+            let last = half(words, first + 9);
+            // Bits 15..13, 13..11, 11..9 | 8..6, 6..4, 4..2, 2..0: neighbours share one, but not across the bar.
+            let (word, place) = (half(words, first + (k % 64) / 7), (k % 64) % 7);
+            let shift = if place < 3 { 13 - 2 * place } else { 12 - 2 * place };
+            let window = if k % 64 == 63 {
+                last >> 13
+            } else {
+                (word >> shift) & 7
+            };
+            histogram[window as usize] += 1;
+            if let Some(source) = source {
+                let decoded = (f64::from(window) - 4.0) * f64::from(last & 0x1FFF) * scale;
+                add_error(&mut moments, source.at(n, k), decoded);
+            }
+        }
+    }
+    Ok(figures(q, &moments, &histogram, (0, 7)))
+}
+
 fn add_error(moments: &mut ErrorMoments, w: f64, decoded: f64) {
     let e = w - decoded;
     moments.sum_w2 += w * w;
@@ -174,6 +223,15 @@ fn paddle_int4(bytes: &[u8], columns: usize, n: usize, k: usize) -> u8 {
 /// Values of the matrix a tensor was made from, by row and column, however the sources lie.
 pub(crate) struct SourceValues<'a> {
     pieces: Vec<(Piece, &'a [u8])>,
+    /// For each piece, what becomes of it, and the rows derived last.
+    folded: Vec<Option<Folded<'a>>>,
+}
+
+/// A piece that was transformed.
+struct Folded<'a> {
+    folding: &'a Folding,
+    second: &'a Second,
+    block: RefCell<(Range<usize>, Vec<f64>)>,
 }
 
 impl<'a> SourceValues<'a> {
@@ -182,6 +240,7 @@ impl<'a> SourceValues<'a> {
         base: &'a Checkpoint,
         record: &TensorRecord,
         quantized: Option<&QuantizedRecord>,
+        second: Option<&'a Second>,
     ) -> Option<Self> {
         let pieces = match (quantized, record.sources.is_empty()) {
             (Some(q), true) => {
@@ -201,36 +260,69 @@ impl<'a> SourceValues<'a> {
                 && view.bytes().len() == piece.dims.0 * piece.dims.1 * piece.dtype.bytes();
             fits.then(|| (piece, view.bytes()))
         };
-        let pieces = pieces.into_iter().map(with_bytes).collect::<Option<_>>()?;
-        Some(Self { pieces })
+        let pieces = pieces
+            .into_iter()
+            .map(with_bytes)
+            .collect::<Option<Vec<(Piece, &[u8])>>>()?;
+        let folded = |piece: &Piece| {
+            let second = second?;
+            Some(Folded {
+                folding: second.folding(&record.name, &piece.tensor)?,
+                second,
+                block: RefCell::default(),
+            })
+        };
+        let folded = pieces.iter().map(|(piece, _)| folded(piece)).collect();
+        Some(Self { pieces, folded })
+    }
+
+    /// Whether its values were transformed: derived twice, they agree up to rounding.
+    pub(crate) fn is_transformed(&self) -> bool {
+        self.folded.iter().any(Option::is_some)
     }
 
     /// The value at row `n` and column `k`; NaN outside of all pieces.
     pub(crate) fn at(&self, mut n: usize, k: usize) -> f64 {
-        for (piece, bytes) in &self.pieces {
+        for ((piece, bytes), folded) in self.pieces.iter().zip(&self.folded) {
             if n >= piece.rows.len() {
                 n -= piece.rows.len();
                 continue;
             }
-            let [major, minor] = piece.source_index(n, k);
-            let stride = match piece.orientation {
-                Orientation::OutIn => piece.dims.1,
-                Orientation::InOut => piece.dims.0,
+            let Some(folded) = folded else {
+                return stored_value(piece, bytes, n, k);
             };
-            let width = piece.dtype.bytes();
-            let at = (major * stride + minor) * width;
-            let Some(element) = bytes.get(at..at + width) else {
-                return f64::NAN;
-            };
-            let mut bits = [0u8; 4];
-            // A bfloat16 is the upper half of an f32.
-            let place = if piece.dtype == FloatDtype::Bf16 { 2 } else { 0 };
-            bits[place..place + width].copy_from_slice(element);
-            return match piece.dtype {
-                FloatDtype::Bf16 | FloatDtype::F32 => f64::from(f32::from_le_bytes(bits)),
-                FloatDtype::F16 => f64::from(piece.dtype.widen(&bits[..2])[0]),
-            };
+            let (row, column) = (piece.rows.start + n, piece.columns.start + k);
+            let mut block = folded.block.borrow_mut();
+            if !block.0.contains(&row) {
+                let whole = Piece::whole(&piece.tensor, piece.dtype, piece.orientation, piece.dims);
+                let read = |n, k| stored_value(&whole, bytes, n, k);
+                *block = folded.second.block(folded.folding, piece.dims, row, &read);
+            }
+            // The writer rounds transformed values to f32 before it chooses codes.
+            return f64::from(block.1[(row - block.0.start) * piece.dims.1 + column] as f32);
         }
         f64::NAN
+    }
+}
+
+/// The stored value at row `n` and column `k` of a piece.
+fn stored_value(piece: &Piece, bytes: &[u8], n: usize, k: usize) -> f64 {
+    let [major, minor] = piece.source_index(n, k);
+    let stride = match piece.orientation {
+        Orientation::OutIn => piece.dims.1,
+        Orientation::InOut => piece.dims.0,
+    };
+    let width = piece.dtype.bytes();
+    let at = (major * stride + minor) * width;
+    let Some(element) = bytes.get(at..at + width) else {
+        return f64::NAN;
+    };
+    let mut bits = [0u8; 4];
+    // A bfloat16 is the upper half of an f32.
+    let place = if piece.dtype == FloatDtype::Bf16 { 2 } else { 0 };
+    bits[place..place + width].copy_from_slice(element);
+    match piece.dtype {
+        FloatDtype::Bf16 | FloatDtype::F32 => f64::from(f32::from_le_bytes(bits)),
+        FloatDtype::F16 => f64::from(piece.dtype.widen(&bits[..2])[0]),
     }
 }

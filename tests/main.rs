@@ -4,6 +4,7 @@ mod bad_files;
 mod calibrate;
 mod cli;
 mod decode;
+mod encoders;
 mod ernie;
 mod fastdeploy;
 mod faults;
@@ -16,4 +17,7 @@ mod model;
 #[path = "fuzz/oracle.rs"]
 mod oracle;
 mod paddle;
+mod scoring;
+mod statistics;
 mod tokenizer;
+mod transform;

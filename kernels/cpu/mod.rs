@@ -23,3 +23,4 @@ mod scratch;
 pub(crate) mod simd;
 pub(crate) mod weight;
 pub(crate) mod widen;
+mod wint25;

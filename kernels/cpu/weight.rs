@@ -18,6 +18,7 @@ use qtool_formats::{FloatDtype, Scheme};
 use super::isa::Isa;
 use super::simd::{LANES, Vector};
 use super::widen::{widen_bf16, widen_f16, widen_f32};
+use super::wint25::{Ccq25, Ccq25Rows};
 use crate::backend::{Form, HostWeight, Storage};
 
 /// Columns that are decoded together.
@@ -38,6 +39,8 @@ pub(crate) enum Numbers {
     Affine(Affine),
     /// WINT2.
     Ccq(Ccq),
+    /// WINT2.5.
+    Ccq25(Ccq25),
 }
 
 pub(crate) struct Affine {
@@ -118,6 +121,10 @@ impl CpuWeight {
                             channels: (0..n).map(|n| [supers[n], slopes[n], offsets[n]]).collect(),
                         })
                     }
+                    Scheme::Ccq25 => Numbers::Ccq25(Ccq25 {
+                        words: codes,
+                        super_scales: widen(isa, FloatDtype::Bf16, parts[1].bytes()),
+                    }),
                 }
             }
         };
@@ -187,6 +194,7 @@ impl CpuWeight {
                 locals: ccq.locals.bytes(),
                 k: self.k,
             }),
+            Numbers::Ccq25(ccq) => l.run(Ccq25Rows(ccq, ccq.words.bytes(), self.k)),
         }
     }
 }

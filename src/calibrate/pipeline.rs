@@ -17,6 +17,7 @@ use super::{measure, sequential};
 use crate::informed::Codes;
 use crate::plan::QuantizePlan;
 use crate::quantize::{self, Options};
+use crate::transform::evidence::TransformedEvidence;
 use crate::{Error, Result};
 
 /// Where evidence comes from.
@@ -67,7 +68,21 @@ pub fn run(
     min_coverage: u64,
 ) -> Result<Vec<Manifest>> {
     let staging = quantize::begin(checkpoint, options)?;
-    let evidence = evidence(plans);
+    let transform = plans.first().and_then(|plan| plan.transform.as_deref());
+    // A diagonal cannot be rotated.
+    let rotated = transform.is_some_and(|t| t.record().rotation.is_some());
+    let evidence = match evidence(plans) {
+        Evidence::Diagonal if rotated => Evidence::Full,
+        wanted => wanted,
+    };
+    let informed = |stored: &Stored, staging| {
+        let seen = transform.map(|transform| TransformedEvidence::new(stored, transform));
+        let codes = match &seen {
+            Some(seen) => Codes::Informed(seen),
+            None => Codes::Informed(stored),
+        };
+        quantize::write_folders(checkpoint, plans, options, codes, staging)
+    };
     match calibration {
         Calibration::Sequential(corpus) => {
             let wanted = sequential::Options {
@@ -101,14 +116,17 @@ pub fn run(
             let measured = measure::Options {
                 target: target.clone(),
                 force: false,
-                evidence: evidence.max(Evidence::Diagonal),
+                evidence: evidence.max(if rotated {
+                    Evidence::Full
+                } else {
+                    Evidence::Diagonal
+                }),
                 slices: None,
                 threads: options.threads,
                 show_progress: options.show_progress,
             };
             measure::run(checkpoint, corpus, &measured)?;
-            let stored = Stored::new(Statistics::open(&target)?, min_coverage);
-            quantize::write_folders(checkpoint, plans, options, Codes::Informed(&stored), staging)
+            informed(&Stored::new(Statistics::open(&target)?, min_coverage), staging)
         }
         Calibration::Statistics(folder) => {
             let statistics = Statistics::open(folder)?;
@@ -133,8 +151,7 @@ pub fn run(
             if evidence == Evidence::Full && !statistics.index().full {
                 return bad("holds diagonals only, and a method asks for whole second moments; measure without --diagonal".to_owned());
             }
-            let stored = Stored::new(statistics, min_coverage);
-            quantize::write_folders(checkpoint, plans, options, Codes::Informed(&stored), staging)
+            informed(&Stored::new(statistics, min_coverage), staging)
         }
     }
 }

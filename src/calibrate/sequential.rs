@@ -28,12 +28,13 @@ use super::coverage::Observed;
 use super::decisions::{Decided, Decision, Decisions};
 use super::measure::digest;
 use super::walk::{Walk, together};
-use crate::blocks::read_rows;
 use crate::informed::{Calibrated, Codes, Ready, Workshop};
 use crate::model::{Block, Model};
 use crate::plan::{Action, Quantization, QuantizePlan};
 use crate::progress::Progress;
 use crate::source::{Overlay, Source, WeightSource};
+use crate::transform::model::Transformed;
+use crate::transform::weights::Weights;
 use crate::{Error, Result, TOOL, interrupt, quantize};
 
 /// Weights of a tensor that are decided together by one thread.
@@ -57,17 +58,19 @@ pub fn run(
     options: &Options<'_>,
 ) -> Result<Decisions> {
     quantize::with_threads(options.quantize.threads, || {
-        let source = Arc::new(Source::of_checkpoint(Arc::clone(checkpoint))?);
-        let model = Model::open(
-            CpuBackend::new(Isa::best()),
-            Arc::clone(&source) as Arc<dyn WeightSource>,
-        )?;
+        let transform = plans.first().and_then(|plan| plan.transform.as_ref());
+        let source: Arc<dyn WeightSource> = match transform {
+            None => Arc::new(Source::of_checkpoint(Arc::clone(checkpoint))?),
+            Some(transform) => Arc::new(Transformed::new(Arc::clone(checkpoint), Arc::clone(transform))?),
+        };
+        let model = Model::open(CpuBackend::new(Isa::best()), Arc::clone(&source))?;
         let methods: Vec<Vec<String>> = plans.iter().map(describe).collect();
         let fingerprint = json!({
             "tool": TOOL,
             "model": digest(checkpoint)?,
             "corpus": corpus.description(),
             "methods": blake3::hash(format!("{methods:?}").as_bytes()).to_hex().to_string(),
+            "transform": transform.map(|t| t.fingerprint()),
             "min_coverage": options.min_coverage,
             "evidence": format!("{:?}", options.evidence),
             // The forward pass may differ in the last bit between instruction sets.
@@ -127,7 +130,7 @@ fn describe(plan: &QuantizePlan) -> Vec<String> {
 struct Job<'a> {
     checkpoint: &'a Checkpoint,
     plans: &'a [QuantizePlan],
-    source: &'a Source,
+    source: &'a dyn WeightSource,
     model: &'a Model<CpuBackend>,
 }
 
@@ -148,6 +151,12 @@ impl Job<'_> {
             wanted.collect::<Vec<_>>()
         };
         self.plans.iter().enumerate().flat_map(of_plan).collect()
+    }
+
+    /// The weights as the plans transform them.
+    fn weights(&self) -> Weights<'_> {
+        let transform = self.plans.first().and_then(|plan| plan.transform.as_deref());
+        Weights::new(self.checkpoint, transform)
     }
 
     fn decide(&self, block: &Block<CpuBackend>, observed: &Observed) -> Result<Vec<Decision>> {
@@ -181,6 +190,8 @@ impl Job<'_> {
     /// All rows of a tensor, in parts that do not depend on the number of threads.
     fn quantize(&self, name: &str, q: &Quantization, ready: &Ready) -> Result<(QuantizedWeight, Calibrated)> {
         let isa = Isa::best();
+        let mut weights = self.weights();
+        weights.turn_to(q.pieces.iter())?;
         let step = (BLOCK_WEIGHTS / q.k.max(1)).max(1);
         let parts: Vec<Range<usize>> = (0..q.n)
             .step_by(step)
@@ -190,7 +201,7 @@ impl Job<'_> {
             .par_iter()
             .map(|range| {
                 let mut rows = Vec::new();
-                read_rows(isa, self.checkpoint, &q.pieces, range.clone(), &mut rows)?;
+                weights.rows(isa, name, &q.pieces, range.clone(), &mut rows)?;
                 let weight = ready
                     .quantize(isa, q, range, &rows)?
                     .map_err(|source| Error::Tensor {
@@ -253,7 +264,9 @@ impl Job<'_> {
                     piece.orientation,
                     piece.dims,
                 );
-                read_rows(Isa::best(), self.checkpoint, &[all], 0..piece.dims.0, &mut whole)?;
+                let name = &piece.tensor;
+                self.weights()
+                    .rows(Isa::best(), name, &[all], 0..piece.dims.0, &mut whole)?;
                 values.insert(piece.tensor.clone(), (piece.dims.1, whole));
             }
         }

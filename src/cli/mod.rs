@@ -7,6 +7,7 @@ pub mod export;
 pub mod inspect;
 pub mod quantize;
 pub mod size;
+pub mod transform;
 pub mod verify;
 
 use std::io::{IsTerminal, Write};

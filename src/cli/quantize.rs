@@ -15,6 +15,7 @@ use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::export::fastdeploy::Wanted;
 use serde_json::{Value, json};
 
+use super::transform::{TransformArgs, untied_line};
 use super::{corpus, print, print_json, size, wants_progress};
 use crate::calibrate::pipeline;
 use crate::classes::{class_of, group};
@@ -55,11 +56,13 @@ pub struct Args {
     /// How scales are chosen: none or mse [default: none at 8 bits, mse at 4]
     #[arg(long, value_name = "METHOD")]
     pub clip: Option<String>,
-    /// How codes are chosen: none, mse, gptq or ccq [default: as --clip; with --calib gptq; at 2 bits ccq]
+    /// How codes are chosen: none, mse, gptq, ccq or ccq25 (WINT2.5) [default: as --clip; with --calib gptq; at 2 bits ccq]
     #[arg(long, value_name = "METHOD", conflicts_with = "clip")]
     pub method: Option<String>,
     #[command(flatten)]
     evidence: corpus::EvidenceArgs,
+    #[command(flatten)]
+    transform: TransformArgs,
     /// How long to search at 2 bits: fast, default or best [default: default]
     #[arg(long, value_name = "LEVEL")]
     pub effort: Option<String>,
@@ -135,7 +138,7 @@ Examples:
   qtool quantize MODEL -o OUT --bits 4 --group-size 32 --asymmetric --scale-dtype f16
   qtool quantize MODEL -o OUT --bits 4 --rule 'down_proj=bits:8' --skip 'layers\\.0\\.'
   qtool quantize MODEL -o OUT --bits 8 --dry-run
-  qtool quantize MODEL -o OUT --bits 2 --calib text.txt
+  qtool quantize MODEL -o OUT --bits 2 --calib text.txt --rotate
   qtool quantize ERNIE -o OUT --bits 4 --format fastdeploy",
         methods.join("\n")
     )
@@ -155,9 +158,7 @@ impl Args {
             );
         }
         let plans = match self.format {
-            Format::Qtool => vec![quantize::with_threads(self.threads, || {
-                quantize::plan(&checkpoint, &options)
-            })?],
+            Format::Qtool => vec![self.transform.plan(&checkpoint, &options)?],
             Format::Fastdeploy => fastdeploy::plans(&checkpoint, &self.request(&options)?)?,
         };
         let plan = &plans[0];
@@ -247,6 +248,10 @@ impl Args {
                 self.effort.is_some() && self.bits != 2,
             ),
             ("--rule and --skip", rules),
+            (
+                self.transform.typed().unwrap_or_default(),
+                self.transform.typed().is_some(),
+            ),
             ("--non-finite keep", self.non_finite == OnNonFinite::Keep),
         ];
         if let Some((option, _)) = refused.iter().find(|(_, typed)| *typed) {
@@ -278,6 +283,7 @@ impl Args {
                 "ranks": ranks,
                 "source_bytes": plan.source_bytes(),
                 "stored_bytes": plan.stored_bytes(),
+                "untied_head_bytes": plan.untied_bytes(),
                 "estimate": estimate,
                 "estimated_seconds": estimate.total_seconds(),
                 "classes": classes,
@@ -295,10 +301,11 @@ impl Args {
             ]);
         }
         print(&format!(
-            "Plan for {}{} (nothing is written):\n{}\n{}",
+            "Plan for {}{} (nothing is written):\n{}\n{}{}",
             self.model.display(),
             of_ranks(ranks),
             table.render(),
+            untied_line(plan),
             totals_line(plan, &estimate)
         ))?;
         Ok(0)

@@ -43,6 +43,17 @@ pub struct SpecialIds {
     pub unk: Option<u32>,
 }
 
+/// One or two texts as an encoder reads them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Ids, special tokens included.
+    pub ids: Vec<u32>,
+    /// For each id which of the two texts it belongs to, as the tokenizer counts special tokens.
+    pub types: Vec<u32>,
+    /// Tokens that did not fit.
+    pub cut: usize,
+}
+
 /// A folder's tokenizer.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -97,6 +108,17 @@ impl Tokenizer {
     /// Ids of two texts in one row, special tokens included, and for each id which of the two it belongs to.
     pub fn encode_pair(&self, a: &str, b: &str) -> Result<(Vec<u32>, Vec<u32>)> {
         self.model.encode_pair(a, b)
+    }
+
+    /// What an encoder reads of one or two texts: special tokens included, and at most `most` ids. Where the
+    /// texts are longer, tokens are cut from the end of the longer of the two until they fit
+    /// (`longest_first`). Fails when `most` has no room even for the special tokens.
+    pub fn encode_row(&self, a: &str, b: Option<&str>, most: usize) -> Result<Row> {
+        let row = self.model.encode_row(a, b, most)?;
+        row.ok_or_else(|| Error::Tokenizer {
+            path: self.folder.clone(),
+            reason: format!("the special tokens around a text are more than {most}, there is no room for it"),
+        })
     }
 
     /// Text of ids. `skip_special` leaves special tokens out.
