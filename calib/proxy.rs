@@ -44,6 +44,20 @@ impl Proxy {
     ///
     /// When the weight is of another shape.
     pub fn sums(&self, rows: &[f32], weight: &QuantizedWeight) -> (f64, f64) {
+        (self.energy(&self.errors(rows, weight)), self.energy(rows))
+    }
+
+    /// e H e^T of every row and its codes, (n).
+    ///
+    /// # Panics
+    ///
+    /// When the weight is of another shape.
+    pub fn row_errors(&self, rows: &[f32], weight: &QuantizedWeight) -> Vec<f64> {
+        self.energies(&self.errors(rows, weight))
+    }
+
+    /// Rows less their decoded codes.
+    fn errors(&self, rows: &[f32], weight: &QuantizedWeight) -> Vec<f32> {
         assert_eq!(weight.dims(), (rows.len() / self.k, self.k), "dimensions");
         let mut errors = rows.to_vec();
         let mut decoded = vec![0f32; self.k];
@@ -51,11 +65,16 @@ impl Proxy {
             weight.dequantize_row(n, &mut decoded);
             row.iter_mut().zip(&decoded).for_each(|(e, d)| *e -= d);
         }
-        (self.energy(&errors), self.energy(rows))
+        errors
     }
 
     /// tr(X H X^T).
     fn energy(&self, x: &[f32]) -> f64 {
+        self.energies(x).iter().sum()
+    }
+
+    /// x H x^T of every row.
+    fn energies(&self, x: &[f32]) -> Vec<f64> {
         let (k, n) = (self.k, x.len() / self.k);
         match &self.moment {
             Moment::Diagonal(d) => x
@@ -66,7 +85,7 @@ impl Proxy {
                         .map(|(x, d)| f64::from(x * x) * f64::from(*d))
                         .sum::<f64>()
                 })
-                .sum(),
+                .collect(),
             Moment::Full(h) => {
                 let mut image = vec![0f32; x.len()];
                 let target = MatMut::from_row_major_slice_mut(&mut image, n, k);
@@ -75,10 +94,16 @@ impl Proxy {
                     MatRef::from_row_major_slice(h, k, k),
                 );
                 matmul(target, Accum::Replace, left, right, 1.0, Par::Seq);
-                x.iter()
-                    .zip(&image)
-                    .map(|(x, y)| f64::from(*x) * f64::from(*y))
-                    .sum()
+                let products = |(x, y): (&[f32], &[f32])| {
+                    x.iter()
+                        .zip(y)
+                        .map(|(x, y)| f64::from(*x) * f64::from(*y))
+                        .sum::<f64>()
+                };
+                x.chunks_exact(k)
+                    .zip(image.chunks_exact(k))
+                    .map(products)
+                    .collect()
             }
         }
     }

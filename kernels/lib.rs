@@ -19,6 +19,7 @@
 //! | [`nearest_codewords`] | `cpu/codewords.rs` | nearest of 256 codewords for vectors of 4 weights, in integers |
 //! | [`nearest_in_metric`], [`add_scaled`] | `cpu/metric.rs` | nearest codeword under a 4 x 4 metric; a few scaled rows added up |
 //! | [`code_histogram`] | `cpu/histogram.rs` | how often each code occurs |
+//! | [`Orthogonal`] | `orthogonal.rs` | rotations by Hadamard and seeded matrices, in f64 |
 //!
 //! # One result, whatever the machine
 //!
@@ -33,6 +34,7 @@
 
 pub mod backend;
 mod cpu;
+pub mod orthogonal;
 pub mod reference;
 
 pub use backend::Backend;
@@ -46,4 +48,6 @@ pub use cpu::isa::{Isa, IsaKind};
 pub use cpu::metric::{Metric, MetricBook, PRODUCTS, add_scaled, nearest_in_metric};
 pub use cpu::pack::{pack_crumbs, pack_nibbles, unpack_crumbs, unpack_nibbles};
 pub use cpu::round::{round_codes, round_codes_groups};
+pub use cpu::weight::CpuWeight;
 pub use cpu::widen::{narrow_bf16, narrow_f16, widen_bf16, widen_f16, widen_f32};
+pub use orthogonal::Orthogonal;

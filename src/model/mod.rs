@@ -1,4 +1,4 @@
-//! Running a language model: the same forward serves calibration and validation. Blocks are read one at a time
+//! Running a model: the same forward serves calibration and validation. Blocks are read one at a time
 //! where memory is short, or kept.
 //!
 //! | Page | Idea |
@@ -8,6 +8,7 @@
 //! | [`attention`], [`mlp`], [`linear`], [`rope`] | the parts of a block |
 //! | [`block`] | one block |
 //! | [`batch`] | token rows that run together |
+//! | [`encoder`] | encoders: texts to labels or vectors |
 //! | [`shared`] | many sequences behind one prefix; answers behind one prompt |
 //! | [`slots`] | several sequences that grow together |
 
@@ -16,6 +17,7 @@ pub mod attention;
 pub mod batch;
 pub mod block;
 pub mod decoder;
+pub mod encoder;
 pub mod linear;
 pub mod mlp;
 pub mod rope;
@@ -33,9 +35,13 @@ use attention::{KeysValues, Memory, Place, Target};
 pub use batch::Batch;
 pub use block::Block;
 use decoder::Decoder;
+pub use encoder::Encoder;
 
 use crate::source::WeightSource;
 use crate::{Error, Result};
+
+/// Tensor of an output head that is not the embedding.
+pub const HEAD: &str = "lm_head.weight";
 
 /// A model on a device: embedding, final norm and head; its blocks when [`load`](Self::load) was called.
 pub struct Model<B: Backend> {
@@ -92,7 +98,7 @@ impl<B: Backend> Model<B> {
         let norm = source.vector(&format!("{prefix}norm.weight"), hidden)?;
         // A tied model's file may hold a copy of the head; the reference library ignores it, too.
         let head = (!decoder.tied)
-            .then(|| source.matrix("lm_head.weight", vocabulary, hidden))
+            .then(|| source.matrix(HEAD, vocabulary, hidden))
             .transpose()?;
         Ok(Self {
             embedding: backend.weight(&embedding),
@@ -170,11 +176,16 @@ impl<B: Backend> Model<B> {
         block.run(&self.backend, &self.decoder, x, place, Memory::Own, observer);
     }
 
+    /// What the head reads of the last block's output `x`: its final norm.
+    pub fn normed(&self, x: &B::Tensor) -> B::Tensor {
+        self.backend.rms_norm(x, &self.norm, self.decoder.eps)
+    }
+
     /// Logits (rows, V) of these rows of the last block's output, or of all.
     pub fn logits(&self, x: &B::Tensor, rows: Option<&[usize]>) -> B::Tensor {
         let chosen = rows.map(|rows| self.backend.gather(x, rows));
         let x = chosen.as_ref().unwrap_or(x);
-        let normed = self.backend.rms_norm(x, &self.norm, self.decoder.eps);
+        let normed = self.normed(x);
         self.backend
             .matmul(&normed, self.head.as_ref().unwrap_or(&self.embedding))
     }
@@ -183,9 +194,11 @@ impl<B: Backend> Model<B> {
     pub fn hidden(&self, batch: &Batch) -> Result<B::Tensor> {
         let mut x = self.embed(batch)?;
         let place = self.place(batch);
-        for block in &self.blocks {
-            self.run(block, &mut x, &place, None);
-        }
+        self.backend.within(|| {
+            for block in &self.blocks {
+                self.run(block, &mut x, &place, None);
+            }
+        });
         Ok(x)
     }
 
@@ -236,10 +249,12 @@ impl<B: Backend> Model<B> {
             target: Target::From(filled),
             ..self.place(&batch)
         };
-        for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
-            let memory = Memory::Kept(cache);
-            block.run(&self.backend, &self.decoder, &mut x, &place, memory, None);
-        }
+        self.backend.within(|| {
+            for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
+                let memory = Memory::Kept(cache);
+                block.run(&self.backend, &self.decoder, &mut x, &place, memory, None);
+            }
+        });
         cache.filled = end;
         Ok(x)
     }
