@@ -135,6 +135,12 @@ pub trait Scorer: Send + Sync {
     /// Tokens that went through the model so far, shared prefixes counted once, for throughput.
     fn tokens_run(&self) -> u64;
 
+    /// Texts that [`classify`](Self::classify) and [`embed`](Self::embed) cut so far because they were longer than
+    /// the context.
+    fn texts_cut(&self) -> u64 {
+        0
+    }
+
     /// How likely the answers are.
     fn likelihoods(&self, questions: &[Question], on_answer: OnAnswer<'_, Likelihoods>) -> Result<()>;
     /// Greedy replies.

@@ -1,6 +1,8 @@
 //! A model run here as a scorer, against its own plain forward pass: one sequence at a time, no prefix, every
 //! logit. That the forward pass is right is `forward.rs`'s business.
 
+mod encoder;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 

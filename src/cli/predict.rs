@@ -8,7 +8,7 @@ use qtool_kernels::{CpuBackend, Isa};
 use super::tasks::{AskArgs, task_and_data};
 use super::{print, wants_progress};
 use crate::scorer::Scorer;
-use crate::scoring::local::{LocalScorer, Options};
+use crate::scoring::local::Options;
 use crate::validate::{self, Place, Plan, outputs};
 use crate::{Error, Result};
 
@@ -106,7 +106,7 @@ pub(super) fn open(place: &Place) -> Result<Box<dyn Scorer>> {
     match place {
         Place::Folder(folder) => {
             let backend = CpuBackend::new(Isa::best());
-            Ok(Box::new(LocalScorer::open(backend, folder, Options::default())?))
+            crate::scoring::open(backend, folder, Options::default())
         }
         Place::Served { name, .. } => Err(Error::Unsuited {
             model: name.clone(),
