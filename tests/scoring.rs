@@ -417,6 +417,29 @@ fn a_run_can_be_broken_off_and_keeps_what_was_answered() {
     assert_eq!(answered, 2);
 }
 
+/// What is asked again after an interruption runs in the batches of the whole list: same numbers, to the last bit.
+#[test]
+fn a_resumed_run_gives_the_same_bits() {
+    let options = Options {
+        batch_tokens: 60,
+        ..Options::default()
+    };
+    let scorer = open(&sample("tiny-ernie45-moe"), options);
+    let questions = questions();
+    let whole = likelihoods(&scorer, &questions);
+    for open in [&[0usize, 3][..], &[1, 2, 4], &[5]] {
+        let mut found = Vec::new();
+        let keep = &mut |index, answer| {
+            found.push((index, answer));
+            ControlFlow::Continue(())
+        };
+        scorer.likelihoods_of(&questions, open, keep).unwrap();
+        found.sort_by_key(|(index, _)| *index);
+        let expected: Vec<_> = open.iter().map(|&i| (i, whole[i].clone())).collect();
+        assert_eq!(found, expected);
+    }
+}
+
 #[test]
 fn what_a_language_model_cannot_do_is_said() {
     let scorer = open(&sample("tiny-ernie45"), Options::default());
