@@ -67,7 +67,7 @@ impl ServerArgs {
         Ok(match place {
             Place::Folder(folder) => {
                 let backend = CpuBackend::new(Isa::best());
-                Box::new(LocalScorer::open(backend, folder, local::Options::default())?)
+                crate::scoring::open(backend, folder, local::Options::default())?
             }
             Place::Served { url, name } => Box::new(EndpointScorer::open(&self.options(url, name, seed))?),
         })
