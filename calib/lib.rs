@@ -17,10 +17,12 @@
 //! | what is known about a layer's inputs | [`stats`] |
 //! | how a running model reports them | [`observe`] |
 //! | how much of a layer's output is error | [`proxy`] |
+//! | how many bits each tensor gets under a budget | [`allocation`] |
 //! | error figures of a block of rows | [`measure`] |
 #![forbid(unsafe_code)]
 
 pub mod affine;
+pub mod allocation;
 pub mod ccq;
 pub mod ccq25;
 pub mod clip;

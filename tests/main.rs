@@ -16,4 +16,5 @@ mod model;
 #[path = "fuzz/oracle.rs"]
 mod oracle;
 mod paddle;
+mod target;
 mod tokenizer;

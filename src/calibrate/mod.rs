@@ -11,6 +11,8 @@
 //! | [`measure`] | the one pass that fills a folder of sums |
 //! | [`sequential`] | blocks quantized one after the other |
 //! | [`pipeline`] | quantization with evidence, whichever way |
+//! | [`sensitivity`] | what each tensor loses at each number of bits |
+//! | [`target`] | bits per tensor under a budget |
 //! | [`decisions`] | blocks already quantized, in a sequential run |
 
 pub mod activations;
@@ -20,6 +22,8 @@ pub mod decisions;
 pub mod measure;
 pub mod pipeline;
 pub mod recorder;
+pub mod sensitivity;
 pub mod sequential;
 pub mod statistics;
+pub mod target;
 pub mod walk;

@@ -111,30 +111,44 @@ pub fn run(
             quantize::write_folders(checkpoint, plans, options, Codes::Informed(&stored), staging)
         }
         Calibration::Statistics(folder) => {
-            let statistics = Statistics::open(folder)?;
-            let bad = |reason: String| {
-                Err(Error::Statistics {
-                    path: folder.clone(),
-                    reason,
-                })
-            };
-            if statistics.index().part {
-                return bad("is a part; merge all parts with `qtool merge-stats` first".to_owned());
-            }
-            statistics.verify()?;
-            if statistics.index().model_digest
-                != quantize::with_threads(options.threads, || measure::digest(checkpoint))?
-            {
-                return bad(format!(
-                    "was measured on another model ({}); measure this one with `qtool calibrate`",
-                    statistics.index().model
-                ));
-            }
-            if evidence == Evidence::Full && !statistics.index().full {
-                return bad("holds diagonals only, and a method asks for whole second moments; measure without --diagonal".to_owned());
-            }
+            let statistics = open_statistics(checkpoint, folder, evidence, options.threads)?;
             let stored = Stored::new(statistics, min_coverage);
             quantize::write_folders(checkpoint, plans, options, Codes::Informed(&stored), staging)
         }
     }
+}
+
+/// Opens a folder of statistics that is to serve `checkpoint`.
+///
+/// Fails when it is a part, damaged, of another model, or holds less than `evidence`.
+pub fn open_statistics(
+    checkpoint: &Arc<Checkpoint>,
+    folder: &Path,
+    evidence: Evidence,
+    threads: usize,
+) -> Result<Statistics> {
+    let statistics = Statistics::open(folder)?;
+    let bad = |reason: String| {
+        Err(Error::Statistics {
+            path: folder.to_owned(),
+            reason,
+        })
+    };
+    if statistics.index().part {
+        return bad("is a part; merge all parts with `qtool merge-stats` first".to_owned());
+    }
+    statistics.verify()?;
+    if statistics.index().model_digest != quantize::with_threads(threads, || measure::digest(checkpoint))? {
+        return bad(format!(
+            "was measured on another model ({}); measure this one with `qtool calibrate`",
+            statistics.index().model
+        ));
+    }
+    if evidence == Evidence::Full && !statistics.index().full {
+        return bad(
+            "holds diagonals only, and a method asks for whole second moments; measure without --diagonal"
+                .to_owned(),
+        );
+    }
+    Ok(statistics)
 }

@@ -5,8 +5,10 @@ pub mod completions;
 pub mod corpus;
 pub mod export;
 pub mod inspect;
+pub mod outcome;
 pub mod quantize;
 pub mod size;
+pub mod target;
 pub mod verify;
 
 use std::io::{IsTerminal, Write};

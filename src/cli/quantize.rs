@@ -10,14 +10,16 @@ use qtool_calib::options::{
     PartialOptions, parse_clip, parse_effort, parse_grid, parse_grouping, parse_method, parse_scale,
 };
 use qtool_calib::{METHODS, Recipe};
-use qtool_formats::artifact::{Manifest, Stored};
+use qtool_formats::artifact::Manifest;
 use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::export::fastdeploy::Wanted;
 use serde_json::{Value, json};
 
-use super::{corpus, print, print_json, size, wants_progress};
+use super::outcome::{faults, outcome_table};
+use super::{corpus, print, print_json, size, target, wants_progress};
 use crate::calibrate::pipeline;
-use crate::classes::{class_of, group};
+use crate::calibrate::target::Allocated;
+use crate::classes::group;
 use crate::estimate::{self, Estimate};
 use crate::fastdeploy::{self, Request};
 use crate::informed::Codes;
@@ -35,8 +37,10 @@ pub struct Args {
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
     /// Bits per weight: 8, 4, or 2 (WINT2)
-    #[arg(short, long, value_name = "BITS", value_parser = qtool_calib::options::parse_bits)]
-    pub bits: u8,
+    #[arg(short, long, value_name = "BITS", value_parser = qtool_calib::options::parse_bits, required_unless_present = "target_bpw")]
+    pub bits: Option<u8>,
+    #[command(flatten)]
+    target: target::TargetArgs,
     /// Folder to write: qtool's artifact, or one that FastDeploy loads (ERNIE-4.5)
     #[arg(long, value_enum, default_value_t = Format::Qtool)]
     pub format: Format,
@@ -136,6 +140,7 @@ Examples:
   qtool quantize MODEL -o OUT --bits 4 --rule 'down_proj=bits:8' --skip 'layers\\.0\\.'
   qtool quantize MODEL -o OUT --bits 8 --dry-run
   qtool quantize MODEL -o OUT --bits 2 --calib text.txt
+  qtool quantize MODEL -o OUT --target-bpw 3 --calib STATS
   qtool quantize ERNIE -o OUT --bits 4 --format fastdeploy",
         methods.join("\n")
     )
@@ -154,6 +159,14 @@ impl Args {
                 self.model.display()
             );
         }
+        let mut calibration = self.evidence.read(&self.model)?;
+        let coverage = self.evidence.rows.min_coverage;
+        let applied = self.target.apply(
+            &checkpoint,
+            (&mut options, self.effort.as_deref()),
+            &mut calibration,
+            coverage,
+        )?;
         let plans = match self.format {
             Format::Qtool => vec![quantize::with_threads(self.threads, || {
                 quantize::plan(&checkpoint, &options)
@@ -163,16 +176,18 @@ impl Args {
         let plan = &plans[0];
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
-            return self.print_plan(&checkpoint, plan, plans.len());
+            return self.print_plan(&checkpoint, plan, plans.len(), applied.allocated.as_ref());
         }
-        let manifests = match self.evidence.read(&self.model)? {
+        let manifests = match calibration {
             None => {
                 let staging = quantize::begin(&checkpoint, &options)?;
                 quantize::write_folders(&checkpoint, &plans, &options, Codes::Plain, staging)?
             }
             Some(calibration) => {
-                let coverage = self.evidence.rows.min_coverage;
-                options.calibration = Some(calibration.describe(coverage)?);
+                options.calibration = Some(target::noted(
+                    calibration.describe(coverage)?,
+                    applied.allocated.as_ref(),
+                ));
                 pipeline::run(&checkpoint, &plans, &options, &calibration, coverage)?
             }
         };
@@ -181,13 +196,23 @@ impl Args {
         Ok(0)
     }
 
+    /// Bits of tensors that nothing else decides on.
+    fn bits(&self) -> u8 {
+        self.bits.unwrap_or(target::DEFAULT_BITS)
+    }
+
     /// What was typed, as what it means.
     fn options(&self) -> anyhow::Result<Options> {
         if self.format == Format::Qtool && (self.w4_until.is_some() || self.tensor_parallel > 1) {
             anyhow::bail!("--w4-until and --tensor-parallel go with --format fastdeploy only");
         }
+        if self.format == Format::Fastdeploy && self.target.given() {
+            anyhow::bail!(
+                "--target-bpw does not go with --format fastdeploy: its layout leaves no choice but --bits and --w4-until, which gives all experts up to a layer 4 bits instead of 2"
+            );
+        }
         let partial = PartialOptions {
-            bits: Some(self.bits),
+            bits: Some(self.bits()),
             grouping: self.group_size.as_deref().map(parse_grouping).transpose()?,
             grid: if self.asymmetric {
                 Some(parse_grid("zp")?)
@@ -200,9 +225,9 @@ impl Args {
             calibrated: !self.evidence.calib.is_empty(),
         };
         let default = match self.format {
-            Format::Qtool => partial.complete(self.bits)?,
+            Format::Qtool => partial.complete(self.bits())?,
             // The recipe decides nothing there.
-            Format::Fastdeploy => PartialOptions::default().complete(self.bits)?,
+            Format::Fastdeploy => PartialOptions::default().complete(self.bits())?,
         };
         Ok(Options {
             target: self.output.clone(),
@@ -244,7 +269,7 @@ impl Args {
             ),
             (
                 "--effort without --bits 2",
-                self.effort.is_some() && self.bits != 2,
+                self.effort.is_some() && self.bits() != 2,
             ),
             ("--rule and --skip", rules),
             ("--non-finite keep", self.non_finite == OnNonFinite::Keep),
@@ -256,7 +281,7 @@ impl Args {
         }
         Ok(Request {
             wanted: Wanted {
-                bits: self.bits,
+                bits: self.bits(),
                 w4_until: self.w4_until,
             },
             ranks: usize::from(self.tensor_parallel),
@@ -267,7 +292,13 @@ impl Args {
         })
     }
 
-    fn print_plan(&self, checkpoint: &Checkpoint, plan: &QuantizePlan, ranks: usize) -> anyhow::Result<i32> {
+    fn print_plan(
+        &self,
+        checkpoint: &Checkpoint,
+        plan: &QuantizePlan,
+        ranks: usize,
+        allocated: Option<&Allocated>,
+    ) -> anyhow::Result<i32> {
         let estimate = estimate::estimate(checkpoint, plan, self.threads)?;
         let classes = plan_classes(plan);
         if self.json {
@@ -281,6 +312,7 @@ impl Args {
                 "estimate": estimate,
                 "estimated_seconds": estimate.total_seconds(),
                 "classes": classes,
+                "allocation": allocated,
             }))?;
             return Ok(0);
         }
@@ -295,10 +327,11 @@ impl Args {
             ]);
         }
         print(&format!(
-            "Plan for {}{} (nothing is written):\n{}\n{}",
+            "Plan for {}{} (nothing is written):\n{}\n{}{}",
             self.model.display(),
             of_ranks(ranks),
             table.render(),
+            allocated.map(target::table).unwrap_or_default(),
             totals_line(plan, &estimate)
         ))?;
         Ok(0)
@@ -418,64 +451,4 @@ fn totals_line(plan: &QuantizePlan, estimate: &Estimate) -> String {
         size::bytes(estimate::READ_RATE as u64),
         size::bytes(estimate::WRITE_RATE as u64),
     )
-}
-
-fn faults(manifest: &Manifest) -> Vec<(&str, &str)> {
-    let quantized = manifest.tensors.iter().filter_map(|t| match &t.stored {
-        Stored::Quantized(q) => Some((t.name.as_str(), &q.faults)),
-        Stored::Kept { .. } => None,
-    });
-    quantized
-        .flat_map(|(name, faults)| faults.iter().map(move |fault| (name, fault.as_str())))
-        .collect()
-}
-
-fn outcome_table(manifest: &Manifest, plan: &QuantizePlan) -> String {
-    let mut table = Table::new(&[
-        ">tensors",
-        "class",
-        "stored as",
-        ">before",
-        ">after",
-        ">bits/w",
-        ">SQNR dB",
-        ">worst",
-    ]);
-    let pairs = manifest.tensors.iter().zip(&plan.tensors);
-    let groups = group(pairs, |(record, planned)| {
-        (class_of(&record.name), planned.outcome())
-    });
-    for (class, outcome, members) in groups {
-        let figures: Vec<_> = members
-            .iter()
-            .filter_map(|(record, _)| match &record.stored {
-                Stored::Quantized(q) => Some(&q.figures),
-                Stored::Kept { .. } => None,
-            })
-            .collect();
-        let sqnr: Vec<f64> = figures.iter().filter_map(|f| f.sqnr_db).collect();
-        let worst = sqnr.iter().copied().fold(f64::INFINITY, f64::min);
-        let mean = sqnr.iter().sum::<f64>() / sqnr.len() as f64;
-        let text = |value: f64| {
-            if sqnr.is_empty() {
-                String::new()
-            } else {
-                format!("{value:.1}")
-            }
-        };
-        table.row([
-            members.len().to_string(),
-            class,
-            outcome,
-            size::bytes(members.iter().map(|(_, p)| p.source_bytes).sum()),
-            size::bytes(members.iter().map(|(_, p)| p.stored_bytes()).sum()),
-            figures
-                .first()
-                .map(|f| format!("{:.2}", f.bits_per_weight))
-                .unwrap_or_default(),
-            text(mean),
-            text(worst),
-        ]);
-    }
-    table.render()
 }
