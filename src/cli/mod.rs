@@ -12,6 +12,7 @@ pub mod predict;
 pub mod quantize;
 pub mod server;
 pub mod size;
+pub mod target;
 pub mod tasks;
 pub mod transform;
 pub mod validate;
