@@ -31,7 +31,7 @@
 
 mod feedback;
 mod pairs;
-mod quantizer;
+pub(crate) mod quantizer;
 mod race;
 mod row;
 mod scales;

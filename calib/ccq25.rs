@@ -6,6 +6,8 @@
 //! 128 head and 512 tail codes (the tests do), for a fraction of the work. A group's scale is the best of a
 //! geometric grid, refined by least squares; with 13 bits its rounding costs nothing.
 
+pub mod quantizer;
+
 use half::bf16;
 use qtool_formats::packing::wint25::{
     CODE_WORDS, GROUP, Group, HEAD_WEIGHTS, MAX_LOCAL, WEIGHTS_PER_WORD, WORDS, ZERO_POINT,
@@ -13,6 +15,7 @@ use qtool_formats::packing::wint25::{
 };
 
 use crate::ccq::{CcqError, check};
+pub use quantizer::METHOD;
 
 /// Scales tried, relative to the group's root mean square: this one, and so on in steps of [`STEP`].
 const LEAST_SCALE: f32 = 0.40;

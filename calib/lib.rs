@@ -10,6 +10,7 @@
 //! | plain absmax and min-max rounding | [`rtn`] |
 //! | WINT2, the 2-bit convolutional code | [`ccq`] |
 //! | WINT2.5, its 2.5-bit sibling | [`ccq25`] |
+//! | NormalFloat, 16 levels of a normal distribution | [`nf4`] |
 //! | clip search for the least squared error | [`clip`] |
 //! | a second moment, damped and factored | [`hessian`] |
 //! | rounding with error feedback | [`gptq`] |
@@ -30,6 +31,7 @@ pub mod error;
 pub mod gptq;
 pub mod hessian;
 pub mod measure;
+pub mod nf4;
 pub mod observe;
 pub mod options;
 pub mod proxy;
@@ -111,7 +113,14 @@ pub struct Method {
 }
 
 /// Every method.
-pub const METHODS: &[Method] = &[rtn::METHOD, clip::METHOD, gptq::METHOD, ccq::METHOD];
+pub const METHODS: &[Method] = &[
+    rtn::METHOD,
+    clip::METHOD,
+    gptq::METHOD,
+    ccq::METHOD,
+    ccq25::METHOD,
+    nf4::METHOD,
+];
 
 /// The method of this name.
 pub fn find(name: &str) -> Option<&'static Method> {

@@ -15,6 +15,10 @@ use crate::{CalibError, METHODS, Result};
 pub const BITS: [u8; 4] = [2, 3, 4, 8];
 /// The method of WINT2, and the default at two bits.
 const CCQ: &str = "ccq";
+/// The method of WINT2.5.
+const CCQ25: &str = "ccq25";
+/// The method of NF4.
+const NF4: &str = "nf4";
 
 /// The methods that round each weight by itself, whose names `--clip` takes.
 const CLIPS: [&str; 2] = ["none", "mse"];
@@ -119,14 +123,20 @@ impl PartialOptions {
         {
             return wrong_width(method.bits);
         }
-        if options.method == CCQ {
-            if self.grouping.is_some() || self.grid.is_some() || self.scale.is_some() {
-                return fault(
-                    "2 bits",
-                    "WINT2 fixes groups (64), grid and scale dtype; leave these options out, or name another method (method:mse, method:gptq)",
-                );
-            }
-        } else if self.effort.is_some() {
+        if options.method == NF4 && (self.grouping.is_some() || self.grid.is_some() || self.scale.is_some()) {
+            return fault(
+                "method nf4",
+                "NF4 fixes groups (64), levels and scale dtype (f32); leave these options out",
+            );
+        }
+        let convolutional = [CCQ, CCQ25].contains(&options.method);
+        if convolutional && (self.grouping.is_some() || self.grid.is_some() || self.scale.is_some()) {
+            return fault(
+                "2 bits",
+                "WINT2 and WINT2.5 fix groups (64), grid and scale dtype; leave these options out, or name another method (method:mse, method:gptq)",
+            );
+        }
+        if options.method != CCQ && self.effort.is_some() {
             return fault("effort", "only WINT2 (2 bits) has levels of effort");
         }
         Ok(())
@@ -167,8 +177,11 @@ impl PartialOptions {
 impl TensorOptions {
     /// The scheme these options ask for.
     pub fn scheme(&self) -> Result<Scheme> {
-        if self.method == CCQ {
-            return Ok(Scheme::Ccq);
+        match self.method {
+            CCQ => return Ok(Scheme::Ccq),
+            CCQ25 => return Ok(Scheme::Ccq25),
+            NF4 => return Ok(Scheme::Nf4),
+            _ => {}
         }
         let affine = AffineScheme::new(self.bits, self.grid, self.grouping, self.scale)?;
         Ok(Scheme::Affine(affine))
@@ -190,6 +203,12 @@ impl fmt::Display for TensorOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.method == CCQ {
             return write!(f, "bits:2,effort:{}", self.effort);
+        }
+        if self.method == CCQ25 {
+            return write!(f, "bits:2,method:{CCQ25}");
+        }
+        if self.method == NF4 {
+            return write!(f, "bits:4,method:{NF4}");
         }
         let group = match self.grouping {
             Grouping::Row => "row".to_owned(),
@@ -298,6 +317,8 @@ mod tests {
             "bits:4,group:128,grid:zp,clip:none,scale:f16",
             "bits:8,group:row,grid:sym,clip:mse,scale:f32",
             "bits:2,effort:fast",
+            "bits:2,method:ccq25",
+            "bits:4,method:nf4",
             "bits:2,group:64,grid:sym,clip:mse,scale:bf16",
             "bits:3,group:32,grid:zp,method:gptq,scale:f16",
         ] {
@@ -337,7 +358,12 @@ mod tests {
             ("bits:2,group:32", "leave these options out"),
             ("bits:4,clip:ccq", "none and mse"),
             ("bits:4,method:ccq", "it is for 2 bits"),
-            ("method:magic", "none, mse, gptq, ccq"),
+            ("bits:4,method:ccq25", "it is for 2 bits"),
+            ("bits:8,method:nf4", "it is for 4 bits"),
+            ("bits:4,method:nf4,group:32", "NF4 fixes groups"),
+            ("bits:2,method:ccq25,group:32", "leave these options out"),
+            ("bits:2,method:ccq25,effort:best", "only WINT2"),
+            ("method:magic", "none, mse, gptq, ccq, ccq25, nf4"),
             ("bits:4,effort:best", "only WINT2"),
         ] {
             let parsed = PartialOptions::parse(text).and_then(|options| options.complete(4));

@@ -2,7 +2,7 @@
 //!
 //! For each tensor, in this order: what cannot be quantized is kept (no matrix, no float); a
 //! `--skip` that matches keeps it; the first `--rule` that matches decides; parts of a model that
-//! lose more than they save are kept by default (embeddings, norms, output heads, routers, biases);
+//! lose more than they save are kept by default (embeddings, norms, poolers and output heads, routers, biases);
 //! the rest gets the default options.
 
 use std::sync::LazyLock;
@@ -38,15 +38,16 @@ struct Rule {
 }
 
 /// Parts kept by default: a pattern over names and why.
-const KEPT: [(&str, &str); 7] = [
+const KEPT: [(&str, &str); 8] = [
     (
         r"(^|[._])(embed_tokens|embed_positions|embed_in|word_embeddings|position_embeddings|token_type_embeddings|task_type_embeddings|wte|wpe|tok_embeddings|embeddings?|shared)\.weight$",
         "embedding",
     ),
     (
-        r"(^|[._])(lm_head|embed_out|output_embeddings|score|classifier|cls\..*)\.weight$|^output\.weight$",
+        r"(^|[._])(lm_head|embed_out|output_embeddings|score|(pre_)?classifier(\.dense|\.out_proj)?|cls\..*)\.weight$|^output\.weight$",
         "output head",
     ),
+    (r"(^|\.)pooler\.dense\.weight$", "pooler"),
     (r"norm|(^|\.)ln_[a-z0-9]+\.|LayerNorm", "norm"),
     (
         r"(^|\.)(gate|router|gate_inp|shared_expert_gate|router\.layer|switch)\.weight$",
@@ -232,7 +233,12 @@ mod tests {
             ("embeddings.position_embeddings.weight", "embedding"),
             ("embeddings.token_type_embeddings.weight", "embedding"),
             ("lm_head.weight", "output head"),
+            ("ernie.embeddings.task_type_embeddings.weight", "embedding"),
             ("classifier.weight", "output head"),
+            ("classifier.dense.weight", "output head"),
+            ("classifier.out_proj.weight", "output head"),
+            ("bert.pooler.dense.weight", "pooler"),
+            ("pooler.dense.weight", "pooler"),
             ("model.layers.3.mlp.gate.weight", "router"),
             ("model.layers.3.block_sparse_moe.gate.weight", "router"),
             ("model.layers.3.mlp.shared_expert_gate.weight", "router"),

@@ -8,12 +8,10 @@ name in the safetensors file "file") or "quantized": stored as "parts", each a t
 one per output. A part's "layout" says where its elements lie: the manifest has the formula under
 "layouts", LAYOUTS below the reader. The record's "scheme" names an entry of "schemes", whose
 "value" is the formula that makes weights of codes: VALUES below. The result is an (N, K) float32
-matrix; where "orientation" is "in_out", the tensor is its transpose. The SHA-256 is that of the
-float32 little-endian bytes, row-major (of tensors not F32, F16 or BF16: of the stored bytes).
+matrix; where "orientation" is "in_out", the tensor is its transpose. The SHA-256 is of its float32
+little-endian bytes, row-major (of tensors not F32, F16 or BF16: of the stored bytes).
 """
-import hashlib
-import json
-import sys
+import hashlib, json, sys  # noqa: E401
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +24,7 @@ def need(condition, sentence):
     if not condition:
         raise ValueError(sentence)
 
-def elements(raw, dtype, shape):
-    """Bytes -> numbers. F32, F16 and BF16 become float32, exactly; unknown types stay bytes."""
+def elements(raw, dtype, shape):  # F32, F16 and BF16 become float32; unknown types stay bytes
     if dtype == "BF16":  # the upper half of a float32
         return (raw.view("<u2").astype("<u4") << 16).view("<f4").reshape(shape)
     numbers = raw.view(NUMBERS[dtype]).reshape(shape) if dtype in NUMBERS else raw
@@ -36,24 +33,20 @@ def elements(raw, dtype, shape):
 def rows(raw, part, count):
     return elements(np.ascontiguousarray(raw).ravel(), part["dtype"], (len(raw), count))
 
-def lsb_rows(raw, part, count):
-    """(N, row_bytes) bytes -> (N, count) codes: cuts each row's stream of bits every `bits`."""
+def lsb_rows(raw, part, count):  # cuts each row's stream of bits every `bits`
     bits, name = part["bits"], part["tensor"]
     need(bits in range(1, 9) and raw.shape[1] == -(-count * bits // 8), f"{name}: row length")
     stream = np.unpackbits(raw, axis=1, count=count * bits, bitorder="little")
-    stream = stream.reshape(len(raw), count, bits)
-    return np.packbits(stream, axis=2, bitorder="little")[:, :, 0]  # fills up with zero bits
+    return np.packbits(stream.reshape(len(raw), count, bits), axis=2, bitorder="little")[:, :, 0]
 
 def high_nibbles(raw, part, count):
     return np.stack([raw >> 4, raw & 15], axis=2).reshape(len(raw), -1)[:, :count]
 
-def paddle_int8(raw, part, count):
-    """Two rows in turn, 64 columns each; of 16 columns the first and the last eight alternate."""
+def paddle_int8(raw, part, count):  # of 16 columns the first and the last eight alternate
     tiles = raw.reshape(len(raw) // 2, count // 64, 2, 4, 8, 2)  # pair, tile, row, run, k%8, k%16/8
     return tiles.transpose(0, 2, 1, 3, 5, 4).reshape(len(raw), count)
 
-def paddle_int4(raw, part, count):
-    """Four rows in turn, 64 columns each; 32 columns are four words of the nibbles 0..7."""
+def paddle_int4(raw, part, count):  # 32 columns are four words of the nibbles 0..7
     nibbles = np.stack([raw & 15, raw >> 4], axis=-1)
     tiles = nibbles.reshape(len(raw) // 4, count // 64, 4, 2, 4, 2, 4)  # .., k%8/2, k%2, k%32/8
     return tiles.transpose(0, 2, 1, 3, 6, 4, 5).reshape(len(raw), count)
@@ -62,30 +55,45 @@ LAYOUTS = {"rows": rows, "lsb-rows": lsb_rows, "high-nibbles": high_nibbles, "co
            "columns-high-nibbles": high_nibbles, "paddle-int8": paddle_int8,
            "paddle-int4": paddle_int4}  # "columns...": the bytes of all rows of a column together
 
-def affine(scheme, columns, part):
-    """Subtracts integers and multiplies in float32, so there is one rounding."""
+def affine(scheme, columns, part):  # subtracts integers, so there is one rounding
     group = scheme["group"] or columns  # 0 means the whole row
     need(columns % group == 0, f"groups of {group} do not divide rows of {columns}")
     codes, scales = part("codes", columns), part("scales", columns // group)[:, :, None]
-    zeros = scheme.get("zero_point")  # the fixed one, or else one a group
-    if zeros is None:
+    codes, zeros = codes.reshape(*scales.shape[:2], group).astype("<i4"), scheme.get("zero_point")
+    if zeros is None:  # there is one a group
         zeros = part("zero_points", columns // group)[:, :, None].astype("<i4")
-    grouped = codes.reshape(len(codes), columns // group, group).astype("<i4")
-    return ((grouped - zeros).astype("<f4") * scales).reshape(codes.shape)
+    return ((codes - zeros).astype("<f4") * scales).reshape(len(codes), columns)
 
-def wint2(scheme, columns, part):
-    """A byte gives a 15-bit code by a line of its row, a code four windows of six bits."""
+def wint2(scheme, columns, part):  # a byte gives a 15-bit code, a code four windows of six bits
     codes = part("codes", columns // 4) * part("code_scales", 1) + part("code_zero_points", 1)
     codes = np.floor(codes + np.float32(0.5)).astype("<i4")
     windows = ((codes[:, :, None] >> np.array([9, 6, 3, 0])) & 63).reshape(len(codes), -1, 64)
     scales = part("local_scales", columns // 64) * part("super_scales", 1)
     return ((windows - 32).astype("<f4") * scales[:, :, None]).reshape(len(codes), columns)
 
+def wint25(scheme, columns, part):  # nine words of seven windows, one of a window and a scale
+    words = part("codes", columns // 64 * 10).reshape(-1, columns // 64, 10).astype("<i4")
+    windows = (words[:, :, :9, None] >> np.array([13, 11, 9, 6, 4, 2, 0])) & 7
+    windows = np.append(windows.reshape(*words.shape[:2], 63), words[:, :, 9:] >> 13, axis=2)
+    scales = (words[:, :, 9] & 8191).astype("<f4") * part("super_scales", 1)
+    return ((windows - 4).astype("<f4") * scales[:, :, None]).reshape(len(words), columns)
+
+def nf4(scheme, columns, part):  # a code names one of 16 levels, which the formula spells out
+    levels = json.loads(scheme["value"].split(" = ")[1].split("[code")[0])
+    values = np.array(levels, "<f4")[part("codes", columns)].reshape(-1, columns // 64, 64)
+    return (values * part("scales", columns // 64)[:, :, None]).reshape(-1, columns)
+
 VALUES = {
     "value[n][k] = (code[n][k] - zero_point[n][k / group]) * scale[n][k / group], in f32": affine,
     "code = floor(codes[n][k / 4] * code_scales[n] + code_zero_points[n] + 0.5); value[n][k] ="
     " (((code >> (9 - 3 * (k % 4))) & 63) - 32) * (local_scales[n][k / 64] * super_scales[n]),"
-    " in f32": wint2}
+    " in f32": wint2,
+    "word(i) = codes[n][10 * (k / 64) + i]; i = k % 64; window = i < 63 ? (word(i / 7) >>"
+    " [13, 11, 9, 6, 4, 2, 0][i % 7]) & 7 : word(9) >> 13;"
+    " value[n][k] = (window - 4) * ((word(9) & 8191) * super_scales[n]), in f32": wint25,
+    "value[n][k] = [-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343,"
+    " -0.091050036, 0.0, 0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617,"
+    " 0.72295684, 1.0][code[n][k]] * scale[n][k / 64], in f32": nf4}
 
 def stored(folder, files, file, name):
     """A tensor of a safetensors file (8 bytes header length, JSON header, data): entry, bytes."""
@@ -132,8 +140,8 @@ def tensors(folder):  # yields (record, array)
             yield record, elements(raw, entry["dtype"], entry["shape"])
         else:
             values = matrix(folder, files, manifest, record)
-            turn = {"out_in": values, "in_out": values.T}
-            yield record, np.ascontiguousarray(turn[record["orientation"]]).reshape(record["shape"])
+            turned = {"out_in": values, "in_out": values.T}[record["orientation"]]
+            yield record, np.ascontiguousarray(turned).reshape(record["shape"])
 
 def decode(folder):  # name -> array
     return {record["name"]: array for record, array in tensors(folder)}
@@ -144,6 +152,6 @@ if __name__ == "__main__":
             digest = hashlib.sha256(array.tobytes()).hexdigest()
             print(about["name"], "x".join(map(str, about["shape"])), about["dtype"], digest)
         if sys.argv[2:3] == ["--npz"]:
-            np.savez(sys.argv[3], **decode(sys.argv[1]))
+            np.savez(sys.argv[3], **{about["name"]: array for about, array in tensors(sys.argv[1])})
     except (IndexError, ValueError, OSError, KeyError, TypeError) as error:
         sys.exit(f"decode.py: {type(error).__name__}: {error}")

@@ -9,9 +9,13 @@ use crate::{FormatError, Result};
 
 pub mod affine;
 pub mod ccq;
+pub mod ccq25;
+pub mod nf4;
 
 pub use affine::AffineWeight;
 pub use ccq::CcqWeight;
+pub use ccq25::Ccq25Weight;
+pub use nf4::Nf4Weight;
 
 /// A function with the contract of [`Packing::pack`](crate::packing::Packing::pack) of `lsb-rows`, so that a faster twin from the
 /// floor above can stand in for it.
@@ -24,6 +28,10 @@ pub enum QuantizedWeight {
     Affine(AffineWeight),
     /// See [`CcqWeight`].
     Ccq(CcqWeight),
+    /// See [`Ccq25Weight`].
+    Ccq25(Ccq25Weight),
+    /// See [`Nf4Weight`].
+    Nf4(Nf4Weight),
 }
 
 impl QuantizedWeight {
@@ -32,6 +40,8 @@ impl QuantizedWeight {
         match self {
             Self::Affine(w) => Scheme::Affine(w.scheme),
             Self::Ccq(_) => Scheme::Ccq,
+            Self::Ccq25(_) => Scheme::Ccq25,
+            Self::Nf4(_) => Scheme::Nf4,
         }
     }
 
@@ -40,6 +50,8 @@ impl QuantizedWeight {
         match self {
             Self::Affine(w) => (w.n, w.k),
             Self::Ccq(w) => (w.n(), w.k()),
+            Self::Ccq25(w) => (w.n(), w.k()),
+            Self::Nf4(w) => (w.n(), w.k()),
         }
     }
 
@@ -49,6 +61,8 @@ impl QuantizedWeight {
         match self {
             Self::Affine(w) => w.dequantize_row(n, out),
             Self::Ccq(w) => w.dequantize_row(n, out),
+            Self::Ccq25(w) => w.dequantize_row(n, out),
+            Self::Nf4(w) => w.dequantize_row(n, out),
         }
     }
 
@@ -57,6 +71,8 @@ impl QuantizedWeight {
         match self {
             Self::Affine(w) => w.codes(),
             Self::Ccq(w) => w.codes(),
+            Self::Ccq25(w) => w.windows(),
+            Self::Nf4(w) => w.codes(),
         }
     }
 
@@ -72,6 +88,8 @@ impl QuantizedWeight {
         match self {
             Self::Affine(w) => w.encode(family, pack),
             Self::Ccq(w) => w.encode(),
+            Self::Ccq25(w) => Ok(w.encode()),
+            Self::Nf4(w) => w.encode(pack),
         }
     }
 
@@ -85,6 +103,8 @@ impl QuantizedWeight {
         match scheme {
             Scheme::Affine(scheme) => AffineWeight::decode(family, scheme, n, k, parts).map(Self::Affine),
             Scheme::Ccq => CcqWeight::decode(family, n, k, parts).map(Self::Ccq),
+            Scheme::Ccq25 => Ccq25Weight::decode(family, n, k, parts).map(Self::Ccq25),
+            Scheme::Nf4 => Nf4Weight::decode(family, n, k, parts).map(Self::Nf4),
         }
     }
 
@@ -93,6 +113,8 @@ impl QuantizedWeight {
         match self {
             Self::Affine(w) => w.rows(rows).map(Self::Affine),
             Self::Ccq(w) => w.rows(rows).map(Self::Ccq),
+            Self::Ccq25(w) => w.rows(rows).map(Self::Ccq25),
+            Self::Nf4(w) => w.rows(rows).map(Self::Nf4),
         }
     }
 
@@ -105,6 +127,8 @@ impl QuantizedWeight {
             match (&mut stacked, weight) {
                 (Self::Affine(a), Self::Affine(b)) if a.scheme == b.scheme && a.k == b.k => a.append(b),
                 (Self::Ccq(a), Self::Ccq(b)) if a.k() == b.k() => a.append(b),
+                (Self::Ccq25(a), Self::Ccq25(b)) if a.k() == b.k() => a.append(b),
+                (Self::Nf4(a), Self::Nf4(b)) if a.k() == b.k() => a.append(b),
                 _ => return None,
             }
         }

@@ -48,5 +48,6 @@ pub use cpu::isa::{Isa, IsaKind};
 pub use cpu::metric::{Metric, MetricBook, PRODUCTS, add_scaled, nearest_in_metric};
 pub use cpu::pack::{pack_crumbs, pack_nibbles, unpack_crumbs, unpack_nibbles};
 pub use cpu::round::{round_codes, round_codes_groups};
+pub use cpu::weight::CpuWeight;
 pub use cpu::widen::{narrow_bf16, narrow_f16, widen_bf16, widen_f16, widen_f32};
 pub use orthogonal::Orthogonal;

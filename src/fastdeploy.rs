@@ -9,6 +9,7 @@ use qtool_calib::TensorOptions;
 use qtool_calib::ccq::Effort;
 use qtool_calib::options::PartialOptions;
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
+use qtool_formats::export::fastdeploy::kv_cache::KvCache;
 use qtool_formats::export::fastdeploy::{
     Ernie, Kind, Placed, Source, Store, Wanted, kept_dtype, kept_reason, place,
 };
@@ -16,6 +17,7 @@ use qtool_formats::scheme::{Family, Grid, Grouping};
 use qtool_formats::{FloatDtype, FormatError};
 use serde_json::{Value, json};
 
+use crate::kv_scales;
 use crate::plan::{
     Action, Conversion, Foreign, Quantization, QuantizePlan, TensorPlan, read_config, refuse_quantized,
 };
@@ -37,6 +39,8 @@ pub struct Request {
     pub effort: Option<Effort>,
     /// Most bytes of tensor data in one file.
     pub max_shard_bytes: u64,
+    /// Type of a quantized key-value cache, whose scales are to be written.
+    pub kv_cache: Option<KvCache>,
 }
 
 /// One plan per rank. Fails, before anything is read or written, with one sentence that says what
@@ -69,6 +73,9 @@ pub fn transformed_plans(
     }
     let model = Ernie::from_config(&config_path, &config)?;
     request.wanted.check(&model, checkpoint.root())?;
+    if let Some(kv_cache) = request.kv_cache {
+        kv_cache.check(&model, checkpoint.root())?;
+    }
     (0..request.ranks.max(1))
         .map(|rank| plan(checkpoint, request, &model, &config, (transform, rank)))
         .collect()
@@ -121,14 +128,20 @@ fn plan(
         tensors.push(tensor(checkpoint.root(), request, model, placed)?);
     }
     let has_router_bias = placement.has_router_bias();
+    let mut config = request.wanted.config(model, config.clone(), has_router_bias);
+    if let Some(kv_cache) = request.kv_cache {
+        tensors.extend(kv_scales::plan(kv_cache, model, rank, request.ranks));
+        config["quantization_config"] = kv_cache.config(request.wanted.bits);
+    }
     let plan = QuantizePlan {
         tensors,
         family: Family::FastDeploy,
         dropped: placement.dropped,
         transform: None,
         foreign: Some(Foreign {
-            config: request.wanted.config(model, config.clone(), has_router_bias),
+            config,
             options: options(request, rank),
+            kv_cache: request.kv_cache,
         }),
     };
     match transform {
@@ -148,6 +161,9 @@ fn options(request: &Request, rank: usize) -> Value {
     if request.wanted.bits == 2 {
         options["w4_until"] = json!(request.wanted.w4_until);
         options["effort"] = json!(request.effort.unwrap_or_default().name());
+    }
+    if let Some(kv_cache) = request.kv_cache {
+        options["kv_cache"] = json!(kv_cache.name());
     }
     if request.ranks > 1 {
         options["tensor_parallel"] = json!({"ranks": request.ranks, "rank": rank});

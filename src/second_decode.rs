@@ -26,8 +26,10 @@ pub(crate) fn rederive(
     for from in (0..q.rows).step_by(stride) {
         artifact.weight_rows(q, from, stride)?;
     }
-    if q.scheme == Scheme::Ccq {
-        return rederive_wint2(artifact, q, source);
+    match q.scheme {
+        Scheme::Ccq => return rederive_wint2(artifact, q, source),
+        Scheme::Ccq25 => return rederive_wint25(artifact, q, source),
+        Scheme::Affine(_) | Scheme::Nf4 => {}
     }
     let part = |role: Role| q.parts.iter().find(|p| p.role == role);
     let bytes = |role: Role| {
@@ -65,7 +67,10 @@ pub(crate) fn rederive(
             histogram[usize::from(code)] += 1;
             if let Some(source) = source {
                 let scale = f64::from(scales[n * groups + k / group]);
-                let decoded = (f64::from(code) - f64::from(zero)) * scale;
+                let decoded = match q.scheme {
+                    Scheme::Nf4 => nf4(code) * scale,
+                    _ => (f64::from(code) - f64::from(zero)) * scale,
+                };
                 add_error(&mut moments, source.at(n, k), decoded);
             }
         }
@@ -131,6 +136,73 @@ fn rederive_wint2(
         }
     }
     Ok(figures(q, &moments, &histogram, (0, u8::MAX)))
+}
+
+/// The same for WINT2.5: ten words to 64 columns, the last with a window and the local scale.
+fn rederive_wint25(
+    artifact: &Artifact,
+    q: &QuantizedRecord,
+    source: Option<&SourceValues<'_>>,
+) -> Result<Figures, FormatError> {
+    let bytes = |role: Role| {
+        let part = q.parts.iter().find(|p| p.role == role);
+        let stored = part.map(|p| artifact.stored(&p.tensor).map(|t| t.bytes()));
+        stored.transpose().map(Option::unwrap_or_default)
+    };
+    let (words, supers) = (bytes(Role::Codes)?, bytes(Role::SuperScales)?);
+    let half = |bytes: &[u8], at: usize| {
+        let pair = bytes.get(2 * at..2 * at + 2);
+        pair.map_or(0, |pair| u32::from(pair[0]) | u32::from(pair[1]) << 8)
+    };
+    let mut histogram = [0u64; 256];
+    let mut moments = ErrorMoments::default();
+    for n in 0..q.rows {
+        let scale = f64::from(f32::from_bits(half(supers, n) << 16));
+        for k in 0..q.columns {
+            let first = (n * (q.columns / 64) + k / 64) * 10;
+            let last = half(words, first + 9);
+            // Bits 15..13, 13..11, 11..9 | 8..6, 6..4, 4..2, 2..0: neighbours share one, but not across the bar.
+            let (word, place) = (half(words, first + (k % 64) / 7), (k % 64) % 7);
+            let shift = if place < 3 { 13 - 2 * place } else { 12 - 2 * place };
+            let window = if k % 64 == 63 {
+                last >> 13
+            } else {
+                (word >> shift) & 7
+            };
+            histogram[window as usize] += 1;
+            if let Some(source) = source {
+                let decoded = (f64::from(window) - 4.0) * f64::from(last & 0x1FFF) * scale;
+                add_error(&mut moments, source.at(n, k), decoded);
+            }
+        }
+    }
+    Ok(figures(q, &moments, &histogram, (0, 7)))
+}
+
+/// A level of NF4: eight not above zero, eight above, as bitsandbytes prints them.
+fn nf4(code: u8) -> f64 {
+    const BELOW: [f64; 8] = [
+        1.0,
+        0.696_192_800_998_688,
+        0.525_073_051_452_637,
+        0.394_917_488_098_145,
+        0.284_441_381_692_886,
+        0.184_773_430_228_233,
+        0.091_050_036_251_545,
+        0.0,
+    ];
+    const ABOVE: [f64; 8] = [
+        0.079_580_299_556_255,
+        0.160_930_201_411_247,
+        0.246_112_301_945_686,
+        0.337_915_241_718_292,
+        0.440_709_829_330_444,
+        0.562_617_003_917_694,
+        0.722_956_836_223_602,
+        1.0,
+    ];
+    let place = usize::from(code & 7);
+    if code < 8 { -BELOW[place] } else { ABOVE[place] }
 }
 
 fn add_error(moments: &mut ErrorMoments, w: f64, decoded: f64) {

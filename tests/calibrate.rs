@@ -87,7 +87,7 @@ fn calibrated(
     options.threads = threads;
     options.calibration = Some(calibration.describe(8)?);
     let plan = qtool::quantize::plan(&checkpoint, &options)?;
-    pipeline::run(&checkpoint, &[plan], &options, calibration, 8).map(|_| ())
+    pipeline::run(&checkpoint, &mut [plan], &options, calibration, 8).map(|_| ())
 }
 
 #[test]

@@ -58,24 +58,25 @@ fn each_quantizer(mut law: impl FnMut(&str, u8, &dyn qtool_calib::Quantizer)) {
     for method in METHODS {
         for (bits, _) in CEILING.iter().filter(|(bits, _)| method.bits.contains(bits)) {
             let rests: &[&str] = match method.name {
-                "ccq" => &["effort:fast", "effort:default"],
+                "ccq" => &[",effort:fast", ",effort:default"],
+                "ccq25" | "nf4" => &[""],
                 _ => &[
-                    "group:64,grid:sym",
-                    "group:64,grid:zp",
-                    "group:row,grid:sym",
-                    "group:32,grid:zp,scale:f16",
+                    ",group:64,grid:sym",
+                    ",group:64,grid:zp",
+                    ",group:row,grid:sym",
+                    ",group:32,grid:zp,scale:f16",
                 ],
             };
             let bits = *bits;
             for rest in rests {
-                let text = format!("bits:{bits},{rest},method:{}", method.name);
+                let text = format!("bits:{bits},method:{}{rest}", method.name);
                 let options = PartialOptions::parse(&text).unwrap().complete(bits).unwrap();
                 law(&text, bits, (method.build)(&options).unwrap().as_ref());
                 cases += 1;
             }
         }
     }
-    assert_eq!(cases, 3 * 4 * 4 + 2);
+    assert_eq!(cases, 3 * 4 * 4 + 2 + 1 + 1);
 }
 
 fn relative_mse(quantizer: &dyn qtool_calib::Quantizer, x: &[f32], n: usize) -> f64 {

@@ -170,7 +170,7 @@ fn scales_are_found_and_pay() {
                 let done = balance::run(&checkpoint, plan, &options, calibration, 8).unwrap();
                 (plan, calibration, scratch) = (done.plan, done.calibration, done.scratch);
             }
-            let manifest = pipeline::run(&checkpoint, &[plan], &options, &calibration, 8)
+            let manifest = pipeline::run(&checkpoint, &mut [plan], &options, &calibration, 8)
                 .unwrap()
                 .swap_remove(0);
             drop(scratch);
@@ -235,7 +235,7 @@ fn quantized(folder: &Path, options: &Options, calibration: Option<&Calibration>
     let plan = quantize::plan(&checkpoint, options)?.transformed(&checkpoint, &options.recipe, transform)?;
     let mut manifests = match calibration {
         None => quantize::run_ranks(&checkpoint, &[plan], options)?,
-        Some(calibration) => pipeline::run(&checkpoint, &[plan], options, calibration, 8)?,
+        Some(calibration) => pipeline::run(&checkpoint, &mut [plan], options, calibration, 8)?,
     };
     Ok(manifests.swap_remove(0))
 }

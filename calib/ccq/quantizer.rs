@@ -124,7 +124,7 @@ impl Ccq {
 }
 
 /// An encoder's error with its row.
-fn located(error: CcqError, row: usize, x: &[f32]) -> CalibError {
+pub(crate) fn located(error: CcqError, row: usize, x: &[f32]) -> CalibError {
     match error {
         CcqError::NotFinite { column } => CalibError::NonFinite {
             row,

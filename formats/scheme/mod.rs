@@ -6,7 +6,9 @@
 
 pub mod affine;
 pub mod ccq;
+pub mod ccq25;
 pub mod family;
+pub mod nf4;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -103,6 +105,10 @@ pub enum Scheme {
     Affine(AffineScheme),
     /// The 2-bit convolutional code, see [`ccq`].
     Ccq,
+    /// The 2.5-bit convolutional code, see [`ccq25`].
+    Ccq25,
+    /// bitsandbytes' 4-bit NormalFloat, see [`nf4`].
+    Nf4,
 }
 
 impl Scheme {
@@ -118,6 +124,8 @@ impl Scheme {
         match self {
             Self::Affine(scheme) => scheme.parts_in(family, n, k),
             Self::Ccq => ccq::parts(family, n, k),
+            Self::Ccq25 => ccq25::parts(family, n, k),
+            Self::Nf4 => nf4::parts(family, n, k),
         }
     }
 
@@ -127,11 +135,13 @@ impl Scheme {
         Ok(bytes as f64 * 8.0 / (n as f64 * k as f64).max(1.0))
     }
 
-    /// Bits of one code: of one weight in an affine scheme, of four weights in WINT2.
+    /// Bits of one code: of one weight in an affine scheme, in WINT2.5 and in NF4, of four weights in WINT2.
     pub fn bits(&self) -> u8 {
         match self {
             Self::Affine(scheme) => scheme.bits(),
             Self::Ccq => 8,
+            Self::Ccq25 => 3,
+            Self::Nf4 => 4,
         }
     }
 
@@ -140,6 +150,8 @@ impl Scheme {
         match self {
             Self::Affine(scheme) => scheme.code_range(),
             Self::Ccq => (0, u8::MAX),
+            Self::Ccq25 => (0, 7),
+            Self::Nf4 => (0, 15),
         }
     }
 
@@ -148,19 +160,27 @@ impl Scheme {
         match self {
             Self::Affine(_) => affine::FORMULA,
             Self::Ccq => ccq::FORMULA,
+            Self::Ccq25 => ccq25::FORMULA,
+            Self::Nf4 => nf4::FORMULA,
         }
     }
 
     /// The scheme with this name, e.g. `w4-sym-g64-bf16`.
     pub fn parse(name: &str) -> Result<Self> {
-        if name == ccq::NAME {
-            return Ok(Self::Ccq);
+        let codes = [
+            (ccq::NAME, Self::Ccq),
+            (ccq25::NAME, Self::Ccq25),
+            (nf4::NAME, Self::Nf4),
+        ];
+        if let Some((_, scheme)) = codes.into_iter().find(|(known, _)| *known == name) {
+            return Ok(scheme);
         }
         AffineScheme::parse(name)
             .map(Self::Affine)
             .ok_or_else(|| FormatError::Scheme {
                 got: name.to_owned(),
-                expected: "expected a name such as w8-sym-row-bf16, w4-zp-g64-f16 or wint2".to_owned(),
+                expected: "expected a name such as w8-sym-row-bf16, w4-zp-g64-f16, wint2, wint2.5 or nf4"
+                    .to_owned(),
             })
     }
 }
@@ -170,6 +190,8 @@ impl std::fmt::Display for Scheme {
         match self {
             Self::Affine(scheme) => scheme.fmt(f),
             Self::Ccq => f.write_str(ccq::NAME),
+            Self::Ccq25 => f.write_str(ccq25::NAME),
+            Self::Nf4 => f.write_str(nf4::NAME),
         }
     }
 }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::corpus::{Corpus, SLICES};
 use super::statistics::{FORMAT, Index, StatisticsWriter, VERSION};
-use super::walk::{Walk, together};
+use super::walk::{Seen, Walk};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::source::Source;
@@ -95,12 +95,14 @@ pub fn run(checkpoint: &Arc<Checkpoint>, corpus: &Corpus, options: &Options) -> 
         let mut walk = Walk::begin(&model, corpus, slices, writer.scratch(), &progress)?;
         for number in 0..blocks {
             let block = model.block(number)?;
-            let seen = walk.block(&block, Some(options.evidence), true)?;
-            if part {
-                writer.block(&seen)?;
-            } else {
-                writer.block(&[together(&seen)?])?;
-            }
+            let mut seen = Seen::nothing(part);
+            walk.block(&block, Some((options.evidence, &mut seen)), true)?;
+            writer.block(&seen.into_parts())?;
+        }
+        if !model.decoder().tied {
+            let mut seen = Seen::nothing(part);
+            walk.head(options.evidence, &mut seen)?;
+            writer.block(&seen.into_parts())?;
         }
         progress.clear();
         writer.finish()

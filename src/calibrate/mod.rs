@@ -12,6 +12,7 @@
 //! | [`sequential`] | blocks quantized one after the other |
 //! | [`balance`] | scales of input channels, before any code is chosen |
 //! | [`pipeline`] | quantization with evidence, whichever way |
+//! | [`forecast`] | how long all this will take |
 //! | [`decisions`] | blocks already quantized, in a sequential run |
 
 pub mod activations;
@@ -19,6 +20,7 @@ pub mod balance;
 pub mod corpus;
 pub mod coverage;
 pub mod decisions;
+pub mod forecast;
 pub mod measure;
 pub mod pipeline;
 pub mod recorder;

@@ -15,6 +15,7 @@ use super::decisions::Decisions;
 use super::statistics::Statistics;
 use super::{measure, sequential};
 use crate::informed::Codes;
+use crate::kv_scales;
 use crate::plan::QuantizePlan;
 use crate::quantize::{self, Options};
 use crate::transform::evidence::TransformedEvidence;
@@ -62,20 +63,21 @@ pub fn evidence(plans: &[QuantizePlan]) -> Evidence {
 /// Fails when statistics are of another model, besides everything [`quantize::write_folders`] fails with.
 pub fn run(
     checkpoint: &Arc<Checkpoint>,
-    plans: &[QuantizePlan],
+    plans: &mut [QuantizePlan],
     options: &Options,
     calibration: &Calibration,
     min_coverage: u64,
 ) -> Result<Vec<Manifest>> {
     let staging = quantize::begin(checkpoint, options)?;
-    let transform = plans.first().and_then(|plan| plan.transform.as_deref());
+    let transform = plans.first().and_then(|plan| plan.transform.clone());
+    let transform = transform.as_deref();
     // A diagonal cannot be rotated.
     let rotated = transform.is_some_and(|t| t.record().rotation.is_some());
     let evidence = match evidence(plans) {
         Evidence::Diagonal if rotated => Evidence::Full,
         wanted => wanted,
     };
-    let informed = |stored: &Stored, staging| {
+    let informed = |plans: &[QuantizePlan], stored: &Stored, staging| {
         let seen = transform.map(|transform| TransformedEvidence::new(stored, transform));
         let codes = match &seen {
             Some(seen) => Codes::Informed(seen),
@@ -98,6 +100,7 @@ pub fn run(
                 other => other,
             };
             let decisions = sequential::run(checkpoint, plans, corpus, &wanted).map_err(kept)?;
+            kv_scales::fill(plans, &|layer| decisions.magnitudes(layer))?;
             let codes = Codes::Decided(&decisions);
             let manifests =
                 quantize::write_folders(checkpoint, plans, options, codes, staging).map_err(kept)?;
@@ -126,7 +129,9 @@ pub fn run(
                 show_progress: options.show_progress,
             };
             measure::run(checkpoint, corpus, &measured)?;
-            informed(&Stored::new(Statistics::open(&target)?, min_coverage), staging)
+            let stored = Stored::new(Statistics::open(&target)?, min_coverage);
+            kv_scales::fill(plans, &|layer| stored.statistics.magnitudes(layer))?;
+            informed(plans, &stored, staging)
         }
         Calibration::Statistics(folder) => {
             let statistics = statistics_of(checkpoint, folder, options)?;
@@ -136,7 +141,8 @@ pub fn run(
                     reason: "holds diagonals only, and a method asks for whole second moments; measure without --diagonal".to_owned(),
                 });
             }
-            informed(&Stored::new(statistics, min_coverage), staging)
+            kv_scales::fill(plans, &|layer| statistics.magnitudes(layer))?;
+            informed(plans, &Stored::new(statistics, min_coverage), staging)
         }
     }
 }

@@ -27,9 +27,9 @@ use super::corpus::{Corpus, SLICES};
 use super::coverage::Observed;
 use super::decisions::{Decided, Decision, Decisions};
 use super::measure::digest;
-use super::walk::{Walk, together};
+use super::walk::{Seen, Walk};
 use crate::informed::{Calibrated, Codes, Ready, Workshop};
-use crate::model::{Block, Model};
+use crate::model::{Block, HEAD, Model};
 use crate::plan::{Action, Quantization, QuantizePlan};
 use crate::progress::Progress;
 use crate::source::{Overlay, Source, WeightSource};
@@ -78,7 +78,7 @@ pub fn run(
         });
         let mut decisions = Decisions::begin(&options.quantize.target, &fingerprint)?;
         let blocks = model.decoder().blocks;
-        let steps = blocks + (blocks - decisions.blocks());
+        let steps = blocks + blocks.saturating_sub(decisions.blocks());
         let progress = Progress::tokens(
             options.quantize.show_progress,
             "calibrating",
@@ -92,20 +92,30 @@ pub fn run(
             source: source.as_ref(),
             model: &model,
         };
+        // A head of its own is one more block, where it is quantized at all.
+        let decides_head = decisions.blocks() <= blocks && !job.tensors_of(&[HEAD]).is_empty();
         for number in 0..blocks {
             interrupt::check()?;
             if number >= decisions.blocks() {
                 let block = model.block(number)?;
-                let seen = walk.block(&block, Some(options.evidence), false)?;
-                let observed = Observed::new(together(&seen)?, options.min_coverage);
-                drop(seen);
-                let decided = job.decide(&block, &observed)?;
-                decisions.store(&decided)?;
+                let mut seen = Seen::nothing(false);
+                walk.block(&block, Some((options.evidence, &mut seen)), false)?;
+                let seen = seen.into_parts().swap_remove(0);
+                let magnitudes = seen.magnitudes.clone();
+                let observed = Observed::new(seen, options.min_coverage);
+                let decided = job.decide(&block.tensors(), &observed)?;
+                decisions.store(&decided, magnitudes.as_ref())?;
             }
-            if number + 1 < blocks {
+            if number + 1 < blocks || decides_head {
                 let quantized = job.quantized_block(number, &decisions)?;
                 walk.block(&quantized, None, true)?;
             }
+        }
+        if decides_head {
+            let mut seen = Seen::nothing(false);
+            walk.head(options.evidence, &mut seen)?;
+            let observed = Observed::new(seen.into_parts().swap_remove(0), options.min_coverage);
+            decisions.store(&job.decide(&[HEAD], &observed)?, None)?;
         }
         progress.clear();
         Ok(decisions)
@@ -135,9 +145,8 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Tensors of the plans, by rank and number, that are made of a weight of the block.
-    fn tensors_of(&self, block: &Block<CpuBackend>) -> Vec<(usize, usize)> {
-        let names = block.tensors();
+    /// Tensors of the plans, by rank and number, that are made of one of these weights.
+    fn tensors_of(&self, names: &[&str]) -> Vec<(usize, usize)> {
         let reads = |q: &Quantization| q.pieces.iter().any(|p| names.contains(&p.tensor.as_str()));
         let of_plan = |(rank, plan): (usize, &QuantizePlan)| {
             let wanted = plan
@@ -159,10 +168,10 @@ impl Job<'_> {
         Weights::new(self.checkpoint, transform)
     }
 
-    fn decide(&self, block: &Block<CpuBackend>, observed: &Observed) -> Result<Vec<Decision>> {
+    fn decide(&self, names: &[&str], observed: &Observed) -> Result<Vec<Decision>> {
         let mut decided = Vec::new();
         let mut workshops: HashMap<usize, Workshop<'_>> = HashMap::new();
-        for (rank, index) in self.tensors_of(block) {
+        for (rank, index) in self.tensors_of(names) {
             interrupt::check()?;
             let plan = &self.plans[rank];
             let workshop = workshops
@@ -233,7 +242,7 @@ impl Job<'_> {
     fn quantized_block(&self, number: usize, decisions: &Decisions) -> Result<Block<CpuBackend>> {
         let original = self.model.block(number)?;
         let mut values: HashMap<String, (usize, Vec<f32>)> = HashMap::new();
-        for (rank, index) in self.tensors_of(&original) {
+        for (rank, index) in self.tensors_of(&original.tensors()) {
             let tensor = &self.plans[rank].tensors[index];
             let (Action::Quantize(q), Some(decided)) = (&tensor.action, decisions.find(rank, &tensor.name)?)
             else {

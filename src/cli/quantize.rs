@@ -10,15 +10,17 @@ use qtool_calib::options::{
     PartialOptions, parse_clip, parse_effort, parse_grid, parse_grouping, parse_method, parse_scale,
 };
 use qtool_calib::{METHODS, Recipe};
-use qtool_formats::artifact::{Manifest, Stored};
+use qtool_formats::artifact::Manifest;
 use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::export::fastdeploy::Wanted;
 use serde_json::{Value, json};
 
+use super::cache::Cache;
+use super::outcome::{faults, outcome_table};
 use super::transform::{TransformArgs, untied_line};
 use super::{corpus, print, print_json, size, wants_progress};
-use crate::calibrate::pipeline;
-use crate::classes::{class_of, group};
+use crate::calibrate::{forecast, pipeline};
+use crate::classes::group;
 use crate::estimate::{self, Estimate};
 use crate::fastdeploy::Request;
 use crate::informed::Codes;
@@ -47,6 +49,9 @@ pub struct Args {
     /// FastDeploy: ranks of tensor parallelism; above 1, OUT gets a folder per rank
     #[arg(long, value_name = "RANKS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub tensor_parallel: u16,
+    /// FastDeploy, dense models: write scales of a quantized key-value cache of this type
+    #[arg(long, value_enum, value_name = "TYPE", requires = "calib")]
+    pub kv_cache: Option<Cache>,
     /// Columns that share a scale: 16 to 512, or "row" [default: row at 8 bits, 64 at 4]
     #[arg(short, long, value_name = "N")]
     pub group_size: Option<String>,
@@ -56,7 +61,7 @@ pub struct Args {
     /// How scales are chosen: none or mse [default: none at 8 bits, mse at 4]
     #[arg(long, value_name = "METHOD")]
     pub clip: Option<String>,
-    /// How codes are chosen: none, mse, gptq or ccq [default: as --clip; with --calib gptq; at 2 bits ccq]
+    /// How codes are chosen: none, mse, gptq, ccq, ccq25 (WINT2.5) or nf4 [default: as --clip; with --calib gptq; at 2 bits ccq]
     #[arg(long, value_name = "METHOD", conflicts_with = "clip")]
     pub method: Option<String>,
     #[command(flatten)]
@@ -157,7 +162,7 @@ impl Args {
                 self.model.display()
             );
         }
-        let plans = match self.format {
+        let mut plans = match self.format {
             Format::Qtool => vec![self.transform.plan(&checkpoint, &options)?],
             Format::Fastdeploy => self
                 .transform
@@ -165,9 +170,8 @@ impl Args {
         };
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
-            return self.print_plan(&checkpoint, &plans[0], plans.len());
+            return self.print_plan(&checkpoint, &plans);
         }
-        let mut plans = plans;
         let manifests = match self.evidence.read(&self.model)? {
             None => {
                 let staging = quantize::begin(&checkpoint, &options)?;
@@ -181,7 +185,7 @@ impl Args {
                         .balanced(&checkpoint, plans, &options, calibration, coverage)?;
                 let (calibration, _scratch);
                 (plans, calibration, _scratch) = balanced;
-                pipeline::run(&checkpoint, &plans, &options, &calibration, coverage)?
+                pipeline::run(&checkpoint, &mut plans, &options, &calibration, coverage)?
             }
         };
         let (manifest, plan) = (&manifests[0], &plans[0]);
@@ -191,8 +195,10 @@ impl Args {
 
     /// What was typed, as what it means.
     fn options(&self) -> anyhow::Result<Options> {
-        if self.format == Format::Qtool && (self.w4_until.is_some() || self.tensor_parallel > 1) {
-            anyhow::bail!("--w4-until and --tensor-parallel go with --format fastdeploy only");
+        if self.format == Format::Qtool
+            && (self.w4_until.is_some() || self.tensor_parallel > 1 || self.kv_cache.is_some())
+        {
+            anyhow::bail!("--w4-until, --tensor-parallel and --kv-cache go with --format fastdeploy only");
         }
         let partial = PartialOptions {
             bits: Some(self.bits),
@@ -272,10 +278,16 @@ impl Args {
             calibrated: !self.evidence.calib.is_empty(),
             effort: self.effort.as_deref().map(parse_effort).transpose()?,
             max_shard_bytes: options.max_shard_bytes,
+            kv_cache: self.kv_cache.map(Cache::meaning),
         })
     }
 
-    fn print_plan(&self, checkpoint: &Checkpoint, plan: &QuantizePlan, ranks: usize) -> anyhow::Result<i32> {
+    fn print_plan(&self, checkpoint: &Arc<Checkpoint>, plans: &[QuantizePlan]) -> anyhow::Result<i32> {
+        let (plan, ranks) = (&plans[0], plans.len());
+        let calibration = self.evidence.read(&self.model)?;
+        let calibration = calibration
+            .map(|c| forecast::forecast(checkpoint, plans, &c, self.threads))
+            .transpose()?;
         let estimate = estimate::estimate(checkpoint, plan, self.threads)?;
         let classes = plan_classes(plan);
         if self.json {
@@ -289,6 +301,7 @@ impl Args {
                 "untied_head_bytes": plan.untied_bytes(),
                 "estimate": estimate,
                 "estimated_seconds": estimate.total_seconds(),
+                "calibration": calibration,
                 "classes": classes,
             }))?;
             return Ok(0);
@@ -310,6 +323,10 @@ impl Args {
             table.render(),
             untied_line(plan),
             totals_line(plan, &estimate)
+                + &calibration
+                    .as_ref()
+                    .map(super::forecast::line)
+                    .unwrap_or_default()
         ))?;
         Ok(0)
     }
@@ -428,64 +445,4 @@ fn totals_line(plan: &QuantizePlan, estimate: &Estimate) -> String {
         size::bytes(estimate::READ_RATE as u64),
         size::bytes(estimate::WRITE_RATE as u64),
     )
-}
-
-fn faults(manifest: &Manifest) -> Vec<(&str, &str)> {
-    let quantized = manifest.tensors.iter().filter_map(|t| match &t.stored {
-        Stored::Quantized(q) => Some((t.name.as_str(), &q.faults)),
-        Stored::Kept { .. } => None,
-    });
-    quantized
-        .flat_map(|(name, faults)| faults.iter().map(move |fault| (name, fault.as_str())))
-        .collect()
-}
-
-fn outcome_table(manifest: &Manifest, plan: &QuantizePlan) -> String {
-    let mut table = Table::new(&[
-        ">tensors",
-        "class",
-        "stored as",
-        ">before",
-        ">after",
-        ">bits/w",
-        ">SQNR dB",
-        ">worst",
-    ]);
-    let pairs = manifest.tensors.iter().zip(&plan.tensors);
-    let groups = group(pairs, |(record, planned)| {
-        (class_of(&record.name), planned.outcome())
-    });
-    for (class, outcome, members) in groups {
-        let figures: Vec<_> = members
-            .iter()
-            .filter_map(|(record, _)| match &record.stored {
-                Stored::Quantized(q) => Some(&q.figures),
-                Stored::Kept { .. } => None,
-            })
-            .collect();
-        let sqnr: Vec<f64> = figures.iter().filter_map(|f| f.sqnr_db).collect();
-        let worst = sqnr.iter().copied().fold(f64::INFINITY, f64::min);
-        let mean = sqnr.iter().sum::<f64>() / sqnr.len() as f64;
-        let text = |value: f64| {
-            if sqnr.is_empty() {
-                String::new()
-            } else {
-                format!("{value:.1}")
-            }
-        };
-        table.row([
-            members.len().to_string(),
-            class,
-            outcome,
-            size::bytes(members.iter().map(|(_, p)| p.source_bytes).sum()),
-            size::bytes(members.iter().map(|(_, p)| p.stored_bytes()).sum()),
-            figures
-                .first()
-                .map(|f| format!("{:.2}", f.bits_per_weight))
-                .unwrap_or_default(),
-            text(mean),
-            text(worst),
-        ]);
-    }
-    table.render()
 }

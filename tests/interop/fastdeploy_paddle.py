@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Are the bytes of a FastDeploy folder those that Paddle itself writes?
 
-    pip install paddlepaddle==3.3.1 numpy        (the CPU package; about 200 MB)
+    pip install -r tests/interop/requirements-paddle.txt        (the CPU package; about 200 MB)
     python tests/interop/fastdeploy_paddle.py --qtool target/release/qtool
 
-Three checks on a small ERNIE-4.5 with made-up weights, for INT8 and INT4:
+Four checks on a small ERNIE-4.5 with made-up weights, for INT8 and INT4:
 
 1. weights that lie on the grid (codes times a power of two, with the largest code in each column):
    `paddle.nn.quant.weight_quantize` must give the bytes and the scales of qtool's folder;
@@ -13,8 +13,11 @@ Three checks on a small ERNIE-4.5 with made-up weights, for INT8 and INT4:
 3. random weights without clip search: how many bytes agree when each chooses its own codes (Paddle
    rounds halves away from zero, qtool to even). The scales must be the same; more is not asked.
 
-The CPU package of Paddle 3.3.1 has no `weight_dequantize` and no `weight_only_linear` (they are
-registered for GPUs only), so check 2 stands in for them.
+4. random weights: the folder's bytes, decoded by a layout learned from `weight_quantize` alone (`paddle_layout.py`)
+   and multiplied by the stored scales, are the values of qtool's bf16 export, and so are products with them.
+
+No CPU package of Paddle from 2.6.2 to 3.3.1 has `weight_dequantize` or `weight_only_linear` (they are
+registered for GPUs only); checks 2 and 4 stand in for them.
 """
 
 import argparse
@@ -27,6 +30,8 @@ from pathlib import Path
 import numpy as np
 import paddle
 from paddle.nn.quant import weight_quantize
+
+from paddle_layout import Layout
 
 CONFIG = {
     "architectures": ["Ernie4_5_ForCausalLM"], "model_type": "ernie4_5", "dtype": "bfloat16",
@@ -41,6 +46,11 @@ def bf16(values):
     """float32 -> bits of bfloat16, to nearest even."""
     bits = np.ascontiguousarray(values, "f4").view("u4")
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("u2")
+
+
+def widen(bits):
+    """bits of bfloat16 -> float32"""
+    return (bits.astype("u4") << 16).view("f4")
 
 
 def linears():
@@ -94,8 +104,7 @@ def read(folder):
 
 def by_paddle(bits, weight_bits):
     """Paddle's bytes of codes and scales for a [K, N] weight given as bits of bfloat16."""
-    values = (weight_bits.astype("u4") << 16).view("f4")
-    weight = paddle.to_tensor(values).astype("bfloat16")
+    weight = paddle.to_tensor(widen(weight_bits)).astype("bfloat16")
     out, scale = weight_quantize(weight, algo=f"weight_only_int{bits}", arch=80)
     scale = bf16(scale.astype("float32").numpy())
     return out.numpy().tobytes(), scale.tobytes()
@@ -145,6 +154,27 @@ class Bench:
             compared += len(codes)
         return f"{compared:,} bytes of codes found again"
 
+    def decoded_by_the_learned_layout(self, bits):
+        random = np.random.default_rng(30 + bits)
+        weights = {name: random.normal(0, 0.05, (k, n)) for name, k, n in linears()}
+        _, out = self.quantize(weights, bits)
+        dense = out.with_name(out.name + "-bf16")
+        self.run("export", out, "--to", "bf16", "-o", dense)
+        stored, exported, compared, layouts = read(out), read(dense), 0, {}
+        for name, k, n in linears():
+            if (k, n) not in layouts:
+                layouts[k, n] = Layout(bits, k, n)
+            codes = layouts[k, n].codes(stored[f"{name}.quant_weight"], bits, k, n)
+            scales = widen(np.frombuffer(stored[f"{name}.weight_scale"], "u2"))
+            values = bf16(codes * scales)
+            assert np.array_equal(values, np.frombuffer(exported[f"{name}.weight"], "u2").reshape(k, n)), name
+            x = random.normal(0, 1, (3, k))
+            product = (x @ codes) * scales  # as a weight-only product does it: scales last
+            ours = x @ widen(np.frombuffer(exported[f"{name}.weight"], "u2").reshape(k, n)).astype("f8")
+            assert np.abs(product - ours).max() <= 2**-8 * np.abs(ours).max(), name
+            compared += codes.size
+        return f"{compared:,} weights equal"
+
     def own_choices_compared(self, bits):
         random = np.random.default_rng(20 + bits)
         weights = {name: random.normal(0, 0.05, (k, n)) for name, k, n in linears()}
@@ -164,22 +194,25 @@ def main():
     parser.add_argument("--qtool", type=Path, required=True, help="the built program")
     args = parser.parse_args()
     paddle.set_device("cpu")
-    failed = 0
+    passed = failed = 0
     with tempfile.TemporaryDirectory(prefix="qtool-paddle-") as folder:
         bench = Bench(folder, args.qtool.resolve())
         for check, widths in (
             (bench.grid_weights_give_paddles_bytes, (8, 4)),
             (bench.paddle_finds_the_codes_in_the_export, (4,)),
+            (bench.decoded_by_the_learned_layout, (8, 4)),
             (bench.own_choices_compared, (8, 4)),
         ):
             for bits in widths:
                 try:
                     print(f"ok {check.__name__} INT{bits}: {check(bits)}")
+                    passed += 1
                 except AssertionError as error:
                     failed += 1
                     print(f"FAILED {check.__name__} INT{bits}: {error}")
-    print(f"paddle {paddle.__version__}: {5 - failed} passed, {failed} failed")
-    sys.exit(1 if failed else 0)
+    print(f"paddle {paddle.__version__}:")
+    print(f"{passed} passed, {failed} failed")
+    sys.exit(1 if failed or not passed else 0)
 
 
 if __name__ == "__main__":
