@@ -2,9 +2,10 @@
 //!
 //! For each tensor, in this order: what cannot be quantized is kept (no matrix, no float); a
 //! `--skip` that matches keeps it; the first `--rule` that matches decides; parts of a model that
-//! lose more than they save are kept by default (embeddings, norms, output heads, routers, biases);
-//! the rest gets the default options.
+//! lose more than they save are kept by default (embeddings, norms, poolers and output heads, routers, biases);
+//! the rest gets the default options, or what [`crate::allocation`] assigned to each of them.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use qtool_formats::{Dtype, FloatDtype};
@@ -28,6 +29,8 @@ pub struct Recipe {
     default: TensorOptions,
     skips: Vec<Regex>,
     rules: Vec<Rule>,
+    /// Tensors that would get the default, with what they get in its place; `None` keeps one.
+    assigned: HashMap<String, Option<TensorOptions>>,
 }
 
 #[derive(Debug, Clone)]
@@ -38,15 +41,16 @@ struct Rule {
 }
 
 /// Parts kept by default: a pattern over names and why.
-const KEPT: [(&str, &str); 7] = [
+const KEPT: [(&str, &str); 8] = [
     (
         r"(^|[._])(embed_tokens|embed_positions|embed_in|word_embeddings|position_embeddings|token_type_embeddings|task_type_embeddings|wte|wpe|tok_embeddings|embeddings?|shared)\.weight$",
         "embedding",
     ),
     (
-        r"(^|[._])(lm_head|embed_out|output_embeddings|score|classifier|cls\..*)\.weight$|^output\.weight$",
+        r"(^|[._])(lm_head|embed_out|output_embeddings|score|(pre_)?classifier(\.dense|\.out_proj)?|cls\..*)\.weight$|^output\.weight$",
         "output head",
     ),
+    (r"(^|\.)pooler\.dense\.weight$", "pooler"),
     (r"norm|(^|\.)ln_[a-z0-9]+\.|LayerNorm", "norm"),
     (
         r"(^|\.)(gate|router|gate_inp|shared_expert_gate|router\.layer|switch)\.weight$",
@@ -74,7 +78,22 @@ impl Recipe {
             default,
             skips,
             rules,
+            assigned: HashMap::new(),
         })
+    }
+
+    /// The same recipe with options of their own (`None`: kept) for tensors that would get the default.
+    pub fn assign(&self, assigned: HashMap<String, Option<TensorOptions>>) -> Self {
+        Self {
+            assigned,
+            ..self.clone()
+        }
+    }
+
+    /// Whether the tensor gets the default options: no rule speaks of it.
+    pub fn leaves_open(&self, name: &str, dtype: Dtype, shape: &[usize]) -> bool {
+        let by_rule = self.rules.iter().any(|rule| rule.pattern.is_match(name));
+        !by_rule && matches!(self.decide(name, dtype, shape), Decision::Quantize(_))
     }
 
     /// The options of tensors no rule speaks of.
@@ -105,6 +124,9 @@ impl Recipe {
         }
         if shape.len() > 2 && !name.contains("expert") {
             return keep("not a matrix");
+        }
+        if let Some(options) = self.assigned.get(name) {
+            return options.map_or_else(|| keep("--target-bpw"), Decision::Quantize);
         }
         Decision::Quantize(self.default)
     }
@@ -232,7 +254,12 @@ mod tests {
             ("embeddings.position_embeddings.weight", "embedding"),
             ("embeddings.token_type_embeddings.weight", "embedding"),
             ("lm_head.weight", "output head"),
+            ("ernie.embeddings.task_type_embeddings.weight", "embedding"),
             ("classifier.weight", "output head"),
+            ("classifier.dense.weight", "output head"),
+            ("classifier.out_proj.weight", "output head"),
+            ("bert.pooler.dense.weight", "pooler"),
+            ("pooler.dense.weight", "pooler"),
             ("model.layers.3.mlp.gate.weight", "router"),
             ("model.layers.3.block_sparse_moe.gate.weight", "router"),
             ("model.layers.3.mlp.shared_expert_gate.weight", "router"),

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use crate::checkpoint::Orientation;
 use crate::dtype::FloatDtype;
+use crate::tensor::TensorView;
 
 /// A rectangle of one source tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,16 @@ impl Piece {
             rows: 0..dims.0,
             columns: 0..dims.1,
         }
+    }
+
+    /// The whole of a stored tensor; a vector is a matrix of one row.
+    pub fn of(view: &TensorView<'_>, dtype: FloatDtype, orientation: Orientation) -> Self {
+        let (rows, columns) = view.matrix_dims();
+        let (orientation, dims) = match orientation {
+            Orientation::InOut if view.shape().len() == 2 => (orientation, (columns, rows)),
+            _ => (Orientation::OutIn, (rows, columns)),
+        };
+        Self::whole(view.name(), dtype, orientation, dims)
     }
 
     /// Whether it is the whole tensor.

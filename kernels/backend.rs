@@ -144,6 +144,12 @@ pub trait Backend: Send + Sync {
         Ok(())
     }
 
+    /// Runs `f`, which calls several operations, where this device takes work from: each of them then starts
+    /// sooner. The results are the same without.
+    fn within<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        f()
+    }
+
     /// `values` (rows, columns) to the device.
     fn upload(&self, values: &[f32], columns: usize) -> Self::Tensor;
     /// All values of `x`, row-major.

@@ -4,6 +4,8 @@
 //! Where an operation's definition names f32 roundings (the product before `rne`, the decoded weight, the
 //! error of one element) they are made here too; only the sums over elements are in f64.
 
+pub mod forward;
+
 use crate::{Candidate, ErrorSums};
 use half::{bf16, f16};
 

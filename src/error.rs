@@ -105,6 +105,34 @@ pub enum Error {
         /// Rows of the embedding.
         vocabulary: usize,
     },
+    /// A sequence an encoder has no positions for.
+    #[error("a text of {tokens} tokens cannot be encoded, expected 1 to {context}; cut it")]
+    SequenceLength {
+        /// Its tokens.
+        tokens: usize,
+        /// Most there may be.
+        context: usize,
+    },
+    /// A token or task type an encoder has no embedding for.
+    #[error("{what} {id} is beyond the model's {rows}")]
+    TokenType {
+        /// Which kind of type.
+        what: &'static str,
+        /// The type.
+        id: u32,
+        /// Rows of the table.
+        rows: usize,
+    },
+    /// Types that are not one for each token.
+    #[error("{got} {what}s were given for {expected} tokens; give one for each, or none")]
+    TokenTypes {
+        /// Which kind of type.
+        what: &'static str,
+        /// How many were given.
+        got: usize,
+        /// Tokens.
+        expected: usize,
+    },
     /// A folder without a tokenizer.
     #[error("{}: has no tokenizer, looked for {looked_for}; copy the tokenizer's files from where the model came from", folder.display())]
     NoTokenizer {
@@ -157,6 +185,16 @@ pub enum Error {
         /// Theirs.
         got: usize,
     },
+    /// A number of bits per weight that no plan has.
+    #[error(
+        "--target-bpw {target} is out of reach: the tensors to be quantized can take from {:.2} to below {:.2} bits per weight, everything stored counted", reachable[0], reachable[1]
+    )]
+    Target {
+        /// As asked.
+        target: f64,
+        /// Fewest, and what keeping everything takes.
+        reachable: [f64; 2],
+    },
     /// Blocks of an interrupted run with other inputs.
     #[error("{}: holds the finished blocks of an interrupted run whose {changed} differ; repeat that run as it was, or remove the folder to start anew", folder.display())]
     Resume {
@@ -164,6 +202,46 @@ pub enum Error {
         folder: PathBuf,
         /// What differs.
         changed: String,
+    },
+    /// A limit of a validation that cannot be read, or is about something that is not measured.
+    #[error("{origin}: {reason}")]
+    Limit {
+        /// The flag, or file and line.
+        origin: String,
+        /// What is wrong and what is expected.
+        reason: String,
+    },
+    /// A question that this kind of model cannot be asked.
+    #[error("{model}: cannot {what}")]
+    Unable {
+        /// The model.
+        model: String,
+        /// What was asked, and why it cannot be done.
+        what: String,
+    },
+    /// A server that cannot be asked.
+    #[error("{url}: {reason}")]
+    Endpoint {
+        /// As given.
+        url: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// A question that does not fit the model.
+    #[error("{reason}")]
+    Question {
+        /// Why.
+        reason: String,
+    },
+    /// A cache scale without the magnitudes it is made of.
+    #[error(
+        "{tensor}: the keys and values of layer {layer} were not observed during calibration, or have another width; measure again with `qtool calibrate`"
+    )]
+    UnseenCache {
+        /// The scale.
+        tensor: String,
+        /// The layer.
+        layer: usize,
     },
     /// The worker threads could not be started.
     #[error("cannot start {threads} threads: {reason}")]
@@ -179,9 +257,76 @@ pub enum Error {
         /// The folder with the blocks.
         folder: PathBuf,
     },
+    /// A task that does not exist, or is asked for in a way it does not have.
+    #[error("task {task}: {reason}")]
+    Task {
+        /// Its name, as given.
+        task: String,
+        /// What is wrong and what there is.
+        reason: String,
+    },
+    /// A prompt template that cannot be used.
+    #[error("prompt {name}: {reason}")]
+    Prompt {
+        /// Its file, or the name of a built-in one.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A model that cannot be asked what a task asks.
+    #[error("{model}: {reason}")]
+    Unsuited {
+        /// Folder or address.
+        model: String,
+        /// What it lacks and what to do.
+        reason: String,
+    },
+    /// Models whose numbers cannot stand beside each other.
+    #[error("{candidate} cannot be compared with {base}: {reason}")]
+    Incomparable {
+        /// The base.
+        base: String,
+        /// The other.
+        candidate: String,
+        /// Expected and got.
+        reason: String,
+    },
+    /// An artifact that is not what its manifest says.
+    #[error("{}: does not verify: {first}{}; make it anew, see `qtool verify` for all, or pass --unverified", path.display(), more(*findings))]
+    Unsound {
+        /// The artifact.
+        path: PathBuf,
+        /// The first finding.
+        first: String,
+        /// How many there are.
+        findings: usize,
+    },
+    /// A folder of answers that cannot be gone on with.
+    #[error("{}: {reason}", folder.display())]
+    WorkFolder {
+        /// The folder or a file in it.
+        folder: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// Stopped by ctrl-C with answers kept.
+    #[error("interrupted; {answers} answers are kept in {}, the same command with --resume goes on after them", folder.display())]
+    Stopped {
+        /// Answers in it.
+        answers: usize,
+        /// The folder.
+        folder: PathBuf,
+    },
     /// Stopped by ctrl-C.
     #[error("interrupted; nothing was written")]
     Interrupted,
+}
+
+fn more(findings: usize) -> String {
+    match findings {
+        0 | 1 => String::new(),
+        _ => format!(" (and {} more findings)", findings - 1),
+    }
 }
 
 /// Most refusals shown; the rest is counted.

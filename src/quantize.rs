@@ -23,11 +23,12 @@ use qtool_formats::shard_writer::{ShardWriter, WrittenShards};
 use qtool_kernels::{Isa, first_non_finite, pack_crumbs, pack_nibbles};
 use rayon::prelude::*;
 
-use crate::blocks::{Block, batches, cut, read_rows};
+use crate::blocks::{Block, batches, cut};
 use crate::informed::{Calibrated, Codes, ProxySums, Ready, Workshop};
 use crate::plan::{Action, Conversion, Quantization, QuantizePlan, TensorPlan};
 use crate::progress::Progress;
 use crate::scan::{first_bad, tensors_with_non_finite, unravel};
+use crate::transform::weights::Weights;
 use crate::writing::{Batch, Output, stored_tensors, write};
 use crate::{Error, Result, TOOL, interrupt, record};
 
@@ -297,6 +298,7 @@ fn compute(
     progress: &Progress,
 ) -> Result<()> {
     let mut workshop = Workshop::new(codes.0, codes.1);
+    let mut weights = Weights::new(job.checkpoint, job.plan.transform.as_deref());
     for batch in batches {
         interrupt::check()?;
         job.checkpoint.check_unchanged()?;
@@ -304,11 +306,12 @@ fn compute(
         let _ = read.recv();
         let batch = &blocks[batch.clone()];
         let ready = workshop.turn_to(job.plan, batch.iter().map(|b| b.tensor))?;
+        weights.turn_to(batch.iter().flat_map(|b| job.plan.tensors[b.tensor].made_of()))?;
         let (outputs, hashed) = rayon::join(
             || {
                 batch
                     .par_iter()
-                    .map(|block| job.block(block, ready.get(&block.tensor).map(AsRef::as_ref)))
+                    .map(|block| job.block(block, &weights, ready.get(&block.tensor).map(AsRef::as_ref)))
                     .collect::<Result<Vec<_>>>()
             },
             || hash_sources(job, batch, &mut results.sources),
@@ -336,9 +339,14 @@ fn compute(
 /// Feeds source tensors to their hashers: rows as they are used where whole tensors are read row by
 /// row, all at once where they are not. (A copied tensor's digest is the one it is written with.)
 fn hash_sources(job: &Job<'_>, batch: &[Block], sources: &mut HashMap<String, blake3::Hasher>) -> Result<()> {
+    let made = job.plan.transform.as_ref().and_then(|t| t.made());
     for block in batch {
+        // A head that was the embedding: the embedding's own rows are hashed already.
+        if made.is_some_and(|made| made.name == job.plan.tensors[block.tensor].name) {
+            continue;
+        }
         let pieces = match &job.plan.tensors[block.tensor].action {
-            Action::Keep { .. } => continue,
+            Action::Keep { .. } | Action::Measure(_) => continue,
             Action::Convert(c) => &c.pieces,
             Action::Quantize(q) => &q.pieces,
         };
@@ -356,7 +364,12 @@ fn hash_sources(job: &Job<'_>, batch: &[Block], sources: &mut HashMap<String, bl
 }
 
 impl Job<'_> {
-    fn block(&self, block: &Block, ready: Option<&Ready>) -> Result<(Output, Option<Measured>)> {
+    fn block(
+        &self,
+        block: &Block,
+        weights: &Weights<'_>,
+        ready: Option<&Ready>,
+    ) -> Result<(Output, Option<Measured>)> {
         let tensor = &self.plan.tensors[block.tensor];
         match &tensor.action {
             Action::Keep { source, .. } => {
@@ -370,18 +383,28 @@ impl Job<'_> {
                 }
                 Ok((Output::Copied, None))
             }
-            Action::Convert(conversion) => Ok((Output::Converted(self.convert(conversion, block)?), None)),
+            Action::Measure(measured) => Ok((Output::Converted(measured.bytes()), None)),
+            Action::Convert(conversion) => {
+                let bytes = self.convert(&tensor.name, conversion, block, weights)?;
+                Ok((Output::Converted(bytes), None))
+            }
             Action::Quantize(q) => {
-                let (parts, figures) = self.quantize(tensor, q, block, ready)?;
+                let (parts, figures) = self.quantize(tensor, q, block, weights, ready)?;
                 Ok((Output::Parts(parts), Some(figures)))
             }
         }
     }
 
-    fn convert(&self, conversion: &Conversion, block: &Block) -> Result<Vec<u8>> {
+    fn convert(
+        &self,
+        name: &str,
+        conversion: &Conversion,
+        block: &Block,
+        weights: &Weights<'_>,
+    ) -> Result<Vec<u8>> {
         let mut values = Vec::new();
         let range = block.range.clone();
-        read_rows(self.isa, self.checkpoint, &conversion.pieces, range, &mut values)?;
+        weights.rows(self.isa, name, &conversion.pieces, range, &mut values)?;
         if self.non_finite == NonFinite::Refuse
             && let Some(at) = first_non_finite(&values)
         {
@@ -398,11 +421,12 @@ impl Job<'_> {
         tensor: &TensorPlan,
         q: &Quantization,
         block: &Block,
+        weights: &Weights<'_>,
         ready: Option<&Ready>,
     ) -> Result<(Vec<Vec<u8>>, Measured)> {
         thread_local!(static ROWS: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) });
         ROWS.with_borrow_mut(|rows| {
-            read_rows(self.isa, self.checkpoint, &q.pieces, block.range.clone(), rows)?;
+            weights.rows(self.isa, &tensor.name, &q.pieces, block.range.clone(), rows)?;
             let weight = match ready {
                 Some(ready) => ready.quantize(self.isa, q, &block.range, rows)?,
                 None => q.quantizer.quantize(self.isa, rows, block.range.len(), q.k),

@@ -1,6 +1,9 @@
 //! Figures derived a second time, by a path that shares nothing with the writer's: codes taken from
 //! the stored bytes by each layout's formula, one at a time, values and sums in plain `f64`.
 
+use std::cell::RefCell;
+use std::ops::Range;
+
 use qtool_formats::artifact::figures::ErrorMoments;
 use qtool_formats::artifact::manifest::QuantizedRecord;
 use qtool_formats::artifact::{Artifact, Figures, PieceRecord, TensorRecord};
@@ -8,6 +11,9 @@ use qtool_formats::checkpoint::{Checkpoint, Orientation};
 use qtool_formats::piece::Piece;
 use qtool_formats::scheme::Role;
 use qtool_formats::{FloatDtype, FormatError, Scheme};
+
+use crate::transform::folding::Folding;
+use crate::transform::second::Second;
 
 /// Decodes a weight code by code and sums in `f64`. Without a source, error sums stay zero.
 pub(crate) fn rederive(
@@ -23,7 +29,7 @@ pub(crate) fn rederive(
     match q.scheme {
         Scheme::Ccq => return rederive_wint2(artifact, q, source),
         Scheme::Ccq25 => return rederive_wint25(artifact, q, source),
-        Scheme::Affine(_) => {}
+        Scheme::Affine(_) | Scheme::Nf4 => {}
     }
     let part = |role: Role| q.parts.iter().find(|p| p.role == role);
     let bytes = |role: Role| {
@@ -61,7 +67,10 @@ pub(crate) fn rederive(
             histogram[usize::from(code)] += 1;
             if let Some(source) = source {
                 let scale = f64::from(scales[n * groups + k / group]);
-                let decoded = (f64::from(code) - f64::from(zero)) * scale;
+                let decoded = match q.scheme {
+                    Scheme::Nf4 => nf4(code) * scale,
+                    _ => (f64::from(code) - f64::from(zero)) * scale,
+                };
                 add_error(&mut moments, source.at(n, k), decoded);
             }
         }
@@ -170,6 +179,32 @@ fn rederive_wint25(
     Ok(figures(q, &moments, &histogram, (0, 7)))
 }
 
+/// A level of NF4: eight not above zero, eight above, as bitsandbytes prints them.
+fn nf4(code: u8) -> f64 {
+    const BELOW: [f64; 8] = [
+        1.0,
+        0.696_192_800_998_688,
+        0.525_073_051_452_637,
+        0.394_917_488_098_145,
+        0.284_441_381_692_886,
+        0.184_773_430_228_233,
+        0.091_050_036_251_545,
+        0.0,
+    ];
+    const ABOVE: [f64; 8] = [
+        0.079_580_299_556_255,
+        0.160_930_201_411_247,
+        0.246_112_301_945_686,
+        0.337_915_241_718_292,
+        0.440_709_829_330_444,
+        0.562_617_003_917_694,
+        0.722_956_836_223_602,
+        1.0,
+    ];
+    let place = usize::from(code & 7);
+    if code < 8 { -BELOW[place] } else { ABOVE[place] }
+}
+
 fn add_error(moments: &mut ErrorMoments, w: f64, decoded: f64) {
     let e = w - decoded;
     moments.sum_w2 += w * w;
@@ -217,6 +252,17 @@ fn paddle_int4(bytes: &[u8], columns: usize, n: usize, k: usize) -> u8 {
 /// Values of the matrix a tensor was made from, by row and column, however the sources lie.
 pub(crate) struct SourceValues<'a> {
     pieces: Vec<(Piece, &'a [u8])>,
+    /// For each piece, what becomes of it, and the rows derived last.
+    folded: Vec<Option<Folded<'a>>>,
+}
+
+/// A piece that was transformed.
+struct Folded<'a> {
+    folding: &'a Folding,
+    second: &'a Second,
+    /// Whether rows of the piece are columns of the layer, as which it was transformed.
+    turned: bool,
+    block: RefCell<(Range<usize>, Vec<f64>)>,
 }
 
 impl<'a> SourceValues<'a> {
@@ -225,6 +271,7 @@ impl<'a> SourceValues<'a> {
         base: &'a Checkpoint,
         record: &TensorRecord,
         quantized: Option<&QuantizedRecord>,
+        second: Option<&'a Second>,
     ) -> Option<Self> {
         let pieces = match (quantized, record.sources.is_empty()) {
             (Some(q), true) => {
@@ -244,36 +291,81 @@ impl<'a> SourceValues<'a> {
                 && view.bytes().len() == piece.dims.0 * piece.dims.1 * piece.dtype.bytes();
             fits.then(|| (piece, view.bytes()))
         };
-        let pieces = pieces.into_iter().map(with_bytes).collect::<Option<_>>()?;
-        Some(Self { pieces })
+        let pieces = pieces
+            .into_iter()
+            .map(with_bytes)
+            .collect::<Option<Vec<(Piece, &[u8])>>>()?;
+        let folded = |piece: &Piece| {
+            let second = second?;
+            let matrix = base.tensor(&piece.tensor).ok()?.shape().len() == 2;
+            Some(Folded {
+                folding: second.folding(&record.name, &piece.tensor)?,
+                second,
+                turned: matrix && base.naming().orientation(&piece.tensor) != piece.orientation,
+                block: RefCell::default(),
+            })
+        };
+        let folded = pieces.iter().map(|(piece, _)| folded(piece)).collect();
+        Some(Self { pieces, folded })
+    }
+
+    /// Whether its values were transformed: derived twice, they agree up to rounding.
+    pub(crate) fn is_transformed(&self) -> bool {
+        self.folded.iter().any(Option::is_some)
     }
 
     /// The value at row `n` and column `k`; NaN outside of all pieces.
     pub(crate) fn at(&self, mut n: usize, k: usize) -> f64 {
-        for (piece, bytes) in &self.pieces {
+        for ((piece, bytes), folded) in self.pieces.iter().zip(&self.folded) {
             if n >= piece.rows.len() {
                 n -= piece.rows.len();
                 continue;
             }
-            let [major, minor] = piece.source_index(n, k);
-            let stride = match piece.orientation {
-                Orientation::OutIn => piece.dims.1,
-                Orientation::InOut => piece.dims.0,
+            let Some(folded) = folded else {
+                return stored_value(piece, bytes, n, k);
             };
-            let width = piece.dtype.bytes();
-            let at = (major * stride + minor) * width;
-            let Some(element) = bytes.get(at..at + width) else {
-                return f64::NAN;
+            let (row, column) = (piece.rows.start + n, piece.columns.start + k);
+            let mut block = folded.block.borrow_mut();
+            // By rows and columns of the layer.
+            let (dims, row, column) = match folded.turned {
+                true => ((piece.dims.1, piece.dims.0), column, row),
+                false => (piece.dims, row, column),
             };
-            let mut bits = [0u8; 4];
-            // A bfloat16 is the upper half of an f32.
-            let place = if piece.dtype == FloatDtype::Bf16 { 2 } else { 0 };
-            bits[place..place + width].copy_from_slice(element);
-            return match piece.dtype {
-                FloatDtype::Bf16 | FloatDtype::F32 => f64::from(f32::from_le_bytes(bits)),
-                FloatDtype::F16 => f64::from(piece.dtype.widen(&bits[..2])[0]),
-            };
+            if !block.0.contains(&row) {
+                let whole = Piece::whole(&piece.tensor, piece.dtype, piece.orientation, piece.dims);
+                let read = |n, k| match folded.turned {
+                    true => stored_value(&whole, bytes, k, n),
+                    false => stored_value(&whole, bytes, n, k),
+                };
+                *block = folded
+                    .second
+                    .block(folded.folding, dims, row, folded.turned, &read);
+            }
+            // The writer rounds transformed values to f32 before it chooses codes.
+            return f64::from(block.1[(row - block.0.start) * dims.1 + column] as f32);
         }
         f64::NAN
+    }
+}
+
+/// The stored value at row `n` and column `k` of a piece.
+fn stored_value(piece: &Piece, bytes: &[u8], n: usize, k: usize) -> f64 {
+    let [major, minor] = piece.source_index(n, k);
+    let stride = match piece.orientation {
+        Orientation::OutIn => piece.dims.1,
+        Orientation::InOut => piece.dims.0,
+    };
+    let width = piece.dtype.bytes();
+    let at = (major * stride + minor) * width;
+    let Some(element) = bytes.get(at..at + width) else {
+        return f64::NAN;
+    };
+    let mut bits = [0u8; 4];
+    // A bfloat16 is the upper half of an f32.
+    let place = if piece.dtype == FloatDtype::Bf16 { 2 } else { 0 };
+    bits[place..place + width].copy_from_slice(element);
+    match piece.dtype {
+        FloatDtype::Bf16 | FloatDtype::F32 => f64::from(f32::from_le_bytes(bits)),
+        FloatDtype::F16 => f64::from(piece.dtype.widen(&bits[..2])[0]),
     }
 }

@@ -155,6 +155,19 @@ impl Source {
         })
     }
 
+    /// Names of everything stored here.
+    pub fn names(&self) -> Vec<String> {
+        match &self.files {
+            Files::Checkpoint(checkpoint) => checkpoint.names().map(str::to_owned).collect(),
+            Files::Artifact(artifact) => artifact
+                .manifest()
+                .tensors
+                .iter()
+                .map(|t| t.name.clone())
+                .collect(),
+        }
+    }
+
     fn dense(&self, view: &TensorView<'_>, name: &str, n: usize, k: usize) -> Result<HostWeight> {
         let dtype = view
             .float_dtype()

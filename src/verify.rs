@@ -8,7 +8,9 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
+use qtool_formats::FloatDtype;
 use qtool_formats::artifact::RankIndex;
 use qtool_formats::artifact::manifest::QuantizedRecord;
 use qtool_formats::artifact::{Artifact, Figures, FileRecord, Stored, TensorRecord};
@@ -20,6 +22,10 @@ use serde::Serialize;
 use crate::progress::Progress;
 use crate::record::file_record;
 use crate::second_decode::{SourceValues, rederive};
+use crate::source::Source;
+use crate::transform::Transform;
+use crate::transform::scales::ChannelScales;
+use crate::transform::second::Second;
 use crate::{Result, interrupt};
 
 /// What a check found.
@@ -74,7 +80,19 @@ pub fn run(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Ve
 
 fn one(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Verification> {
     let artifact = Artifact::open(folder)?;
-    let base = base.map(Checkpoint::open).transpose()?;
+    let base = base.map(Checkpoint::open).transpose()?.map(Arc::new);
+    let second = match (&base, &artifact.manifest().transform) {
+        (Some(base), Some(record)) => {
+            let source = Source::of_checkpoint(Arc::clone(base))?;
+            let scales = record.scales.as_ref();
+            let scales = scales
+                .map(|s| ChannelScales::read(&folder.join(&s.file)))
+                .transpose()?;
+            Some(Second::new(Transform::new(&source, record.clone(), scales)?))
+        }
+        _ => None,
+    };
+    let second = second.as_ref();
     let records = &artifact.manifest().tensors;
     let progress = Progress::new(show_progress, "verifying", artifact.files().tensor_bytes());
     let check = |record: &TensorRecord| -> Result<Vec<Finding>> {
@@ -93,7 +111,7 @@ fn one(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Verifi
                 expect("digest", stated.map_or("none", |d| d), &found, &mut report);
                 progress.add(artifact.stored(&record.name)?.bytes().len() as u64);
                 if let (Some(base), false) = (&base, record.sources.is_empty()) {
-                    check_converted(&artifact, base, record, &mut report)?;
+                    check_converted(&artifact, base, record, second, &mut report)?;
                 }
             }
             Stored::Quantized(quantized) => {
@@ -108,7 +126,7 @@ fn one(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Verifi
                 }
                 let source = base
                     .as_ref()
-                    .and_then(|base| SourceValues::of(base, record, Some(quantized)));
+                    .and_then(|base| SourceValues::of(base, record, Some(quantized), second));
                 match rederive(&artifact, quantized, source.as_ref()) {
                     Ok(figures) => compare(quantized, &figures, source.is_some(), &mut report),
                     Err(error) => report(error.to_string()),
@@ -223,28 +241,46 @@ fn check_converted(
     artifact: &Artifact,
     base: &Checkpoint,
     record: &TensorRecord,
+    second: Option<&Second>,
     report: &mut impl FnMut(String),
 ) -> Result<()> {
     let stored = artifact.stored(&record.name)?;
     let Some(dtype) = stored.float_dtype() else {
         return Ok(());
     };
-    let (Some(source), (rows, columns)) = (SourceValues::of(base, record, None), stored.matrix_dims()) else {
+    let (Some(source), (rows, columns)) =
+        (SourceValues::of(base, record, None, second), stored.matrix_dims())
+    else {
         report("its sources are not those of the base".to_owned());
         return Ok(());
     };
     let mut elements = stored.bytes().chunks_exact(dtype.bytes());
     for n in 0..rows {
         for k in 0..columns {
+            let value = source.at(n, k) as f32;
             let mut expected = Vec::new();
-            dtype.push(source.at(n, k) as f32, &mut expected);
-            if elements.next() != Some(expected.as_slice()) {
+            dtype.push(value, &mut expected);
+            let element = elements.next().unwrap_or_default();
+            let near = || source.is_transformed() && rounds_to(dtype, value, element);
+            if element != expected && !near() {
                 report(format!("the element at [{n}, {k}] is not the source's"));
                 return Ok(());
             }
         }
     }
     Ok(())
+}
+
+/// Whether the stored element is `value` rounded, where `value` itself is known up to rounding alone: two ways to a
+/// sum of thousands of terms differ in the last bits, which matters half way between two elements, or near zero.
+fn rounds_to(dtype: FloatDtype, value: f32, element: &[u8]) -> bool {
+    let half_step = match dtype {
+        FloatDtype::Bf16 => 2f32.powi(-8),
+        FloatDtype::F16 => 2f32.powi(-11),
+        FloatDtype::F32 => 2f32.powi(-22),
+    };
+    let stored = dtype.widen(element).first().copied().unwrap_or(f32::NAN);
+    (stored - value).abs() <= value.abs() * half_step * 1.001 + 1e-9
 }
 
 fn compare(q: &QuantizedRecord, found: &Figures, with_errors: bool, report: &mut impl FnMut(String)) {

@@ -180,6 +180,7 @@ pub fn write_artifact(folder: &Path) {
             dropped: Vec::new(),
         },
         options: Value::Null,
+        transform: None,
         family: Family::Own,
         layouts: BTreeMap::new(),
         schemes: BTreeMap::new(),

@@ -18,7 +18,7 @@ use crate::paddle::write_paddle;
 const LOGITS: f32 = 1e-4;
 
 /// Folders of the golden models.
-fn golden() -> Vec<PathBuf> {
+pub fn golden() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
     let mut found: Vec<PathBuf> = std::fs::read_dir(root)
         .unwrap()
@@ -42,14 +42,14 @@ fn logits(model: &Model<CpuBackend>, sequences: &[Vec<u32>]) -> Vec<f32> {
     model.backend().download(&out)
 }
 
-struct Golden {
-    ids: Vec<Vec<u32>>,
-    logits: Vec<Vec<f32>>,
-    padded: Vec<Vec<f32>>,
-    reply: Vec<u32>,
+pub struct Golden {
+    pub ids: Vec<Vec<u32>>,
+    pub logits: Vec<Vec<f32>>,
+    pub padded: Vec<Vec<f32>>,
+    pub reply: Vec<u32>,
 }
 
-fn read_golden(folder: &Path) -> Golden {
+pub fn read_golden(folder: &Path) -> Golden {
     let file = Checkpoint::open(&folder.join("golden.safetensors")).unwrap();
     let ids = |name: &str| -> Vec<u32> {
         let bytes = file.tensor(name).unwrap().bytes();
@@ -72,7 +72,7 @@ fn read_golden(folder: &Path) -> Golden {
 }
 
 /// Largest difference as a share of the largest magnitude.
-fn distance(a: &[f32], b: &[f32]) -> f32 {
+pub fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let top = b.iter().fold(0f32, |top, b| top.max(b.abs()));
     let worst = a
@@ -167,6 +167,7 @@ fn artifacts_run_as_their_decoded_weights() {
             ("bits:4,group:32,grid:zp", &[]),
             ("bits:2", &["o_proj=bits:4"]),
             ("bits:2,method:ccq25", &[]),
+            ("bits:4,method:nf4", &[]),
         ] {
             let dir = tempfile::tempdir().unwrap();
             let target = dir.path().join("out");

@@ -8,13 +8,14 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::transform::TransformRecord;
 use super::{FORMAT, FORMAT_VERSION, Figures, PieceRecord};
 use crate::checkpoint::shards::{is_plain_name, read_bounded};
 use crate::checkpoint::{Naming, Orientation};
 use crate::dtype::Dtype;
 use crate::error::quoted;
 use crate::packing::{self, wint2};
-use crate::scheme::{Family, Part, Role, Scheme};
+use crate::scheme::{Family, Part, Role, Scheme, nf4};
 use crate::{FormatError, Result, limits};
 
 /// The manifest as a whole.
@@ -31,6 +32,9 @@ pub struct Manifest {
     pub source: SourceRecord,
     /// Every option that had an effect, defaults included.
     pub options: serde_json::Value,
+    /// How the model was rewritten before it was quantized; absent when it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform: Option<TransformRecord>,
     /// Stored forms of its weights; absent for our own.
     #[serde(default, skip_serializing_if = "Family::is_own")]
     pub family: Family,
@@ -107,6 +111,14 @@ impl SchemeRecord {
                 zero_point: affine.fixed_zero(),
                 code_range: affine.code_range(),
                 scale_dtype: affine.scale_dtype().dtype(),
+                value: scheme.formula().to_owned(),
+            },
+            Scheme::Nf4 => Self {
+                bits: scheme.bits(),
+                group: nf4::GROUP,
+                zero_point: None,
+                code_range: scheme.code_range(),
+                scale_dtype: Dtype::F32,
                 value: scheme.formula().to_owned(),
             },
             Scheme::Ccq | Scheme::Ccq25 => Self {
@@ -333,6 +345,9 @@ impl Manifest {
         if let Some(name) = files.chain(self.stored_in()).find(|name| !is_plain_name(name)) {
             let got = quoted(&format!("{name:?}"));
             return Err(bad("files".to_owned(), "names of files of this folder", got));
+        }
+        if let Some(transform) = &self.transform {
+            transform.check(path, &self.files)?;
         }
         for tensor in &self.tensors {
             tensor.check_sources(path)?;

@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod ranks;
 pub mod reader;
 pub mod sources;
+pub mod transform;
 
 pub use figures::Figures;
 pub use manifest::{FileRecord, Manifest, PartRecord, SchemeRecord, SourceRecord, Stored, TensorRecord};

@@ -3,7 +3,7 @@
 #pragma once
 #include "device.cuh"
 
-enum Form { F32 = 0, BF16 = 1, F16 = 2, AFFINE = 3, WINT2 = 4, WINT25 = 5 };
+enum Form { F32 = 0, BF16 = 1, F16 = 2, AFFINE = 3, WINT2 = 4, WINT25 = 5, NF4 = 6 };
 
 // Mirrors `WeightArgs` in weight.rs, field by field.
 struct Weight {
@@ -32,6 +32,14 @@ INLINE i32 code_at(const u8 *row, i32 i, i32 bits) {
     return (i32)((pair >> (at % 8)) & ((1u << bits) - 1u));
 }
 
+// The levels of `formats/scheme/nf4.rs`.
+INLINE float nf4_level(i32 code) {
+    const float levels[16] = {-1.0f,        -0.6961928f,  -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f,
+                              -0.091050036f, 0.0f,         0.0795803f,   0.1609302f,  0.2461123f,   0.33791524f,
+                              0.44070983f,   0.562617f,    0.72295684f,  1.0f};
+    return levels[code];
+}
+
 INLINE float weight_at(const Weight &w, i32 n, i32 k) {
     if (w.form <= F16) return float_at(w.parts[0], w.form, (i64)n * w.k + k);
     if (w.form == AFFINE) {
@@ -49,6 +57,10 @@ INLINE float weight_at(const Weight &w, i32 n, i32 k) {
         float line = (float)byte * ((const float *)w.parts[3])[n] + ((const float *)w.parts[4])[n];
         i32 code = (i32)floor_(line + 0.5f);
         return (float)(((code >> (9 - 3 * (k % 4))) & 63) - 32) * ((float)local * super);
+    }
+    if (w.form == NF4) {
+        i32 code = code_at(w.parts[0] + (i64)n * (w.k / 2), k, 4);
+        return nf4_level(code) * ((const float *)w.parts[1])[(i64)n * (w.k / 64) + k / 64];
     }
     const u16 *words = (const u16 *)w.parts[0] + ((i64)n * (w.k / 64) + k / 64) * 10;
     i32 i = k % 64, place = i % 7;

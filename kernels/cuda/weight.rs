@@ -57,6 +57,7 @@ impl DeviceWeight {
                 ),
                 Scheme::Ccq => (4, 0, 1, 0, 0),
                 Scheme::Ccq25 => (5, 0, 1, 0, 0),
+                Scheme::Nf4 => (6, 0, 1, 0, 0),
             },
         };
         Self {

@@ -1,8 +1,6 @@
 //! Attention of a decoder block: projections, norms of heads where the checkpoint has them, rotary embedding,
 //! and the cache of keys and values.
 
-use std::ops::Range;
-
 use qtool_calib::Observer;
 use qtool_kernels::Backend;
 use qtool_kernels::backend::{RopeTable, Segment};
@@ -29,16 +27,51 @@ pub struct KeysValues<B: Backend> {
     pub(super) values: B::Tensor,
 }
 
-/// Where a batch lies: its rotary angles, its sequences, and where they go in a cache.
+/// Where a batch lies: its rotary angles, what its sequences see, and where its keys and values go.
 pub struct Place {
     /// Row 0 belongs to the least position of the batch.
     pub table: RopeTable,
     /// Row of the table for each token.
     pub rows: Vec<u32>,
-    /// Rows of each sequence.
-    pub sequences: Vec<Range<usize>>,
-    /// Rows of the cache that are filled already, when there is one.
-    pub cached: usize,
+    /// What each sequence sees, in rows of its [`Memory`].
+    pub segments: Vec<Segment>,
+    /// Where in that memory its own keys and values go.
+    pub target: Target,
+}
+
+/// Rows of a memory for the keys and values of a batch.
+pub enum Target {
+    /// As they come, from this row on.
+    From(usize),
+    /// One row for each, all different, of those that still hold zeros.
+    Rows(Vec<usize>),
+    /// From this row on these rows of the batch, some of them more than once.
+    Copies(usize, Vec<usize>),
+}
+
+/// What a batch sees besides, or instead of, itself.
+pub enum Memory<'a, B: Backend> {
+    /// Its own keys and values and no others; its target is `From(0)`.
+    Own,
+    /// A cache, which keeps what is written to it.
+    Kept(&'a mut KeysValues<B>),
+    /// A prefix that other batches see, too, at the beginning of a room used by this batch alone.
+    Behind {
+        /// Rows 0.. of the room.
+        prefix: Option<&'a KeysValues<B>>,
+        /// Written anew by each block.
+        room: &'a mut KeysValues<B>,
+    },
+}
+
+impl Target {
+    fn write<B: Backend>(&self, backend: &B, into: &mut B::Tensor, x: &B::Tensor) {
+        match self {
+            Self::From(at) => backend.place(into, *at, x),
+            Self::Rows(rows) => backend.scatter_add(into, rows, x, &vec![1.0; rows.len()]),
+            Self::Copies(at, rows) => backend.place(into, *at, &backend.gather(x, rows)),
+        }
+    }
 }
 
 impl<B: Backend> Attention<B> {
@@ -86,15 +119,14 @@ impl<B: Backend> Attention<B> {
         names
     }
 
-    /// x (M, hidden), normed, to (M, hidden). With a cache, its rows up to `place.cached` are seen, and the
-    /// batch, which is one sequence then, is appended to it.
+    /// x (M, hidden), normed, to (M, hidden).
     pub fn run(
         &self,
         backend: &B,
         decoder: &Decoder,
         x: &B::Tensor,
         place: &Place,
-        cache: Option<&mut KeysValues<B>>,
+        memory: Memory<'_, B>,
         mut observer: Option<&mut (dyn Observer + '_)>,
     ) -> B::Tensor {
         observe(backend, observer.as_deref_mut(), &[&self.q, &self.k, &self.v], x);
@@ -113,22 +145,23 @@ impl<B: Backend> Attention<B> {
             let columns = backend.dims(&k).1;
             observer.keys_and_values(self.layer, &backend.download(&k), &backend.download(&v), columns);
         }
-        let segment = |rows: &Range<usize>, own: Range<usize>| Segment {
-            queries: rows.clone(),
-            prefix: 0..0,
-            own,
-        };
-        let y = match cache {
-            None => {
-                let segments: Vec<Segment> = place.sequences.iter().map(|r| segment(r, r.clone())).collect();
-                backend.attention(&q, &k, &v, &segments, decoder.heads)
+        let seen = match memory {
+            Memory::Own => None,
+            Memory::Kept(cache) => Some(cache),
+            Memory::Behind { prefix, room } => {
+                if let Some(prefix) = prefix {
+                    backend.place(&mut room.keys, 0, &prefix.keys);
+                    backend.place(&mut room.values, 0, &prefix.values);
+                }
+                Some(room)
             }
-            Some(cache) => {
-                backend.place(&mut cache.keys, place.cached, &k);
-                backend.place(&mut cache.values, place.cached, &v);
-                let rows = 0..backend.dims(&q).0;
-                let segments = [segment(&rows, 0..place.cached + rows.len())];
-                backend.attention(&q, &cache.keys, &cache.values, &segments, decoder.heads)
+        };
+        let y = match seen {
+            None => backend.attention(&q, &k, &v, &place.segments, decoder.heads),
+            Some(seen) => {
+                place.target.write(backend, &mut seen.keys, &k);
+                place.target.write(backend, &mut seen.values, &v);
+                backend.attention(&q, &seen.keys, &seen.values, &place.segments, decoder.heads)
             }
         };
         observe(backend, observer, &[&self.o], &y);

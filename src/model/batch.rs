@@ -3,11 +3,14 @@
 
 use std::ops::Range;
 
+use crate::tokenizer::Row;
+
 /// See the module's text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     ids: Vec<u32>,
     types: Vec<u32>,
+    tasks: Vec<u32>,
     sequences: Vec<Range<usize>>,
     positions: Vec<u32>,
 }
@@ -29,7 +32,18 @@ impl Batch {
         batch
     }
 
-    fn push(&mut self, ids: &[u32], position: usize) {
+    /// Rows of a tokenizer, each from position 0, with their types.
+    pub fn of_rows<'r>(rows: impl IntoIterator<Item = &'r Row>) -> Self {
+        let mut batch = Self::default();
+        for row in rows {
+            batch.push(&row.ids, 0);
+            batch.types.extend_from_slice(&row.types);
+        }
+        batch
+    }
+
+    /// Adds a sequence that goes on at `position`.
+    pub fn push(&mut self, ids: &[u32], position: usize) {
         let from = self.ids.len();
         self.ids.extend_from_slice(ids);
         self.sequences.push(from..self.ids.len());
@@ -43,6 +57,12 @@ impl Batch {
         self
     }
 
+    /// With a task for each token, for encoders that know several.
+    pub fn with_tasks(mut self, tasks: Vec<u32>) -> Self {
+        self.tasks = tasks;
+        self
+    }
+
     /// Token ids of all sequences, (M).
     pub fn ids(&self) -> &[u32] {
         &self.ids
@@ -51,6 +71,11 @@ impl Batch {
     /// Token types, (M); empty when all are 0.
     pub fn types(&self) -> &[u32] {
         &self.types
+    }
+
+    /// Task types, (M); empty when all are 0.
+    pub fn tasks(&self) -> &[u32] {
+        &self.tasks
     }
 
     /// Rows of each sequence.

@@ -3,7 +3,7 @@
 use qtool_calib::Observer;
 use qtool_kernels::Backend;
 
-use super::attention::{Attention, KeysValues, Place};
+use super::attention::{Attention, Memory, Place};
 use super::decoder::Decoder;
 use super::mlp::Feed;
 use crate::Result;
@@ -48,13 +48,13 @@ impl<B: Backend> Block<B> {
         decoder: &Decoder,
         x: &mut B::Tensor,
         place: &Place,
-        cache: Option<&mut KeysValues<B>>,
+        memory: Memory<'_, B>,
         mut observer: Option<&mut (dyn Observer + '_)>,
     ) {
         let normed = backend.rms_norm(x, &self.attention_norm, decoder.eps);
         let y = self
             .attention
-            .run(backend, decoder, &normed, place, cache, observer.as_deref_mut());
+            .run(backend, decoder, &normed, place, memory, observer.as_deref_mut());
         backend.add(x, &y);
         let normed = backend.rms_norm(x, &self.feed_norm, decoder.eps);
         backend.add(x, &self.feed.run(backend, &normed, observer));

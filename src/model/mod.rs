@@ -1,4 +1,4 @@
-//! Running a language model: the same forward serves calibration and validation. Blocks are read one at a time
+//! Running a model: the same forward serves calibration and validation. Blocks are read one at a time
 //! where memory is short, or kept.
 //!
 //! | Page | Idea |
@@ -8,28 +8,42 @@
 //! | [`attention`], [`mlp`], [`linear`], [`rope`] | the parts of a block |
 //! | [`block`] | one block |
 //! | [`batch`] | token rows that run together |
+//! | [`encoder`] | encoders: texts to labels or vectors |
+//! | [`stack`] | either kind, layer by layer, for calibration |
+//! | [`shared`] | many sequences behind one prefix; answers behind one prompt |
+//! | [`slots`] | several sequences that grow together |
 
 pub mod architectures;
 pub mod attention;
 pub mod batch;
 pub mod block;
 pub mod decoder;
+pub mod encoder;
 pub mod linear;
 pub mod mlp;
 pub mod rope;
+pub mod shared;
+pub mod slots;
+pub mod stack;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use qtool_calib::Observer;
 use qtool_kernels::Backend;
+use qtool_kernels::backend::Segment;
 
-use attention::{KeysValues, Place};
+use attention::{KeysValues, Memory, Place, Target};
 pub use batch::Batch;
 pub use block::Block;
 use decoder::Decoder;
+pub use encoder::Encoder;
 
 use crate::source::WeightSource;
 use crate::{Error, Result};
+
+/// Tensor of an output head that is not the embedding.
+pub const HEAD: &str = "lm_head.weight";
 
 /// A model on a device: embedding, final norm and head; its blocks when [`load`](Self::load) was called.
 pub struct Model<B: Backend> {
@@ -66,6 +80,15 @@ impl<B: Backend> Cache<B> {
     }
 }
 
+/// A sequence that sees rows `own` of a memory, and nothing before them.
+fn segment(queries: &Range<usize>, own: &Range<usize>) -> Segment {
+    Segment {
+        queries: queries.clone(),
+        prefix: 0..0,
+        own: own.clone(),
+    }
+}
+
 impl<B: Backend> Model<B> {
     /// Reads everything but the blocks. Fails when the architecture cannot be run, or a tensor is missing or of
     /// another shape than the config says.
@@ -77,7 +100,7 @@ impl<B: Backend> Model<B> {
         let norm = source.vector(&format!("{prefix}norm.weight"), hidden)?;
         // A tied model's file may hold a copy of the head; the reference library ignores it, too.
         let head = (!decoder.tied)
-            .then(|| source.matrix("lm_head.weight", vocabulary, hidden))
+            .then(|| source.matrix(HEAD, vocabulary, hidden))
             .transpose()?;
         Ok(Self {
             embedding: backend.weight(&embedding),
@@ -139,8 +162,8 @@ impl<B: Backend> Model<B> {
         Place {
             table: self.decoder.rope.table(least, end),
             rows: batch.positions().iter().map(|p| p - least).collect(),
-            sequences: batch.sequences().to_vec(),
-            cached: 0,
+            segments: batch.sequences().iter().map(|rows| segment(rows, rows)).collect(),
+            target: Target::From(0),
         }
     }
 
@@ -152,14 +175,19 @@ impl<B: Backend> Model<B> {
         place: &Place,
         observer: Option<&mut (dyn Observer + '_)>,
     ) {
-        block.run(&self.backend, &self.decoder, x, place, None, observer);
+        block.run(&self.backend, &self.decoder, x, place, Memory::Own, observer);
+    }
+
+    /// What the head reads of the last block's output `x`: its final norm.
+    pub fn normed(&self, x: &B::Tensor) -> B::Tensor {
+        self.backend.rms_norm(x, &self.norm, self.decoder.eps)
     }
 
     /// Logits (rows, V) of these rows of the last block's output, or of all.
     pub fn logits(&self, x: &B::Tensor, rows: Option<&[usize]>) -> B::Tensor {
         let chosen = rows.map(|rows| self.backend.gather(x, rows));
         let x = chosen.as_ref().unwrap_or(x);
-        let normed = self.backend.rms_norm(x, &self.norm, self.decoder.eps);
+        let normed = self.normed(x);
         self.backend
             .matmul(&normed, self.head.as_ref().unwrap_or(&self.embedding))
     }
@@ -168,9 +196,11 @@ impl<B: Backend> Model<B> {
     pub fn hidden(&self, batch: &Batch) -> Result<B::Tensor> {
         let mut x = self.embed(batch)?;
         let place = self.place(batch);
-        for block in &self.blocks {
-            self.run(block, &mut x, &place, None);
-        }
+        self.backend.within(|| {
+            for block in &self.blocks {
+                self.run(block, &mut x, &place, None);
+            }
+        });
         Ok(x)
     }
 
@@ -179,16 +209,20 @@ impl<B: Backend> Model<B> {
         Ok(self.logits(&self.hidden(batch)?, None))
     }
 
+    /// Keys and values of `rows` tokens for one block, all zeros.
+    fn room(&self, rows: usize) -> KeysValues<B> {
+        let width = self.decoder.heads.kv * self.decoder.heads.dim;
+        let zeros = || self.backend.upload(&vec![0.0; rows * width], width);
+        KeysValues {
+            keys: zeros(),
+            values: zeros(),
+        }
+    }
+
     /// An empty cache with room for `capacity` tokens.
     pub fn cache(&self, capacity: usize) -> Cache<B> {
-        let width = self.decoder.heads.kv * self.decoder.heads.dim;
-        let room = || self.backend.upload(&vec![0.0; capacity * width], width);
-        let block = |_: &Block<B>| KeysValues {
-            keys: room(),
-            values: room(),
-        };
         Cache {
-            blocks: self.blocks.iter().map(block).collect(),
+            blocks: self.blocks.iter().map(|_| self.room(capacity)).collect(),
             filled: 0,
             capacity,
         }
@@ -197,23 +231,34 @@ impl<B: Backend> Model<B> {
     /// Appends `ids` to the sequence in `cache` and gives the logits (1, V) after the last of them. Fails when
     /// the cache is too small, or an id is beyond the vocabulary.
     pub fn extend(&self, cache: &mut Cache<B>, ids: &[u32]) -> Result<B::Tensor> {
-        if cache.filled + ids.len() > cache.capacity || ids.is_empty() {
+        let x = self.append(cache, ids)?;
+        Ok(self.logits(&x, Some(&[ids.len() - 1])))
+    }
+
+    /// The same, up to what the last block gives, (M, hidden).
+    fn append(&self, cache: &mut Cache<B>, ids: &[u32]) -> Result<B::Tensor> {
+        let (filled, end) = (cache.filled, cache.filled + ids.len());
+        if end > cache.capacity || ids.is_empty() {
             return Err(Error::CacheFull {
-                tokens: cache.filled + ids.len(),
+                tokens: end,
                 capacity: cache.capacity,
             });
         }
-        let batch = Batch::at(ids, cache.filled);
+        let batch = Batch::at(ids, filled);
         let mut x = self.embed(&batch)?;
         let place = Place {
-            cached: cache.filled,
+            segments: vec![segment(&(0..ids.len()), &(0..end))],
+            target: Target::From(filled),
             ..self.place(&batch)
         };
-        for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
-            block.run(&self.backend, &self.decoder, &mut x, &place, Some(cache), None);
-        }
-        cache.filled += ids.len();
-        Ok(self.logits(&x, Some(&[ids.len() - 1])))
+        self.backend.within(|| {
+            for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
+                let memory = Memory::Kept(cache);
+                block.run(&self.backend, &self.decoder, &mut x, &place, memory, None);
+            }
+        });
+        cache.filled = end;
+        Ok(x)
     }
 
     /// Continues `prompt` greedily by at most `most` tokens, up to and without a token of `stop`. Of equal

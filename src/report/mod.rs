@@ -3,6 +3,14 @@
 //!
 //! Models are always in one order, the base first; vectors "one a model" follow it.
 
+#[cfg(test)]
+mod example;
+pub mod html;
+pub mod json;
+pub mod markdown;
+pub mod text;
+pub mod words;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -63,7 +71,7 @@ pub struct TensorFigure {
 }
 
 /// What one task found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TaskReport {
     /// Its name in the registry.
     pub task: String,
@@ -110,7 +118,7 @@ pub enum Unit {
     NatsPerToken,
     /// Bits a byte of text.
     BitsPerByte,
-    /// exp of nats a token; its differences are shown as ratios.
+    /// exp of nats a token; its differences are ratios, candidate over base, 1 where they are equal.
     Perplexity,
     /// A plain number.
     Number,
@@ -131,14 +139,19 @@ pub struct Metric {
     pub items: usize,
     /// What an answer without looking gives: (`majority`, 0.53), (`coin flip`, 0.5).
     pub baselines: Vec<(String, f64)>,
-    /// Smallest true difference that this many items find in 8 of 10 runs at the 5 % level.
+    /// Smallest true difference that this many items find in 8 of 10 runs at the 5 % level (a ratio for
+    /// [`Unit::Perplexity`]).
     pub detectable: Option<f64>,
     /// One a model; `None` where a model has no such value.
     pub values: Vec<Option<Interval>>,
-    /// One a model: candidate minus base; `None` for the base and where there is none.
+    /// One a model: candidate minus base, or over it for [`Unit::Perplexity`]; `None` for the base and where there
+    /// is none.
     pub deltas: Vec<Option<Delta>>,
     /// Index of the best model, only where it is significantly better than every other.
     pub best: Option<usize>,
+    /// One a model: items without an answer, which its value and every pair with it leave out.
+    #[serde(default)]
+    pub missing: Vec<u64>,
 }
 
 /// A value and where the true one lies with 95 % confidence.
@@ -155,9 +168,9 @@ pub struct Interval {
 /// A difference of two models on the same items.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Delta {
-    /// Candidate minus base, with its 95 % interval from the paired items.
+    /// Candidate minus base (over base for [`Unit::Perplexity`]), with its 95 % interval from the paired items.
     pub interval: Interval,
-    /// p of no difference (exact McNemar where items are right or wrong), where there is a test.
+    /// p of no difference, where there is a test: exact McNemar where items are right or wrong, sign flips else.
     pub p: Option<f64>,
     /// The same after Holm's correction over the rows it was tested together with.
     pub p_holm: Option<f64>,
@@ -232,8 +245,8 @@ pub struct Check {
     pub model: usize,
     /// What was found.
     pub outcome: Outcome,
-    /// What was measured, in the limit's own unit.
-    pub measured: Interval,
+    /// What was measured, in the limit's own unit; `None` where nothing could be.
+    pub measured: Option<Interval>,
     /// The limit's number, in the same unit.
     pub bound: f64,
     /// How many more items would decide, where it is inconclusive and can be told.

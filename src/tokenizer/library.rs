@@ -4,8 +4,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use tokenizers::{EncodeInput, Encoding, Tokenizer};
+use tokenizers::utils::truncation::{TruncationParams, truncate_encodings};
+use tokenizers::{EncodeInput, Encoding, PostProcessor, Tokenizer};
 
+use super::Row;
 use crate::{Error, Result};
 
 /// A tokenizer that the crate runs.
@@ -55,6 +57,38 @@ impl Library {
     pub fn encode_pair(&self, a: &str, b: &str) -> Result<(Vec<u32>, Vec<u32>)> {
         let encoding = self.run((a, b), true)?;
         Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec()))
+    }
+
+    /// One or two texts with special tokens, cut to `most` ids as transformers does with `truncation=True`.
+    /// `None` where the special tokens alone are more.
+    pub fn encode_row(&self, a: &str, b: Option<&str>, most: usize) -> Result<Option<Row>> {
+        let added = self
+            .inner
+            .get_post_processor()
+            .map_or(0, |p| p.added_tokens(b.is_some()));
+        let Some(room) = most.checked_sub(added) else {
+            return Ok(None);
+        };
+        let a = self.run(a, false)?;
+        let b = b.map(|b| self.run(b, false)).transpose()?.map(|mut b| {
+            b.set_type_ids(vec![1; b.len()]);
+            b
+        });
+        let whole = a.len() + b.as_ref().map_or(0, Encoding::len);
+        let encoding = guarded(|| {
+            let params = TruncationParams {
+                max_length: room,
+                ..TruncationParams::default()
+            };
+            let (a, b) = truncate_encodings(a, b, &params)?;
+            self.inner.post_process(a, b, true)
+        })
+        .map_err(|e| self.fault("cut a text", &e))?;
+        Ok(Some(Row {
+            ids: encoding.get_ids().to_vec(),
+            types: encoding.get_type_ids().to_vec(),
+            cut: whole.saturating_sub(room),
+        }))
     }
 
     /// Text of ids.

@@ -5,7 +5,7 @@
 use super::{Kernel, LANES, Vector};
 use std::arch::x86_64::*;
 
-/// The proof that this machine has AVX2 and F16C. Made only by [`Avx2::detect`].
+/// The proof that this machine has AVX2, FMA and F16C. Made only by [`Avx2::detect`].
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
@@ -15,7 +15,9 @@ type Pair = (__m256, __m256);
 impl Avx2 {
     /// The token, if the machine has the instructions.
     pub(crate) fn detect() -> Option<Avx2> {
-        let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
+        let found = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         found.then_some(Avx2(()))
     }
 }
@@ -25,7 +27,7 @@ impl Avx2 {
 /// # Safety
 ///
 /// The machine has the instructions named in the attribute.
-#[target_feature(enable = "avx2,f16c")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn compiled<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
     kernel.run(token)
 }
@@ -82,6 +84,24 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn mul(self, a: Pair, b: Pair) -> Pair {
         registers!(self, (_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1)))
+    }
+
+    #[inline(always)]
+    fn div(self, a: Pair, b: Pair) -> Pair {
+        registers!(self, (_mm256_div_ps(a.0, b.0), _mm256_div_ps(a.1, b.1)))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        registers!(
+            self,
+            (_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1))
+        )
+    }
+
+    #[inline(always)]
+    fn times_power_of_two(self, a: Pair, n: Pair) -> Pair {
+        (scale_half(self, a.0, n.0), scale_half(self, a.1, n.1))
     }
 
     #[inline(always)]
@@ -160,6 +180,70 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn load_f32(self, bytes: &[u8; 4 * LANES]) -> Pair {
+        // SAFETY: `bytes` is 64 readable bytes, the loads need no alignment, the token proves the instruction.
+        unsafe {
+            let at = bytes.as_ptr();
+            (_mm256_loadu_ps(at.cast()), _mm256_loadu_ps(at.add(32).cast()))
+        }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, bytes: &[u8; 2 * LANES]) -> Pair {
+        // SAFETY: `bytes` is 32 readable bytes, the loads need no alignment, the token proves the instructions.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.as_ptr().add(16).cast()));
+            (
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn lookup(self, low: u32, high: u32, shifts: &[u32; LANES], table: Pair) -> Pair {
+        let (first, second) = (&shifts[..8], &shifts[8..]);
+        (
+            lookup_half(self, low, first, table),
+            lookup_half(self, high, second, table),
+        )
+    }
+
+    #[inline(always)]
+    fn windows(self, codes: Pair, q: usize) -> Pair {
+        registers!(self, {
+            let codes = _mm256_cvttps_epi32(if q < 2 { codes.0 } else { codes.1 });
+            let from = _mm256_set1_epi32(4 * (q as i32 & 1));
+            let low = _mm256_add_epi32(from, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+            let high = _mm256_add_epi32(from, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3));
+            let shifts = _mm256_setr_epi32(9, 6, 3, 0, 9, 6, 3, 0);
+            let mask = _mm256_set1_epi32(63);
+            let low = _mm256_srlv_epi32(_mm256_permutevar8x32_epi32(codes, low), shifts);
+            let high = _mm256_srlv_epi32(_mm256_permutevar8x32_epi32(codes, high), shifts);
+            let middle = _mm256_set1_ps(32.0);
+            (
+                _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_and_si256(low, mask)), middle),
+                _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_and_si256(high, mask)), middle),
+            )
+        })
+    }
+
+    #[inline(always)]
+    fn transpose(self, a: &[Pair; LANES]) -> [Pair; LANES] {
+        let mut out = *a;
+        let top_left = eight_by_eight(self, std::array::from_fn(|i| a[i].0));
+        let top_right = eight_by_eight(self, std::array::from_fn(|i| a[i].1));
+        let bottom_left = eight_by_eight(self, std::array::from_fn(|i| a[i + 8].0));
+        let bottom_right = eight_by_eight(self, std::array::from_fn(|i| a[i + 8].1));
+        for i in 0..8 {
+            out[i] = (top_left[i], bottom_left[i]);
+            out[i + 8] = (top_right[i], bottom_right[i]);
+        }
+        out
+    }
+
+    #[inline(always)]
     fn load_f16(self, bytes: &[u8; 2 * LANES]) -> Pair {
         // SAFETY: `bytes` is 32 readable bytes, the loads need no alignment, the token proves the instructions.
         unsafe {
@@ -184,6 +268,61 @@ impl Vector for Avx2 {
     fn sum_each(self, a: &[Pair; LANES]) -> Pair {
         (eight_sums(self, a, 0), eight_sums(self, a, 8))
     }
+}
+
+/// Eight lanes times two powers of two whose exponents add up to n.
+#[inline(always)]
+fn scale_half(token: Avx2, a: __m256, n: __m256) -> __m256 {
+    registers!(token, {
+        let n = _mm256_cvtps_epi32(n);
+        let half = _mm256_srai_epi32::<1>(n);
+        let bias = _mm256_set1_epi32(127);
+        let first = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
+        let second = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
+        let a = _mm256_mul_ps(a, _mm256_castsi256_ps(first));
+        _mm256_mul_ps(a, _mm256_castsi256_ps(second))
+    })
+}
+
+/// Eight lanes of a table of sixteen, chosen by four bits of `word` at each shift.
+#[inline(always)]
+fn lookup_half(token: Avx2, word: u32, shifts: &[u32], table: Pair) -> __m256 {
+    let shifts: &[u32; 8] = shifts.first_chunk().expect("eight shifts");
+    let Avx2(()) = token;
+    // SAFETY: `shifts` is 32 readable bytes, the load needs no alignment, the token proves the instructions.
+    unsafe {
+        let shifts = _mm256_loadu_si256(shifts.as_ptr().cast());
+        let index = _mm256_srlv_epi32(_mm256_set1_epi32(word as i32), shifts);
+        let low = _mm256_permutevar8x32_ps(table.0, index);
+        let high = _mm256_permutevar8x32_ps(table.1, index);
+        // Bit 3 of the index becomes the sign that the blend looks at.
+        _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
+    }
+}
+
+/// The transpose of eight rows of eight.
+#[inline(always)]
+fn eight_by_eight(token: Avx2, a: [__m256; 8]) -> [__m256; 8] {
+    registers!(token, {
+        let mut pairs = a;
+        for i in 0..4 {
+            pairs[2 * i] = _mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+            pairs[2 * i + 1] = _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+        }
+        let mut fours = a;
+        for i in 0..2 {
+            fours[4 * i] = _mm256_shuffle_ps::<0x44>(pairs[4 * i], pairs[4 * i + 2]);
+            fours[4 * i + 1] = _mm256_shuffle_ps::<0xee>(pairs[4 * i], pairs[4 * i + 2]);
+            fours[4 * i + 2] = _mm256_shuffle_ps::<0x44>(pairs[4 * i + 1], pairs[4 * i + 3]);
+            fours[4 * i + 3] = _mm256_shuffle_ps::<0xee>(pairs[4 * i + 1], pairs[4 * i + 3]);
+        }
+        let mut out = a;
+        for i in 0..4 {
+            out[i] = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
+            out[i + 4] = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
+        }
+        out
+    })
 }
 
 /// The sums of the eight vectors from `a[first]` on.

@@ -5,7 +5,7 @@
 use super::{Kernel, LANES, Vector};
 use std::arch::x86_64::*;
 
-/// The proof that this machine has AVX-512 F, BW, DQ, VL and AVX2. Made only by [`Avx512::detect`].
+/// The proof that this machine has AVX-512 F, BW, DQ, VL, AVX2 and FMA. Made only by [`Avx512::detect`].
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
@@ -16,7 +16,8 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx2");
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma");
         found.then_some(Avx512(()))
     }
 }
@@ -26,7 +27,7 @@ impl Avx512 {
 /// # Safety
 ///
 /// The machine has the instructions named in the attribute.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 unsafe fn compiled<K: Kernel>(token: Avx512, kernel: K) -> K::Output {
     kernel.run(token)
 }
@@ -82,6 +83,21 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        registers!(self, _mm512_div_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        registers!(self, _mm512_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn times_power_of_two(self, a: __m512, n: __m512) -> __m512 {
+        registers!(self, _mm512_scalef_ps(a, n))
+    }
+
+    #[inline(always)]
     fn min(self, a: __m512, b: __m512) -> __m512 {
         registers!(self, _mm512_min_ps(a, b))
     }
@@ -129,6 +145,74 @@ impl Vector for Avx512 {
             let steps = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(zero));
             _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(steps));
         }
+    }
+
+    #[inline(always)]
+    fn load_f32(self, bytes: &[u8; 4 * LANES]) -> __m512 {
+        // SAFETY: `bytes` is 64 readable bytes, the load needs no alignment, the token proves the instruction.
+        unsafe { _mm512_loadu_ps(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, bytes: &[u8; 2 * LANES]) -> __m512 {
+        // SAFETY: `bytes` is 32 readable bytes, the load needs no alignment, the token proves the instructions.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bytes.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    fn lookup(self, low: u32, high: u32, shifts: &[u32; LANES], table: __m512) -> __m512 {
+        // SAFETY: `shifts` is 64 readable bytes, the load needs no alignment, the token proves the instructions.
+        unsafe {
+            let words = _mm512_mask_set1_epi32(_mm512_set1_epi32(low as i32), 0xff00, high as i32);
+            let index = _mm512_srlv_epi32(words, _mm512_loadu_si512(shifts.as_ptr().cast()));
+            _mm512_permutexvar_ps(index, table)
+        }
+    }
+
+    #[inline(always)]
+    fn windows(self, codes: __m512, q: usize) -> __m512 {
+        registers!(self, {
+            let from = _mm512_set1_epi32(4 * q as i32);
+            let lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+            let shifts = _mm512_setr_epi32(9, 6, 3, 0, 9, 6, 3, 0, 9, 6, 3, 0, 9, 6, 3, 0);
+            let codes = _mm512_permutexvar_epi32(_mm512_add_epi32(from, lanes), _mm512_cvttps_epi32(codes));
+            let windows = _mm512_and_si512(_mm512_srlv_epi32(codes, shifts), _mm512_set1_epi32(63));
+            _mm512_sub_ps(_mm512_cvtepi32_ps(windows), _mm512_set1_ps(32.0))
+        })
+    }
+
+    #[inline(always)]
+    fn transpose(self, a: &[__m512; LANES]) -> [__m512; LANES] {
+        registers!(self, {
+            let mut pairs = *a;
+            for i in 0..8 {
+                pairs[2 * i] = _mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+                pairs[2 * i + 1] = _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+            }
+            // Block b of vector 4i + c is column 4b + c of rows 4i to 4i + 3.
+            let mut fours = *a;
+            for i in 0..4 {
+                fours[4 * i] = _mm512_shuffle_ps::<0x44>(pairs[4 * i], pairs[4 * i + 2]);
+                fours[4 * i + 1] = _mm512_shuffle_ps::<0xee>(pairs[4 * i], pairs[4 * i + 2]);
+                fours[4 * i + 2] = _mm512_shuffle_ps::<0x44>(pairs[4 * i + 1], pairs[4 * i + 3]);
+                fours[4 * i + 3] = _mm512_shuffle_ps::<0xee>(pairs[4 * i + 1], pairs[4 * i + 3]);
+            }
+            let mut out = *a;
+            for c in 0..4 {
+                let top_even = _mm512_shuffle_f32x4::<0x88>(fours[c], fours[4 + c]);
+                let top_odd = _mm512_shuffle_f32x4::<0xdd>(fours[c], fours[4 + c]);
+                let bottom_even = _mm512_shuffle_f32x4::<0x88>(fours[8 + c], fours[12 + c]);
+                let bottom_odd = _mm512_shuffle_f32x4::<0xdd>(fours[8 + c], fours[12 + c]);
+                out[c] = _mm512_shuffle_f32x4::<0x88>(top_even, bottom_even);
+                out[4 + c] = _mm512_shuffle_f32x4::<0x88>(top_odd, bottom_odd);
+                out[8 + c] = _mm512_shuffle_f32x4::<0xdd>(top_even, bottom_even);
+                out[12 + c] = _mm512_shuffle_f32x4::<0xdd>(top_odd, bottom_odd);
+            }
+            out
+        })
     }
 
     #[inline(always)]

@@ -15,6 +15,8 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 pub(crate) mod dot16;
 pub(crate) mod portable;
+pub(crate) mod tile;
+pub(crate) mod view;
 
 /// Lanes of a vector, on every instruction set.
 pub(crate) const LANES: usize = 16;
@@ -30,8 +32,10 @@ pub(crate) trait Kernel {
 
 /// The token of an instruction set and what it can do with 16 lanes.
 ///
-/// Each operation rounds by itself, to nearest, ties to even; lanes do not influence each other except in
-/// [`sum`](Vector::sum) and [`sum_each`](Vector::sum_each).
+/// Each operation rounds by itself, to nearest, ties to even, and gives the same bits on every instruction set;
+/// the one exception is [`mul_add`](Vector::mul_add), which only the forward pass of models uses. Lanes do not
+/// influence each other except in sums, [`lookup`](Vector::lookup), [`windows`](Vector::windows) and
+/// [`transpose`](Vector::transpose).
 pub(crate) trait Vector: Copy {
     /// 16 lanes of f32.
     type F: Copy;
@@ -57,6 +61,16 @@ pub(crate) trait Vector: Copy {
     /// `a * b`.
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
 
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+
+    /// `a * b + c`: rounded once on AVX2 and AVX-512, twice on the portable vectors.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+
+    /// `a * 2^n` for whole n of -252 to 254, rounded once: overflow gives infinity, underflow a subnormal number
+    /// or zero. `a` is 0, NaN, or has a magnitude of 1/2 to 2.
+    fn times_power_of_two(self, a: Self::F, n: Self::F) -> Self::F;
+
     /// `if a < b { a } else { b }`: b when either is NaN or both are zeros.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
 
@@ -79,6 +93,38 @@ pub(crate) trait Vector: Copy {
     /// `codes[i]` is lane i rounded to the nearest integer, ties to even, plus `zero`. Lanes have a magnitude
     /// up to 2^22 and the sum is in 0..=255; any other value gives an unspecified byte.
     fn store_codes(self, a: Self::F, zero: i32, codes: &mut [u8; LANES]);
+
+    /// 16 little-endian f32 numbers, bit for bit.
+    fn load_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F;
+
+    /// 16 little-endian BF16 numbers, exact.
+    fn load_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F;
+
+    /// Lane i is lane `(word >> shifts[i]) mod 16` of the table; the word is `low` for the first eight lanes and
+    /// `high` for the others. Shifts are below 32.
+    fn lookup(self, low: u32, high: u32, shifts: &[u32; LANES], table: Self::F) -> Self::F;
+
+    /// Of the whole parts of lanes 4q to 4q + 3, 15 bits each, the four windows of WINT2 minus 32: lane 4i + j
+    /// is `((code[4q + i] >> (9 - 3j)) & 63) - 32`. Lanes are in 0..2^15, q is below 4.
+    fn windows(self, codes: Self::F, q: usize) -> Self::F;
+
+    /// Lane j of vector i becomes lane i of vector j.
+    #[inline(always)]
+    fn transpose(self, a: &[Self::F; LANES]) -> [Self::F; LANES] {
+        let mut rows = [[0.0; LANES]; LANES];
+        for (row, &lanes) in rows.iter_mut().zip(a) {
+            self.store(lanes, row);
+        }
+        let mut out = *a;
+        for (j, out) in out.iter_mut().enumerate() {
+            let mut column = [0.0; LANES];
+            for (lane, row) in column.iter_mut().zip(&rows) {
+                *lane = row[j];
+            }
+            *out = self.load(&column);
+        }
+        out
+    }
 
     /// 16 little-endian f16 numbers; a signalling NaN becomes quiet.
     fn load_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F;

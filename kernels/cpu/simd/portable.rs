@@ -67,6 +67,32 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    fn div(self, mut a: Self::F, b: Self::F) -> Self::F {
+        for i in 0..LANES {
+            a[i] /= b[i];
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn mul_add(self, mut a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        for i in 0..LANES {
+            a[i] = a[i] * b[i] + c[i];
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn times_power_of_two(self, mut a: Self::F, n: Self::F) -> Self::F {
+        for i in 0..LANES {
+            let n = (n[i] + THREE_TWO_22).to_bits() as i32 - THREE_TWO_22.to_bits() as i32;
+            let half = n >> 1;
+            a[i] = a[i] * power_of_two(half) * power_of_two(n - half);
+        }
+        a
+    }
+
+    #[inline(always)]
     fn min(self, mut a: Self::F, b: Self::F) -> Self::F {
         for i in 0..LANES {
             a[i] = if a[i] < b[i] { a[i] } else { b[i] };
@@ -124,6 +150,46 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    fn load_f32(self, bytes: &[u8; 4 * LANES]) -> Self::F {
+        let mut a = [0.0; LANES];
+        for (a, bytes) in a.iter_mut().zip(bytes.as_chunks().0) {
+            *a = f32::from_bits(u32::from_le_bytes(*bytes));
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F {
+        let mut a = [0.0; LANES];
+        for (a, bytes) in a.iter_mut().zip(bytes.as_chunks().0) {
+            *a = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn lookup(self, low: u32, high: u32, shifts: &[u32; LANES], table: Self::F) -> Self::F {
+        let mut a = [0.0; LANES];
+        for i in 0..LANES {
+            let word = if i < LANES / 2 { low } else { high };
+            a[i] = table[(word >> (shifts[i] & 31) & 15) as usize];
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn windows(self, codes: Self::F, q: usize) -> Self::F {
+        let mut a = [0.0; LANES];
+        for i in 0..4 {
+            let code = codes[(4 * q + i) % LANES] as i32;
+            for j in 0..4 {
+                a[4 * i + j] = (((code >> (9 - 3 * j)) & 63) - 32) as f32;
+            }
+        }
+        a
+    }
+
+    #[inline(always)]
     fn load_f16(self, bytes: &[u8; 2 * LANES]) -> Self::F {
         let mut a = [0.0; LANES];
         for i in 0..LANES {
@@ -152,6 +218,12 @@ fn round_lane(value: f32) -> f32 {
     } else {
         value
     }
+}
+
+/// 2^n for n of -126 to 127.
+#[inline(always)]
+fn power_of_two(n: i32) -> f32 {
+    f32::from_bits(((n + 127) as u32) << 23)
 }
 
 /// One f16 as f32, exact; a signalling NaN becomes quiet.

@@ -2,10 +2,14 @@
 //! sizes where blocks, groups and segments begin and end. Each test counts its cases, so that an empty loop
 //! cannot pass. This page owns the rows they are tried on; the tests are in the modules.
 
+mod attention;
 mod codes;
+mod layers;
 mod metric;
 mod numbers;
+mod products;
 mod sums;
+mod weights;
 
 /// Sizes around the ends of blocks (16), group loops (32, 64, 128), segments (256), and one long row.
 const SIZES: [usize; 19] = [

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use qtool_formats::packing::wint2::Channel;
 use qtool_formats::packing::{LSB_ROWS, Packing};
 use qtool_formats::scheme::AffineScheme;
-use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight};
+use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight, Nf4Weight};
 use qtool_formats::{FloatDtype, QuantizedWeight};
 use qtool_kernels::Backend;
 use qtool_kernels::backend::{Form, HostWeight, Storage};
@@ -83,6 +83,14 @@ fn ccq25(n: usize, k: usize) -> HostWeight {
     ))
 }
 
+fn nf4(n: usize, k: usize) -> HostWeight {
+    let codes = (0..n * k).map(|i| (i * 7 % 16) as u8).collect();
+    let scales = (0..n * k / 64).map(|i| 0.01 * (i % 5) as f32).collect();
+    packed(&QuantizedWeight::Nf4(
+        Nf4Weight::new(n, k, codes, scales).unwrap(),
+    ))
+}
+
 /// Weights in every form, with zeros, odd groups, one row.
 fn weights() -> Vec<(String, HostWeight)> {
     let mut all = Vec::new();
@@ -105,6 +113,7 @@ fn weights() -> Vec<(String, HostWeight)> {
     for (n, k) in [(1, 64), (33, 192), (65, 128)] {
         all.push((format!("wint2 {n} x {k}"), ccq(n, k)));
         all.push((format!("wint2.5 {n} x {k}"), ccq25(n, k)));
+        all.push((format!("nf4 {n} x {k}"), nf4(n, k)));
     }
     all
 }
