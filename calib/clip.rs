@@ -16,7 +16,11 @@ use qtool_kernels::{Candidate, Isa, absmax, clip_errors, clip_errors_weighted, m
 
 use crate::affine::{ChooseScale, GroupScale, quantize_rows, storable_scale};
 use crate::rtn::symmetric_steps;
-use crate::{Method, Quantizer, Result, TensorOptions};
+use crate::stats::LayerStats;
+use crate::{Evidence, Method, Quantizer, Result, TensorOptions};
+
+mod weighted;
+use weighted::Weighted;
 
 /// The registry entry.
 pub const METHOD: Method = Method {
@@ -45,6 +49,14 @@ impl Quantizer for ClipSearch {
 
     fn describe(&self) -> String {
         "rtn, clip search".to_owned()
+    }
+
+    fn evidence(&self) -> Evidence {
+        Evidence::Full
+    }
+
+    fn informed(&self, stats: &LayerStats) -> Result<Box<dyn Quantizer>> {
+        Ok(Box::new(Weighted::new(self.scheme, stats)))
     }
 
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {

@@ -10,6 +10,7 @@
 //! | plain absmax and min-max rounding | [`rtn`] |
 //! | WINT2, the 2-bit convolutional code | [`ccq`] |
 //! | WINT2.5, its 2.5-bit sibling | [`ccq25`] |
+//! | NormalFloat, 16 levels of a normal distribution | [`nf4`] |
 //! | clip search for the least squared error | [`clip`] |
 //! | a second moment, damped and factored | [`hessian`] |
 //! | rounding with error feedback | [`gptq`] |
@@ -17,10 +18,14 @@
 //! | what is known about a layer's inputs | [`stats`] |
 //! | how a running model reports them | [`observe`] |
 //! | how much of a layer's output is error | [`proxy`] |
+//! | scales of input channels, by search | [`awq`] |
+//! | how many bits each tensor gets under a budget | [`allocation`] |
 //! | error figures of a block of rows | [`measure`] |
 #![forbid(unsafe_code)]
 
 pub mod affine;
+pub mod allocation;
+pub mod awq;
 pub mod ccq;
 pub mod ccq25;
 pub mod clip;
@@ -28,6 +33,7 @@ pub mod error;
 pub mod gptq;
 pub mod hessian;
 pub mod measure;
+pub mod nf4;
 pub mod observe;
 pub mod options;
 pub mod proxy;
@@ -115,6 +121,7 @@ pub const METHODS: &[Method] = &[
     gptq::METHOD,
     ccq::METHOD,
     ccq25::METHOD,
+    nf4::METHOD,
 ];
 
 /// The method of this name.

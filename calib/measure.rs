@@ -56,6 +56,7 @@ pub fn measure(isa: Isa, x: &[f32], weight: &QuantizedWeight, into: &mut BlockFi
         QuantizedWeight::Affine(affine) => measure_affine(isa, x, affine, into),
         QuantizedWeight::Ccq(ccq) => measure_ccq(isa, x, ccq, into),
         QuantizedWeight::Ccq25(ccq) => measure_ccq25(isa, x, ccq, into),
+        QuantizedWeight::Nf4(_) => measure_values(x, weight, into),
     }
     code_histogram(weight.codes(), &mut into.histogram);
 }
@@ -112,5 +113,22 @@ fn measure_ccq25(isa: Isa, x: &[f32], weight: &Ccq25Weight, into: &mut BlockFigu
     for (row, (x, windows)) in rows.enumerate() {
         let scales = weight.group_scales(row);
         row_error(isa, x, windows, wint25::GROUP, &scales, &zeros, &mut into.sums);
+    }
+}
+
+/// Levels that are no grid: decoded values against the source, in f64, one after the other.
+fn measure_values(x: &[f32], weight: &QuantizedWeight, into: &mut BlockFigures) {
+    let (_, k) = weight.dims();
+    let mut values = vec![0f32; k];
+    let sums = &mut into.sums;
+    for (row, x) in x.chunks_exact(k).enumerate() {
+        weight.dequantize_row(row, &mut values);
+        for (&w, &v) in x.iter().zip(&values) {
+            let (x, e) = (f64::from(w), f64::from(w) - f64::from(v));
+            sums.sum_x2 += x * x;
+            sums.sum_e2 += e * e;
+            sums.sum_xe += x * e;
+            sums.max_abs_e = sums.max_abs_e.max(e.abs() as f32);
+        }
     }
 }

@@ -17,6 +17,8 @@ pub const BITS: [u8; 4] = [2, 3, 4, 8];
 const CCQ: &str = "ccq";
 /// The method of WINT2.5.
 const CCQ25: &str = "ccq25";
+/// The method of NF4.
+const NF4: &str = "nf4";
 
 /// The methods that round each weight by itself, whose names `--clip` takes.
 const CLIPS: [&str; 2] = ["none", "mse"];
@@ -121,6 +123,12 @@ impl PartialOptions {
         {
             return wrong_width(method.bits);
         }
+        if options.method == NF4 && (self.grouping.is_some() || self.grid.is_some() || self.scale.is_some()) {
+            return fault(
+                "method nf4",
+                "NF4 fixes groups (64), levels and scale dtype (f32); leave these options out",
+            );
+        }
         let convolutional = [CCQ, CCQ25].contains(&options.method);
         if convolutional && (self.grouping.is_some() || self.grid.is_some() || self.scale.is_some()) {
             return fault(
@@ -172,6 +180,7 @@ impl TensorOptions {
         match self.method {
             CCQ => return Ok(Scheme::Ccq),
             CCQ25 => return Ok(Scheme::Ccq25),
+            NF4 => return Ok(Scheme::Nf4),
             _ => {}
         }
         let affine = AffineScheme::new(self.bits, self.grid, self.grouping, self.scale)?;
@@ -197,6 +206,9 @@ impl fmt::Display for TensorOptions {
         }
         if self.method == CCQ25 {
             return write!(f, "bits:2,method:{CCQ25}");
+        }
+        if self.method == NF4 {
+            return write!(f, "bits:4,method:{NF4}");
         }
         let group = match self.grouping {
             Grouping::Row => "row".to_owned(),
@@ -306,6 +318,7 @@ mod tests {
             "bits:8,group:row,grid:sym,clip:mse,scale:f32",
             "bits:2,effort:fast",
             "bits:2,method:ccq25",
+            "bits:4,method:nf4",
             "bits:2,group:64,grid:sym,clip:mse,scale:bf16",
             "bits:3,group:32,grid:zp,method:gptq,scale:f16",
         ] {
@@ -346,9 +359,11 @@ mod tests {
             ("bits:4,clip:ccq", "none and mse"),
             ("bits:4,method:ccq", "it is for 2 bits"),
             ("bits:4,method:ccq25", "it is for 2 bits"),
+            ("bits:8,method:nf4", "it is for 4 bits"),
+            ("bits:4,method:nf4,group:32", "NF4 fixes groups"),
             ("bits:2,method:ccq25,group:32", "leave these options out"),
             ("bits:2,method:ccq25,effort:best", "only WINT2"),
-            ("method:magic", "none, mse, gptq, ccq, ccq25"),
+            ("method:magic", "none, mse, gptq, ccq, ccq25, nf4"),
             ("bits:4,effort:best", "only WINT2"),
         ] {
             let parsed = PartialOptions::parse(text).and_then(|options| options.complete(4));

@@ -78,6 +78,11 @@ def wint25(scheme, columns, part):  # nine words of seven windows, one of a wind
     scales = (words[:, :, 9] & 8191).astype("<f4") * part("super_scales", 1)
     return ((windows - 4).astype("<f4") * scales[:, :, None]).reshape(len(words), columns)
 
+def nf4(scheme, columns, part):  # a code names one of 16 levels, which the formula spells out
+    levels = json.loads(scheme["value"].split(" = ")[1].split("[code")[0])
+    values = np.array(levels, "<f4")[part("codes", columns)].reshape(-1, columns // 64, 64)
+    return (values * part("scales", columns // 64)[:, :, None]).reshape(-1, columns)
+
 VALUES = {
     "value[n][k] = (code[n][k] - zero_point[n][k / group]) * scale[n][k / group], in f32": affine,
     "code = floor(codes[n][k / 4] * code_scales[n] + code_zero_points[n] + 0.5); value[n][k] ="
@@ -85,7 +90,10 @@ VALUES = {
     " in f32": wint2,
     "word(i) = codes[n][10 * (k / 64) + i]; i = k % 64; window = i < 63 ? (word(i / 7) >>"
     " [13, 11, 9, 6, 4, 2, 0][i % 7]) & 7 : word(9) >> 13;"
-    " value[n][k] = (window - 4) * ((word(9) & 8191) * super_scales[n]), in f32": wint25}
+    " value[n][k] = (window - 4) * ((word(9) & 8191) * super_scales[n]), in f32": wint25,
+    "value[n][k] = [-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343,"
+    " -0.091050036, 0.0, 0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617,"
+    " 0.72295684, 1.0][code[n][k]] * scale[n][k / 64], in f32": nf4}
 
 def stored(folder, files, file, name):
     """A tensor of a safetensors file (8 bytes header length, JSON header, data): entry, bytes."""

@@ -143,6 +143,14 @@ pub enum FormatError {
         /// Why, and what to do.
         reason: String,
     },
+    /// An artifact that an export format cannot hold.
+    #[error("{}: {reason}", path.display())]
+    Export {
+        /// The artifact.
+        path: PathBuf,
+        /// Which tensor, why, and what to do.
+        reason: String,
+    },
     /// The target is there already.
     #[error("{}: exists already; pass --force to replace it, or choose another folder", path.display())]
     TargetExists {

@@ -16,5 +16,9 @@ pub const MAX_DIMS: usize = 16;
 /// per tensor, so this allows for some 300 000 tensors.
 pub const MAX_JSON_BYTES: u64 = 512_000_000;
 
+/// Widest attention head that is written to GGUF, where the config's number decides how many rotary factors there
+/// are. Real heads have 64 to 256 rows.
+pub const MAX_HEAD_DIM: u32 = 65_536;
+
 /// Most shard files one index may name. The largest published checkpoints have a few hundred.
 pub const MAX_SHARDS: usize = 100_000;

@@ -10,10 +10,12 @@ use crate::{FormatError, Result};
 pub mod affine;
 pub mod ccq;
 pub mod ccq25;
+pub mod nf4;
 
 pub use affine::AffineWeight;
 pub use ccq::CcqWeight;
 pub use ccq25::Ccq25Weight;
+pub use nf4::Nf4Weight;
 
 /// A function with the contract of [`Packing::pack`](crate::packing::Packing::pack) of `lsb-rows`, so that a faster twin from the
 /// floor above can stand in for it.
@@ -28,6 +30,8 @@ pub enum QuantizedWeight {
     Ccq(CcqWeight),
     /// See [`Ccq25Weight`].
     Ccq25(Ccq25Weight),
+    /// See [`Nf4Weight`].
+    Nf4(Nf4Weight),
 }
 
 impl QuantizedWeight {
@@ -37,6 +41,7 @@ impl QuantizedWeight {
             Self::Affine(w) => Scheme::Affine(w.scheme),
             Self::Ccq(_) => Scheme::Ccq,
             Self::Ccq25(_) => Scheme::Ccq25,
+            Self::Nf4(_) => Scheme::Nf4,
         }
     }
 
@@ -46,6 +51,7 @@ impl QuantizedWeight {
             Self::Affine(w) => (w.n, w.k),
             Self::Ccq(w) => (w.n(), w.k()),
             Self::Ccq25(w) => (w.n(), w.k()),
+            Self::Nf4(w) => (w.n(), w.k()),
         }
     }
 
@@ -56,6 +62,7 @@ impl QuantizedWeight {
             Self::Affine(w) => w.dequantize_row(n, out),
             Self::Ccq(w) => w.dequantize_row(n, out),
             Self::Ccq25(w) => w.dequantize_row(n, out),
+            Self::Nf4(w) => w.dequantize_row(n, out),
         }
     }
 
@@ -65,6 +72,7 @@ impl QuantizedWeight {
             Self::Affine(w) => w.codes(),
             Self::Ccq(w) => w.codes(),
             Self::Ccq25(w) => w.windows(),
+            Self::Nf4(w) => w.codes(),
         }
     }
 
@@ -81,6 +89,7 @@ impl QuantizedWeight {
             Self::Affine(w) => w.encode(family, pack),
             Self::Ccq(w) => w.encode(),
             Self::Ccq25(w) => Ok(w.encode()),
+            Self::Nf4(w) => w.encode(pack),
         }
     }
 
@@ -95,6 +104,7 @@ impl QuantizedWeight {
             Scheme::Affine(scheme) => AffineWeight::decode(family, scheme, n, k, parts).map(Self::Affine),
             Scheme::Ccq => CcqWeight::decode(family, n, k, parts).map(Self::Ccq),
             Scheme::Ccq25 => Ccq25Weight::decode(family, n, k, parts).map(Self::Ccq25),
+            Scheme::Nf4 => Nf4Weight::decode(family, n, k, parts).map(Self::Nf4),
         }
     }
 
@@ -104,6 +114,7 @@ impl QuantizedWeight {
             Self::Affine(w) => w.rows(rows).map(Self::Affine),
             Self::Ccq(w) => w.rows(rows).map(Self::Ccq),
             Self::Ccq25(w) => w.rows(rows).map(Self::Ccq25),
+            Self::Nf4(w) => w.rows(rows).map(Self::Nf4),
         }
     }
 
@@ -117,6 +128,7 @@ impl QuantizedWeight {
                 (Self::Affine(a), Self::Affine(b)) if a.scheme == b.scheme && a.k == b.k => a.append(b),
                 (Self::Ccq(a), Self::Ccq(b)) if a.k() == b.k() => a.append(b),
                 (Self::Ccq25(a), Self::Ccq25(b)) if a.k() == b.k() => a.append(b),
+                (Self::Nf4(a), Self::Nf4(b)) if a.k() == b.k() => a.append(b),
                 _ => return None,
             }
         }

@@ -38,6 +38,8 @@ pub fn cut(plan: &QuantizePlan) -> Vec<Block> {
     for (tensor, entry) in plan.tensors.iter().enumerate() {
         let (total, step, unit) = match &entry.action {
             Action::Keep { .. } => (entry.source_bytes as usize, 1 << 20, 1),
+            // Some numbers: a single block.
+            Action::Measure(_) => (1, 1, 0),
             Action::Convert(c) => rows_of_block(&c.pieces, c.n, c.k, 1),
             Action::Quantize(q) => rows_of_block(&q.pieces, q.n, q.k, multiple),
         };

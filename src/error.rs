@@ -185,6 +185,16 @@ pub enum Error {
         /// Theirs.
         got: usize,
     },
+    /// A number of bits per weight that no plan has.
+    #[error(
+        "--target-bpw {target} is out of reach: the tensors to be quantized can take from {:.2} to below {:.2} bits per weight, everything stored counted", reachable[0], reachable[1]
+    )]
+    Target {
+        /// As asked.
+        target: f64,
+        /// Fewest, and what keeping everything takes.
+        reachable: [f64; 2],
+    },
     /// Blocks of an interrupted run with other inputs.
     #[error("{}: holds the finished blocks of an interrupted run whose {changed} differ; repeat that run as it was, or remove the folder to start anew", folder.display())]
     Resume {
@@ -207,13 +217,31 @@ pub enum Error {
         /// The model.
         model: String,
         /// What was asked, and why it cannot be done.
-        what: &'static str,
+        what: String,
+    },
+    /// A server that cannot be asked.
+    #[error("{url}: {reason}")]
+    Endpoint {
+        /// As given.
+        url: String,
+        /// What is wrong and what to do.
+        reason: String,
     },
     /// A question that does not fit the model.
     #[error("{reason}")]
     Question {
         /// Why.
         reason: String,
+    },
+    /// A cache scale without the magnitudes it is made of.
+    #[error(
+        "{tensor}: the keys and values of layer {layer} were not observed during calibration, or have another width; measure again with `qtool calibrate`"
+    )]
+    UnseenCache {
+        /// The scale.
+        tensor: String,
+        /// The layer.
+        layer: usize,
     },
     /// The worker threads could not be started.
     #[error("cannot start {threads} threads: {reason}")]
@@ -229,9 +257,76 @@ pub enum Error {
         /// The folder with the blocks.
         folder: PathBuf,
     },
+    /// A task that does not exist, or is asked for in a way it does not have.
+    #[error("task {task}: {reason}")]
+    Task {
+        /// Its name, as given.
+        task: String,
+        /// What is wrong and what there is.
+        reason: String,
+    },
+    /// A prompt template that cannot be used.
+    #[error("prompt {name}: {reason}")]
+    Prompt {
+        /// Its file, or the name of a built-in one.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A model that cannot be asked what a task asks.
+    #[error("{model}: {reason}")]
+    Unsuited {
+        /// Folder or address.
+        model: String,
+        /// What it lacks and what to do.
+        reason: String,
+    },
+    /// Models whose numbers cannot stand beside each other.
+    #[error("{candidate} cannot be compared with {base}: {reason}")]
+    Incomparable {
+        /// The base.
+        base: String,
+        /// The other.
+        candidate: String,
+        /// Expected and got.
+        reason: String,
+    },
+    /// An artifact that is not what its manifest says.
+    #[error("{}: does not verify: {first}{}; make it anew, see `qtool verify` for all, or pass --unverified", path.display(), more(*findings))]
+    Unsound {
+        /// The artifact.
+        path: PathBuf,
+        /// The first finding.
+        first: String,
+        /// How many there are.
+        findings: usize,
+    },
+    /// A folder of answers that cannot be gone on with.
+    #[error("{}: {reason}", folder.display())]
+    WorkFolder {
+        /// The folder or a file in it.
+        folder: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// Stopped by ctrl-C with answers kept.
+    #[error("interrupted; {answers} answers are kept in {}, the same command with --resume goes on after them", folder.display())]
+    Stopped {
+        /// Answers in it.
+        answers: usize,
+        /// The folder.
+        folder: PathBuf,
+    },
     /// Stopped by ctrl-C.
     #[error("interrupted; nothing was written")]
     Interrupted,
+}
+
+fn more(findings: usize) -> String {
+    match findings {
+        0 | 1 => String::new(),
+        _ => format!(" (and {} more findings)", findings - 1),
+    }
 }
 
 /// Most refusals shown; the rest is counted.

@@ -3,11 +3,13 @@
 //! is known in [`qtool_formats::export::fastdeploy`]; this page joins it with quantizers.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use qtool_calib::TensorOptions;
 use qtool_calib::ccq::Effort;
 use qtool_calib::options::PartialOptions;
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
+use qtool_formats::export::fastdeploy::kv_cache::KvCache;
 use qtool_formats::export::fastdeploy::{
     Ernie, Kind, Placed, Source, Store, Wanted, kept_dtype, kept_reason, place,
 };
@@ -15,9 +17,11 @@ use qtool_formats::scheme::{Family, Grid, Grouping};
 use qtool_formats::{FloatDtype, FormatError};
 use serde_json::{Value, json};
 
+use crate::kv_scales;
 use crate::plan::{
     Action, Conversion, Foreign, Quantization, QuantizePlan, TensorPlan, read_config, refuse_quantized,
 };
+use crate::transform::Transform;
 use crate::{Error, Result};
 
 /// What was asked for.
@@ -35,11 +39,22 @@ pub struct Request {
     pub effort: Option<Effort>,
     /// Most bytes of tensor data in one file.
     pub max_shard_bytes: u64,
+    /// Type of a quantized key-value cache, whose scales are to be written.
+    pub kv_cache: Option<KvCache>,
 }
 
 /// One plan per rank. Fails, before anything is read or written, with one sentence that says what
 /// does not fit.
 pub fn plans(checkpoint: &Checkpoint, request: &Request) -> Result<Vec<QuantizePlan>> {
+    transformed_plans(checkpoint, request, None)
+}
+
+/// The same for the model that `transform` makes of it.
+pub fn transformed_plans(
+    checkpoint: &Checkpoint,
+    request: &Request,
+    transform: Option<&Arc<Transform>>,
+) -> Result<Vec<QuantizePlan>> {
     refuse_quantized(checkpoint)?;
     let config_path = checkpoint.folder().join("config.json");
     let config = if checkpoint.root().is_dir() {
@@ -47,16 +62,22 @@ pub fn plans(checkpoint: &Checkpoint, request: &Request) -> Result<Vec<QuantizeP
     } else {
         None
     };
-    let Some(config) = config else {
+    let Some(mut config) = config else {
         return Err(Error::Source {
             path: checkpoint.root().to_owned(),
             reason: "--format fastdeploy needs the model's config.json beside its weights; give the model's folder".to_owned(),
         });
     };
+    if let Some(transform) = transform {
+        transform.adjust_config(&mut config);
+    }
     let model = Ernie::from_config(&config_path, &config)?;
     request.wanted.check(&model, checkpoint.root())?;
+    if let Some(kv_cache) = request.kv_cache {
+        kv_cache.check(&model, checkpoint.root())?;
+    }
     (0..request.ranks.max(1))
-        .map(|rank| plan(checkpoint, request, &model, &config, rank))
+        .map(|rank| plan(checkpoint, request, &model, &config, (transform, rank)))
         .collect()
 }
 
@@ -65,34 +86,68 @@ fn plan(
     request: &Request,
     model: &Ernie,
     config: &Value,
-    rank: usize,
+    (transform, rank): (Option<&Arc<Transform>>, usize),
 ) -> Result<QuantizePlan> {
+    let made = transform.and_then(|t| t.made());
+    // A head of the Paddle form lies turned, the embedding it is made of does not.
+    let turned = made.is_some_and(|m| checkpoint.naming().orientation(&m.name) == Orientation::InOut);
+    let origin = |name: &str| made.filter(|m| m.name == name).map(|m| m.origin.clone());
     let find = |name: &str| {
-        let view = checkpoint.tensor(name).ok()?;
-        Some((view.dtype(), view.shape().to_vec()))
+        let origin = origin(name);
+        let view = checkpoint.tensor(origin.as_deref().unwrap_or(name)).ok()?;
+        let mut shape = view.shape().to_vec();
+        if origin.is_some() && turned {
+            shape.reverse();
+        }
+        Some((view.dtype(), shape))
     };
     let source = Source {
         path: checkpoint.root(),
         naming: checkpoint.naming(),
-        names: checkpoint.names().collect(),
+        names: checkpoint
+            .names()
+            .filter(|name| made.is_none_or(|m| m.name != *name))
+            .chain(made.map(|m| m.name.as_str()))
+            .collect(),
         find: &find,
     };
-    let placement = place(model, &source, rank, request.ranks.max(1))?;
+    let mut placement = place(model, &source, rank, request.ranks.max(1))?;
+    for piece in placement.tensors.iter_mut().flat_map(|t| &mut t.pieces) {
+        if let Some(origin) = origin(&piece.tensor) {
+            piece.tensor = origin;
+            if turned {
+                piece.orientation = match piece.orientation {
+                    Orientation::OutIn => Orientation::InOut,
+                    Orientation::InOut => Orientation::OutIn,
+                };
+            }
+        }
+    }
     let mut tensors = Vec::with_capacity(placement.tensors.len());
     for placed in &placement.tensors {
         tensors.push(tensor(checkpoint.root(), request, model, placed)?);
     }
     let has_router_bias = placement.has_router_bias();
-    Ok(QuantizePlan {
+    let mut config = request.wanted.config(model, config.clone(), has_router_bias);
+    if let Some(kv_cache) = request.kv_cache {
+        tensors.extend(kv_scales::plan(kv_cache, model, rank, request.ranks));
+        config["quantization_config"] = kv_cache.config(request.wanted.bits);
+    }
+    let plan = QuantizePlan {
         tensors,
         family: Family::FastDeploy,
         dropped: placement.dropped,
         transform: None,
         foreign: Some(Foreign {
-            config: request.wanted.config(model, config.clone(), has_router_bias),
+            config,
             options: options(request, rank),
+            kv_cache: request.kv_cache,
         }),
-    })
+    };
+    match transform {
+        Some(transform) => plan.folded(checkpoint, Arc::clone(transform)),
+        None => Ok(plan),
+    }
 }
 
 /// Every option with an effect on the bytes.
@@ -106,6 +161,9 @@ fn options(request: &Request, rank: usize) -> Value {
     if request.wanted.bits == 2 {
         options["w4_until"] = json!(request.wanted.w4_until);
         options["effort"] = json!(request.effort.unwrap_or_default().name());
+    }
+    if let Some(kv_cache) = request.kv_cache {
+        options["kv_cache"] = json!(kv_cache.name());
     }
     if request.ranks > 1 {
         options["tensor_parallel"] = json!({"ranks": request.ranks, "rank": rank});

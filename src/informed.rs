@@ -170,7 +170,7 @@ impl<'a> Workshop<'a> {
             Codes::Plain => return Ok(plain),
             Codes::Decided(decisions) => {
                 return Ok(match decisions.find(self.rank, &tensor.name)? {
-                    None => plain,
+                    None => unseen(q, plain),
                     Some(decided) => Ready {
                         method: Some(decided.method.clone()),
                         proxy: None,
@@ -181,7 +181,7 @@ impl<'a> Workshop<'a> {
             Codes::Informed(source) => source,
         };
         let Some(Found { stats, note }) = evidence_of(source, q)? else {
-            return Ok(plain);
+            return Ok(unseen(q, plain));
         };
         if stats.columns() != q.k {
             return Err(Error::Evidence {
@@ -194,7 +194,8 @@ impl<'a> Workshop<'a> {
             Some(note) => format!("{method}; {note}"),
             None => method,
         };
-        let kind = q.quantizer.describe();
+        // The description of a method without evidence need not name its scheme.
+        let kind = format!("{} {}", q.scheme, q.quantizer.describe());
         let known = self.last.as_ref();
         if !known.is_some_and(|last| last.kind == kind && same(&last.stats, &stats)) {
             let informed = if q.quantizer.evidence() == Evidence::None {
@@ -226,6 +227,13 @@ impl<'a> Workshop<'a> {
             },
         })
     }
+}
+
+/// A tensor whose quantizer would look at its input, but nothing is known of it: the manifest says so.
+fn unseen(q: &Quantization, plain: Ready) -> Ready {
+    let method = (q.quantizer.evidence() > Evidence::None)
+        .then(|| format!("{}; its input was not observed", q.quantizer.describe()));
+    Ready { method, ..plain }
 }
 
 /// Evidence about the input of a tensor that may be assembled from pieces. All pieces must read the same

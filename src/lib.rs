@@ -11,6 +11,7 @@
 //! | [`verify`] | artifact to findings |
 //! | [`inspect`] | what is in a folder |
 //! | [`export`] | artifact to an ecosystem's folder |
+//! | [`validate`] | models and data to a report |
 #![forbid(unsafe_code)]
 
 pub mod blocks;
@@ -24,12 +25,14 @@ pub mod fastdeploy;
 pub mod informed;
 pub mod inspect;
 pub mod interrupt;
+pub mod kv_scales;
 pub mod model;
 pub mod plan;
 pub mod progress;
 pub mod quantize;
 pub mod record;
 pub mod report;
+pub mod resources;
 pub mod scan;
 pub mod scorer;
 pub mod scoring;
@@ -37,8 +40,10 @@ mod second_decode;
 pub mod source;
 pub mod statistics;
 pub mod table;
+pub mod tasks;
 pub mod tokenizer;
 pub mod transform;
+pub mod validate;
 pub mod verdict;
 pub mod verify;
 mod writing;

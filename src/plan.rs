@@ -8,12 +8,14 @@ use std::sync::Arc;
 use qtool_calib::{Decision, Quantizer, Recipe, TensorOptions};
 use qtool_formats::checkpoint::shards::read_json;
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
+use qtool_formats::export::fastdeploy::kv_cache::KvCache;
 use qtool_formats::piece::{Piece, overlapping};
 use qtool_formats::scheme::{Family, Part, Scheme};
 use qtool_formats::{Dtype, FloatDtype, TensorView};
 use serde_json::Value;
 
 use crate::classes::{class_of, group};
+use crate::kv_scales::Measured;
 use crate::transform::Transform;
 use crate::{Error, Result};
 
@@ -38,6 +40,8 @@ pub struct Foreign {
     pub config: Value,
     /// Every option with an effect, for the manifest.
     pub options: Value,
+    /// Type of the key-value cache its scales are for, if it holds any.
+    pub kv_cache: Option<KvCache>,
 }
 
 /// What becomes of one tensor.
@@ -67,6 +71,8 @@ pub enum Action {
     Convert(Conversion),
     /// Quantized.
     Quantize(Box<Quantization>),
+    /// Not of the source: measured by calibration.
+    Measure(Box<Measured>),
 }
 
 /// How a kept tensor is converted.
@@ -106,6 +112,7 @@ impl TensorPlan {
     pub fn stored_bytes(&self) -> u64 {
         match &self.action {
             Action::Keep { .. } => self.source_bytes,
+            Action::Measure(_) => (self.shape.iter().product::<usize>() * 4) as u64,
             Action::Convert(c) => (c.n * c.k * c.dtype.bytes()) as u64,
             Action::Quantize(q) => q.parts.iter().map(|part| part.bytes() as u64).sum(),
         }
@@ -117,23 +124,25 @@ impl TensorPlan {
             Action::Keep { reason, .. } => format!("kept ({reason})"),
             Action::Convert(c) => format!("kept as {} ({})", c.dtype, c.reason),
             Action::Quantize(q) => q.scheme.to_string(),
+            Action::Measure(m) => m.reason.clone(),
         }
     }
 
-    /// The pieces its values are read from, whatever they are called; none when it is copied.
-    pub fn made_of(&self) -> &[Piece] {
-        match &self.action {
-            Action::Keep { .. } => &[],
-            Action::Convert(c) => &c.pieces,
-            Action::Quantize(q) => &q.pieces,
-        }
+    /// The pieces its values are read from, whatever they are called, with its name; none when it is copied.
+    pub fn made_of(&self) -> impl Iterator<Item = (&str, &Piece)> {
+        let pieces = match &self.action {
+            Action::Keep { .. } | Action::Measure(_) => &[],
+            Action::Convert(c) => c.pieces.as_slice(),
+            Action::Quantize(q) => q.pieces.as_slice(),
+        };
+        pieces.iter().map(|piece| (self.name.as_str(), piece))
     }
 
     /// What it is assembled from; empty when it is a tensor of the source as a whole, under its own
     /// name, in its own orientation and, if kept, of its own type.
     pub fn pieces(&self) -> &[Piece] {
         match &self.action {
-            Action::Keep { .. } => &[],
+            Action::Keep { .. } | Action::Measure(_) => &[],
             Action::Convert(c) => &c.pieces,
             Action::Quantize(q) => match q.pieces.as_slice() {
                 [piece]
@@ -155,6 +164,7 @@ impl TensorPlan {
             Action::Keep { source, .. } => return vec![(source, range.clone())],
             Action::Convert(Conversion { pieces, .. }) => pieces,
             Action::Quantize(q) => &q.pieces,
+            Action::Measure(_) => return Vec::new(),
         };
         let bytes = |(piece, rows): (&Piece, Range<usize>)| match piece.orientation {
             Orientation::OutIn => {
@@ -227,7 +237,7 @@ impl QuantizePlan {
     pub fn quantized(&self) -> impl Iterator<Item = (&TensorPlan, &Quantization)> {
         self.tensors.iter().filter_map(|t| match &t.action {
             Action::Quantize(q) => Some((t, q.as_ref())),
-            Action::Keep { .. } | Action::Convert(_) => None,
+            Action::Keep { .. } | Action::Convert(_) | Action::Measure(_) => None,
         })
     }
 

@@ -38,6 +38,25 @@ impl Progress {
         this
     }
 
+    /// A line for `total` items of `what`, or nothing.
+    pub fn items(show: bool, what: &str, total: u64) -> Self {
+        if !show {
+            return Self::hidden();
+        }
+        let this = Self::visible(what, total);
+        let template = "{msg} {bar:28} {human_pos:>9} of {human_len} items  {per_sec}  {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            this.bar.set_style(style);
+        }
+        this
+    }
+
+    /// Starts at `done`, which speed and remaining time leave out.
+    pub fn begin_at(&self, done: u64) {
+        self.bar.set_position(done);
+        self.bar.reset_eta();
+    }
+
     /// Draws nothing.
     pub fn hidden() -> Self {
         Self {

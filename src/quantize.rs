@@ -346,7 +346,7 @@ fn hash_sources(job: &Job<'_>, batch: &[Block], sources: &mut HashMap<String, bl
             continue;
         }
         let pieces = match &job.plan.tensors[block.tensor].action {
-            Action::Keep { .. } => continue,
+            Action::Keep { .. } | Action::Measure(_) => continue,
             Action::Convert(c) => &c.pieces,
             Action::Quantize(q) => &q.pieces,
         };
@@ -383,6 +383,7 @@ impl Job<'_> {
                 }
                 Ok((Output::Copied, None))
             }
+            Action::Measure(measured) => Ok((Output::Converted(measured.bytes()), None)),
             Action::Convert(conversion) => {
                 let bytes = self.convert(&tensor.name, conversion, block, weights)?;
                 Ok((Output::Converted(bytes), None))

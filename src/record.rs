@@ -9,6 +9,7 @@ use qtool_formats::artifact::{
     Stored, TensorRecord,
 };
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
+use qtool_formats::export::fastdeploy::kv_cache::SCALE_FILE;
 use qtool_formats::piece::Piece;
 use qtool_formats::replace::{copy_file, write_file};
 use qtool_formats::scheme::Part;
@@ -44,6 +45,22 @@ pub(crate) fn manifest(
                 },
                 kept_as.digest.clone(),
             ),
+            Action::Measure(measured) => {
+                let stored = Stored::Kept {
+                    reason: measured.reason.clone(),
+                    file: kept_as.file.clone(),
+                    digest: Some(kept_as.digest.clone()),
+                };
+                tensors.push(TensorRecord {
+                    name: tensor.name.clone(),
+                    shape: tensor.shape.clone(),
+                    dtype: tensor.dtype,
+                    source_digest: None,
+                    sources,
+                    stored,
+                });
+                continue;
+            }
             Action::Quantize(q) => {
                 let bits_per_weight = bits_per_weight(q);
                 let figures = figures.figures(&q.scheme, bits_per_weight);
@@ -204,9 +221,25 @@ fn side_files(
             .file_name()
             .map(|n| n.to_string_lossy().into_owned())
             .unwrap_or_default();
-        if name != CONFIG {
+        // Scales of a former artifact describe other weights.
+        if name != CONFIG && name != crate::transform::scales::FILE {
             records.push(file_record(&copy_file(folder, &path)?, name)?);
         }
+    }
+    let measured = plan.tensors.iter().filter_map(|t| match &t.action {
+        Action::Measure(m) => Some((t.name.as_str(), m.values.as_slice())),
+        _ => None,
+    });
+    let kv_cache = plan.foreign.as_ref().and_then(|foreign| foreign.kv_cache);
+    if let Some(scales) = kv_cache.and_then(|kv| kv.scale_file(measured)) {
+        write_file(folder, SCALE_FILE, format!("{scales:#}\n").as_bytes())?;
+        records.retain(|r: &FileRecord| r.name != SCALE_FILE);
+        records.push(file_record(&folder.join(SCALE_FILE), SCALE_FILE.to_owned())?);
+    }
+    if let Some(scales) = plan.transform.as_ref().and_then(|t| t.scales()) {
+        let name = crate::transform::scales::FILE;
+        write_file(folder, name, &scales.to_bytes()?)?;
+        records.push(file_record(&folder.join(name), name.to_owned())?);
     }
     let config = match &plan.foreign {
         Some(foreign) => foreign.config.clone(),

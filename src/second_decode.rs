@@ -29,7 +29,7 @@ pub(crate) fn rederive(
     match q.scheme {
         Scheme::Ccq => return rederive_wint2(artifact, q, source),
         Scheme::Ccq25 => return rederive_wint25(artifact, q, source),
-        Scheme::Affine(_) => {}
+        Scheme::Affine(_) | Scheme::Nf4 => {}
     }
     let part = |role: Role| q.parts.iter().find(|p| p.role == role);
     let bytes = |role: Role| {
@@ -67,7 +67,10 @@ pub(crate) fn rederive(
             histogram[usize::from(code)] += 1;
             if let Some(source) = source {
                 let scale = f64::from(scales[n * groups + k / group]);
-                let decoded = (f64::from(code) - f64::from(zero)) * scale;
+                let decoded = match q.scheme {
+                    Scheme::Nf4 => nf4(code) * scale,
+                    _ => (f64::from(code) - f64::from(zero)) * scale,
+                };
                 add_error(&mut moments, source.at(n, k), decoded);
             }
         }
@@ -176,6 +179,32 @@ fn rederive_wint25(
     Ok(figures(q, &moments, &histogram, (0, 7)))
 }
 
+/// A level of NF4: eight not above zero, eight above, as bitsandbytes prints them.
+fn nf4(code: u8) -> f64 {
+    const BELOW: [f64; 8] = [
+        1.0,
+        0.696_192_800_998_688,
+        0.525_073_051_452_637,
+        0.394_917_488_098_145,
+        0.284_441_381_692_886,
+        0.184_773_430_228_233,
+        0.091_050_036_251_545,
+        0.0,
+    ];
+    const ABOVE: [f64; 8] = [
+        0.079_580_299_556_255,
+        0.160_930_201_411_247,
+        0.246_112_301_945_686,
+        0.337_915_241_718_292,
+        0.440_709_829_330_444,
+        0.562_617_003_917_694,
+        0.722_956_836_223_602,
+        1.0,
+    ];
+    let place = usize::from(code & 7);
+    if code < 8 { -BELOW[place] } else { ABOVE[place] }
+}
+
 fn add_error(moments: &mut ErrorMoments, w: f64, decoded: f64) {
     let e = w - decoded;
     moments.sum_w2 += w * w;
@@ -231,6 +260,8 @@ pub(crate) struct SourceValues<'a> {
 struct Folded<'a> {
     folding: &'a Folding,
     second: &'a Second,
+    /// Whether rows of the piece are columns of the layer, as which it was transformed.
+    turned: bool,
     block: RefCell<(Range<usize>, Vec<f64>)>,
 }
 
@@ -266,9 +297,11 @@ impl<'a> SourceValues<'a> {
             .collect::<Option<Vec<(Piece, &[u8])>>>()?;
         let folded = |piece: &Piece| {
             let second = second?;
+            let matrix = base.tensor(&piece.tensor).ok()?.shape().len() == 2;
             Some(Folded {
                 folding: second.folding(&record.name, &piece.tensor)?,
                 second,
+                turned: matrix && base.naming().orientation(&piece.tensor) != piece.orientation,
                 block: RefCell::default(),
             })
         };
@@ -293,13 +326,23 @@ impl<'a> SourceValues<'a> {
             };
             let (row, column) = (piece.rows.start + n, piece.columns.start + k);
             let mut block = folded.block.borrow_mut();
+            // By rows and columns of the layer.
+            let (dims, row, column) = match folded.turned {
+                true => ((piece.dims.1, piece.dims.0), column, row),
+                false => (piece.dims, row, column),
+            };
             if !block.0.contains(&row) {
                 let whole = Piece::whole(&piece.tensor, piece.dtype, piece.orientation, piece.dims);
-                let read = |n, k| stored_value(&whole, bytes, n, k);
-                *block = folded.second.block(folded.folding, piece.dims, row, &read);
+                let read = |n, k| match folded.turned {
+                    true => stored_value(&whole, bytes, k, n),
+                    false => stored_value(&whole, bytes, n, k),
+                };
+                *block = folded
+                    .second
+                    .block(folded.folding, dims, row, folded.turned, &read);
             }
             // The writer rounds transformed values to f32 before it chooses codes.
-            return f64::from(block.1[(row - block.0.start) * piece.dims.1 + column] as f32);
+            return f64::from(block.1[(row - block.0.start) * dims.1 + column] as f32);
         }
         f64::NAN
     }

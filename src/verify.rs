@@ -24,6 +24,7 @@ use crate::record::file_record;
 use crate::second_decode::{SourceValues, rederive};
 use crate::source::Source;
 use crate::transform::Transform;
+use crate::transform::scales::ChannelScales;
 use crate::transform::second::Second;
 use crate::{Result, interrupt};
 
@@ -83,7 +84,11 @@ fn one(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Verifi
     let second = match (&base, &artifact.manifest().transform) {
         (Some(base), Some(record)) => {
             let source = Source::of_checkpoint(Arc::clone(base))?;
-            Some(Second::new(Transform::new(&source, record.clone())?))
+            let scales = record.scales.as_ref();
+            let scales = scales
+                .map(|s| ChannelScales::read(&folder.join(&s.file)))
+                .transpose()?;
+            Some(Second::new(Transform::new(&source, record.clone(), scales)?))
         }
         _ => None,
     };

@@ -34,7 +34,7 @@ pub(crate) fn stored_tensors(plan: &QuantizePlan) -> (Vec<StoredTensor>, Vec<usi
     for (group, tensor) in plan.tensors.iter().enumerate() {
         first.push(stored.len());
         match &tensor.action {
-            Action::Keep { .. } | Action::Convert(_) => stored.push(StoredTensor {
+            Action::Keep { .. } | Action::Convert(_) | Action::Measure(_) => stored.push(StoredTensor {
                 name: tensor.name.clone(),
                 dtype: tensor.dtype,
                 shape: tensor.shape.clone(),

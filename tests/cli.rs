@@ -121,6 +121,7 @@ fn the_whole_way_by_command_line() {
     assert_eq!(
         names(&dense),
         [
+            "README.md",
             "config.json",
             "model.safetensors",
             "qtool-export.json",
@@ -256,7 +257,7 @@ fn what_cannot_be_done_is_said_at_once_and_leaves_nothing() {
     );
     assert_error(
         &qtool(&["export", &model, "--to", "gguff", "-o", &out]),
-        &["gguff", "bf16", "f32", "fastdeploy"],
+        &["gguff", "did you mean gguf?", "bf16", "f32", "fastdeploy"],
     );
     assert_error(
         &qtool(&["inspect", &model, "--tensor", "nope"]),

@@ -123,6 +123,7 @@ fn a_reader_with_only_the_folder_decodes_every_bit() {
         (sample(SAMPLES[1]), "bits:4,scale:f32"),
         (sample(SAMPLES[0]), "bits:2,effort:fast"),
         (sample(SAMPLES[0]), "bits:2,method:ccq25"),
+        (sample(SAMPLES[0]), "bits:4,method:nf4"),
         (fused, "bits:4"),
     ];
     let mut compared = 0;

@@ -1,5 +1,7 @@
 //! Running encoders, against what Hugging Face transformers computes (`tests/golden/encoders`).
 
+mod calibration;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -293,7 +295,7 @@ fn what_cannot_run_says_why() {
     let opened = Model::open(CpuBackend::new(Isa::best()), source);
     let message = opened.map(|_| ()).unwrap_err().to_string();
     assert!(
-        message.contains("\"bert\" cannot be run as a language model"),
+        message.contains("the encoder \"bert\" cannot be run as a language model"),
         "{message}"
     );
 }

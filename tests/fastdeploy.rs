@@ -1,6 +1,7 @@
 //! Folders that FastDeploy loads: names, shapes and config, the same from both name families, whole
 //! or split, verified and exported like any artifact; and what is refused.
 
+mod kv_cache;
 mod ranks;
 mod refusals;
 mod served;
@@ -32,6 +33,7 @@ pub fn request(bits: u8) -> Request {
         calibrated: false,
         effort: None,
         max_shard_bytes: 5_000_000_000,
+        kv_cache: None,
     }
 }
 

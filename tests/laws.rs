@@ -59,7 +59,7 @@ fn each_quantizer(mut law: impl FnMut(&str, u8, &dyn qtool_calib::Quantizer)) {
         for (bits, _) in CEILING.iter().filter(|(bits, _)| method.bits.contains(bits)) {
             let rests: &[&str] = match method.name {
                 "ccq" => &[",effort:fast", ",effort:default"],
-                "ccq25" => &[""],
+                "ccq25" | "nf4" => &[""],
                 _ => &[
                     ",group:64,grid:sym",
                     ",group:64,grid:zp",
@@ -76,7 +76,7 @@ fn each_quantizer(mut law: impl FnMut(&str, u8, &dyn qtool_calib::Quantizer)) {
             }
         }
     }
-    assert_eq!(cases, 3 * 4 * 4 + 2 + 1);
+    assert_eq!(cases, 3 * 4 * 4 + 2 + 1 + 1);
 }
 
 fn relative_mse(quantizer: &dyn qtool_calib::Quantizer, x: &[f32], n: usize) -> f64 {

@@ -1,10 +1,14 @@
 //! Rewritten models: the same function before quantization, artifacts that verify against the original, statistics
 //! that are those of the rewritten model.
 
+mod artifacts;
+mod refusals;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use qtool::calibrate::balance;
 use qtool::calibrate::corpus::{Corpus, CorpusOptions};
 use qtool::calibrate::coverage::{EvidenceSource, Observed};
 use qtool::calibrate::pipeline::{self, Calibration};
@@ -14,20 +18,22 @@ use qtool::quantize::{self, Options};
 use qtool::source::{Source, WeightSource};
 use qtool::tokenizer::Tokenizer;
 use qtool::transform::evidence::TransformedEvidence;
+use qtool::transform::layout::Layout;
 use qtool::transform::model::Transformed;
+use qtool::transform::scales::ChannelScales;
 use qtool::transform::{Transform, rotation};
 use qtool_calib::Evidence;
+use qtool_formats::FloatDtype;
 use qtool_formats::artifact::transform::TransformRecord;
-use qtool_formats::artifact::{Artifact, Manifest, Stored};
+use qtool_formats::artifact::{Manifest, Stored};
 use qtool_formats::checkpoint::Checkpoint;
-use qtool_formats::{Dtype, FloatDtype};
 use qtool_kernels::backend::Form;
 use qtool_kernels::{Backend, CpuBackend, Isa};
 
 use crate::calibrate::ids_file;
 use crate::flow::with_recipe;
 use crate::forward::{distance, golden, read_golden};
-use crate::model::{SAMPLES, Tensor, read_model, sample, write_model};
+use crate::model::{SAMPLES, sample};
 
 /// Largest change of a logit by a rewriting alone, as a share of the largest logit. Asked for is 1e-3; f32
 /// arithmetic on other numbers leaves about 1e-6.
@@ -40,7 +46,7 @@ fn rotated(folder: &Path, seed: u64) -> qtool::Result<(Arc<Checkpoint>, Arc<Tran
         rotation: Some(rotation::record(&source, seed)?),
         scales: None,
     };
-    let transform = Arc::new(Transform::new(&source, record)?);
+    let transform = Arc::new(Transform::new(&source, record, None)?);
     Ok((checkpoint, transform))
 }
 
@@ -67,6 +73,129 @@ fn a_rotated_model_computes_the_same() {
             let far = distance(&found, &expected.logits.concat());
             assert!(far < SAME * 2.0, "{}: {far}", folder.display());
         }
+    }
+}
+
+/// Some scales between 1/8 and 8 for everything that can be scaled.
+fn some_scales(source: &Source) -> ChannelScales {
+    let layout = Layout::of(source).unwrap();
+    let mut all = ChannelScales::default();
+    let mut add = |key: &str, len: usize| {
+        let scale = |i: usize| 2f32.powf(((i * 37 + key.len() * 11) % 61) as f32 / 10.0 - 3.0);
+        all.0.insert(key.to_owned(), (0..len).map(scale).collect());
+    };
+    layout
+        .norms
+        .iter()
+        .for_each(|norm| add(&norm.gain, layout.hidden));
+    for pair in layout.values.iter().chain(&layout.mlps) {
+        add(&pair.reader, pair.rows.len());
+    }
+    all
+}
+
+fn scaled(folder: &Path, rotate: bool) -> (Arc<Checkpoint>, Arc<Transform>) {
+    let checkpoint = Arc::new(Checkpoint::open(folder).unwrap());
+    let source = Source::of_checkpoint(Arc::clone(&checkpoint)).unwrap();
+    let record = TransformRecord {
+        rotation: rotate.then(|| rotation::record(&source, 1).unwrap()),
+        scales: Some(ChannelScales::record()),
+    };
+    let scales = some_scales(&source);
+    let transform = Arc::new(Transform::new(&source, record, Some(scales)).unwrap());
+    (checkpoint, transform)
+}
+
+#[test]
+fn a_scaled_model_computes_the_same() {
+    for folder in golden() {
+        let expected = read_golden(&folder);
+        for rotate in [false, true] {
+            let (checkpoint, transform) = scaled(&folder, rotate);
+            let model = model(Arc::new(Transformed::new(checkpoint, transform).unwrap()));
+            let far = distance(&logits(&model, &expected.ids), &expected.logits.concat());
+            assert!(far < SAME * 2.0, "{} {rotate}: {far}", folder.display());
+        }
+    }
+}
+
+/// What is stored multiplies to the original: a gain is divided by its scale without a rounding.
+#[test]
+fn fitted_scales_leave_gains_exact() {
+    let folder = sample("tiny-ernie45");
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let source = Source::open(&folder).unwrap();
+    let layout = Layout::of(&source).unwrap();
+    for rotated in [false, true] {
+        let rough = some_scales(&source);
+        let fitted = rough.clone().fitted(&checkpoint, &layout, rotated).unwrap();
+        assert_ne!(rough, fitted);
+        for norm in &layout.norms {
+            let gains = source.vector(&norm.gain, layout.hidden).unwrap();
+            let scales = fitted.0[&norm.gain].iter().zip(&rough.0[&norm.gain]);
+            for ((s, near), gain) in scales.zip(gains) {
+                let gain = if rotated { 1.0 } else { gain };
+                let mut stored = Vec::new();
+                FloatDtype::Bf16.push((f64::from(gain) / f64::from(*s)) as f32, &mut stored);
+                let product = f64::from(FloatDtype::Bf16.widen(&stored)[0]) * f64::from(*s);
+                assert!((product / f64::from(gain) - 1.0).abs() < 1e-7, "{product} {gain}");
+                assert!((s / near - 1.0).abs() < 0.005);
+            }
+        }
+    }
+}
+
+#[test]
+fn scales_are_found_and_pay() {
+    for name in SAMPLES {
+        let dir = tempfile::tempdir().unwrap();
+        let base = sample(name);
+        let run = |folder: &str, recipe: &str, rotate: bool, awq: bool, sequential: bool, threads: usize| {
+            let out = dir.path().join(folder);
+            let mut options = with_recipe(&out, recipe, &[], &[]);
+            options.threads = threads;
+            let checkpoint = Arc::new(Checkpoint::open(&base).unwrap());
+            let rows = corpus(&base, dir.path());
+            let mut calibration = match sequential {
+                true => Calibration::Sequential(rows),
+                false => Calibration::OnePass(rows),
+            };
+            let mut plan = quantize::plan(&checkpoint, &options).unwrap();
+            if rotate {
+                let transform = rotated(&base, 3).unwrap().1;
+                plan = plan.transformed(&checkpoint, &options.recipe, transform).unwrap();
+            }
+            let mut scratch = None;
+            if awq {
+                let done = balance::run(&checkpoint, plan, &options, calibration, 8).unwrap();
+                (plan, calibration, scratch) = (done.plan, done.calibration, done.scratch);
+            }
+            let manifest = pipeline::run(&checkpoint, &mut [plan], &options, &calibration, 8)
+                .unwrap()
+                .swap_remove(0);
+            drop(scratch);
+            assert_eq!(findings(&out, &base), Vec::<String>::new(), "{name} {folder}");
+            let proxies = manifest.tensors.iter().filter_map(|t| match &t.stored {
+                Stored::Quantized(q) => q.proxy_error,
+                Stored::Kept { .. } => None,
+            });
+            let proxies: Vec<f64> = proxies.collect();
+            assert!(proxies.len() > 10);
+            (out, proxies.iter().sum::<f64>() / proxies.len() as f64)
+        };
+        let plain = run("plain", "bits:4,group:32,clip:none", false, false, false, 2).1;
+        let (out, scaled) = run("scaled", "bits:4,group:32,clip:none", false, true, false, 2);
+        assert!(scaled < plain * 0.95, "{name}: {scaled} against {plain}");
+        let (again, _) = run("again", "bits:4,group:32,clip:none", false, true, false, 1);
+        assert!(contents(&out) == contents(&again), "{name}: threads change bytes");
+        run("both", "bits:4,group:32,method:gptq", true, true, true, 2);
+        // The file of scales is part of the artifact.
+        let path = out.join(qtool::transform::scales::FILE);
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let found = findings(&out, &base).join("\n");
+        assert!(found.contains("qtool.scales: digest"), "{found}");
     }
 }
 
@@ -106,7 +235,7 @@ fn quantized(folder: &Path, options: &Options, calibration: Option<&Calibration>
     let plan = quantize::plan(&checkpoint, options)?.transformed(&checkpoint, &options.recipe, transform)?;
     let mut manifests = match calibration {
         None => quantize::run_ranks(&checkpoint, &[plan], options)?,
-        Some(calibration) => pipeline::run(&checkpoint, &[plan], options, calibration, 8)?,
+        Some(calibration) => pipeline::run(&checkpoint, &mut [plan], options, calibration, 8)?,
     };
     Ok(manifests.swap_remove(0))
 }
@@ -115,86 +244,6 @@ fn findings(folder: &Path, base: &Path) -> Vec<String> {
     let outcome = qtool::verify::run(folder, Some(base), false).unwrap();
     let text = |f: &qtool::verify::Finding| format!("{}: {}", f.subject, f.problem);
     outcome.findings.iter().map(text).collect()
-}
-
-#[test]
-fn artifacts_verify_against_the_original() {
-    for name in SAMPLES {
-        let dir = tempfile::tempdir().unwrap();
-        let (base, out) = (sample(name), dir.path().join("out"));
-        let rules = [
-            r"lm_head=bits:8",
-            r"layers\.1\..*down_proj=bits:2,effort:fast",
-            r"k_proj=keep",
-        ];
-        let mut options = with_recipe(&out, "bits:4,group:32", &[], &rules);
-        let manifest = quantized(&base, &options, None).unwrap();
-        assert_eq!(findings(&out, &base), Vec::<String>::new(), "{name}");
-        assert_eq!(
-            manifest
-                .transform
-                .as_ref()
-                .unwrap()
-                .rotation
-                .as_ref()
-                .unwrap()
-                .seed,
-            3
-        );
-        let source = Checkpoint::open(&base).unwrap();
-        let digest = |tensor: &str| {
-            let record = manifest.tensors.iter().find(|t| t.name == tensor).unwrap();
-            record
-                .source_digest
-                .clone()
-                .unwrap_or_else(|| record.sources[0].digest.clone())
-        };
-        for (tensor, of) in [
-            (
-                "model.layers.0.self_attn.o_proj.weight",
-                "model.layers.0.self_attn.o_proj.weight",
-            ),
-            ("model.embed_tokens.weight", "model.embed_tokens.weight"),
-            ("lm_head.weight", "model.embed_tokens.weight"),
-        ] {
-            let bytes = source.tensor(of).unwrap().bytes();
-            assert_eq!(
-                digest(tensor),
-                format!("blake3:{}", blake3::hash(bytes).to_hex()),
-                "{tensor}"
-            );
-        }
-        // A base with one weight changed is found out, also where that weight is nowhere a row of its own.
-        let other = dir.path().join("other");
-        let mut tensors = read_model(&base);
-        let changed = tensors
-            .iter_mut()
-            .find(|(name, _)| name == "model.layers.0.mlp.down_proj.weight")
-            .unwrap();
-        changed.1.bytes[3] ^= 0x40;
-        write_model(&other, &tensors);
-        std::fs::copy(base.join("config.json"), other.join("config.json")).unwrap();
-        let found = findings(&out, &other).join("\n");
-        assert!(
-            found.contains("down_proj") && found.contains("digest of the source"),
-            "{found}"
-        );
-        assert!(found.contains("relative MSE"), "{found}");
-        // Threads change no byte.
-        let again = dir.path().join("again");
-        (options.target, options.threads) = (again.clone(), 1);
-        quantized(&base, &options, None).unwrap();
-        assert!(contents(&out) == contents(&again));
-        // It runs, untied, near the original.
-        let config: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
-        assert_eq!(config["tie_word_embeddings"], false);
-        let ids = vec![(0..24u32).map(|i| 3 + i * i * 7 % 900).collect::<Vec<_>>()];
-        let original = logits(&model(Arc::new(Source::open(&base).unwrap())), &ids);
-        let found = logits(&model(Arc::new(Source::open(&out).unwrap())), &ids);
-        let cosine = cosine(&original, &found);
-        assert!(cosine > 0.9, "{name}: {cosine}");
-    }
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
@@ -252,40 +301,45 @@ fn statistics_are_those_of_the_rotated_model() {
         let dir = tempfile::tempdir().unwrap();
         let base = sample(name);
         let corpus = corpus(&base, dir.path());
-        let (checkpoint, transform) = rotated(&base, 5).unwrap();
-        let plain = model(Arc::new(Source::open(&base).unwrap()));
-        let turned = model(Arc::new(
-            Transformed::new(checkpoint, Arc::clone(&transform)).unwrap(),
-        ));
-        let mut looked = 0;
-        for (original, direct) in observed(&plain, &corpus)
-            .into_iter()
-            .zip(observed(&turned, &corpus))
-        {
-            let (original, direct) = (Observed::new(original, 0), direct);
-            let derived = TransformedEvidence::new(&original, &transform);
-            for input in &direct.inputs {
-                // A router's choice may flip between experts that are as good as equal.
-                if input.stats.rows() == 0 {
-                    continue;
+        for (checkpoint, transform) in [
+            rotated(&base, 5).unwrap(),
+            scaled(&base, true),
+            scaled(&base, false),
+        ] {
+            let plain = model(Arc::new(Source::open(&base).unwrap()));
+            let turned = model(Arc::new(
+                Transformed::new(checkpoint, Arc::clone(&transform)).unwrap(),
+            ));
+            let mut looked = 0;
+            for (original, direct) in observed(&plain, &corpus)
+                .into_iter()
+                .zip(observed(&turned, &corpus))
+            {
+                let (original, direct) = (Observed::new(original, 0), direct);
+                let derived = TransformedEvidence::new(&original, &transform);
+                for input in &direct.inputs {
+                    // A router's choice may flip between experts that are as good as equal.
+                    if input.stats.rows() == 0 {
+                        continue;
+                    }
+                    let found = derived.evidence(&input.tensors[0]).unwrap().unwrap().stats;
+                    assert_eq!(found.rows(), input.stats.rows(), "{name} {:?}", input.tensors);
+                    let (a, b) = (found.hessian().unwrap(), input.stats.hessian().unwrap());
+                    let scale = b.iter().fold(0f64, |t, v| t.max(v.abs()));
+                    let far = a.iter().zip(&b).fold(0f64, |t, (a, b)| t.max((a - b).abs()));
+                    assert!(far < 1e-4 * scale, "{name} {:?}: {far} of {scale}", input.tensors);
+                    assert!(
+                        found
+                            .absmax()
+                            .iter()
+                            .zip(input.stats.absmax())
+                            .all(|(bound, top)| *bound >= top * 0.999)
+                    );
+                    looked += 1;
                 }
-                let found = derived.evidence(&input.tensors[0]).unwrap().unwrap().stats;
-                assert_eq!(found.rows(), input.stats.rows(), "{name} {:?}", input.tensors);
-                let (a, b) = (found.hessian().unwrap(), input.stats.hessian().unwrap());
-                let scale = b.iter().fold(0f64, |t, v| t.max(v.abs()));
-                let far = a.iter().zip(&b).fold(0f64, |t, (a, b)| t.max((a - b).abs()));
-                assert!(far < 1e-4 * scale, "{name} {:?}: {far} of {scale}", input.tensors);
-                assert!(
-                    found
-                        .absmax()
-                        .iter()
-                        .zip(input.stats.absmax())
-                        .all(|(bound, top)| *bound >= top * 0.999)
-                );
-                looked += 1;
             }
+            assert!(looked >= 8, "{looked}");
         }
-        assert!(looked >= 8, "{looked}");
     }
 }
 
@@ -314,70 +368,4 @@ fn calibrated_and_rotated_either_way() {
             "{way}: {proxies:?}"
         );
     }
-}
-
-#[test]
-fn what_cannot_be_rotated_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let base = sample("tiny-ernie45");
-    let message = |folder: &Path| rotated(folder, 0).map(|_| ()).unwrap_err().to_string();
-    let with = |name: &str, config: &dyn Fn(&mut serde_json::Value), tensor: Option<(&str, Tensor)>| {
-        let folder = dir.path().join(name);
-        let mut tensors = read_model(&base);
-        tensors.extend(tensor.map(|(name, t)| (name.to_owned(), t)));
-        write_model(&folder, &tensors);
-        let mut json: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(base.join("config.json")).unwrap()).unwrap();
-        config(&mut json);
-        std::fs::write(folder.join("config.json"), json.to_string()).unwrap();
-        folder
-    };
-    let encoder = with("encoder", &|c| c["model_type"] = "bert".into(), None);
-    assert!(message(&encoder).contains("RMS norms"), "{}", message(&encoder));
-    let extra = Tensor::floats(FloatDtype::F32, &[2, 2], &[1.0; 4]);
-    let stranger = with(
-        "stranger",
-        &|_| {},
-        Some(("model.mtp_block.0.mlp.down_proj.weight", extra)),
-    );
-    let text = message(&stranger);
-    assert!(text.contains("mtp_block") && text.contains("--rotate"), "{text}");
-    // NaN in a tensor that is made as a whole, and in one that is made by rows.
-    for tensor in [
-        "model.layers.0.mlp.down_proj.weight",
-        "model.layers.1.self_attn.v_proj.weight",
-    ] {
-        let mut tensors = read_model(&base);
-        let bad = tensors.iter_mut().find(|(name, _)| name == tensor).unwrap();
-        assert_eq!(bad.1.dtype, Dtype::BF16);
-        let k = bad.1.shape[1];
-        bad.1.bytes[(2 * k + 5) * 2..][..2].copy_from_slice(&[0xc0, 0x7f]);
-        let folder = dir.path().join(format!("nan-{}", tensor.len()));
-        write_model(&folder, &tensors);
-        std::fs::copy(base.join("config.json"), folder.join("config.json")).unwrap();
-        let out = dir.path().join("out");
-        let text = quantized(&folder, &with_recipe(&out, "bits:4", &[], &[]), None)
-            .unwrap_err()
-            .to_string();
-        assert!(text.contains(tensor) && text.contains("[2, 5]"), "{text}");
-        assert!(!out.exists());
-    }
-    // An artifact whose record was tampered with.
-    let out = dir.path().join("tampered");
-    quantized(&base, &with_recipe(&out, "bits:8", &[], &[]), None).unwrap();
-    let path = out.join("qtool.json");
-    let text = std::fs::read_to_string(&path).unwrap();
-    assert!(text.contains("\"seed\": 3"));
-    std::fs::write(&path, text.replace("\"seed\": 3", "\"seed\": 4")).unwrap();
-    assert!(Artifact::open(&out).is_ok());
-    let found = findings(&out, &base);
-    assert!(found.iter().any(|f| f.contains("relative MSE")), "{found:?}");
-    std::fs::write(&path, text.replace("hadamard", "hadamart")).unwrap();
-    let refused = qtool::verify::run(&out, Some(&base), false)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        refused.contains("hadamart") && refused.contains("qtool that made it"),
-        "{refused}"
-    );
 }

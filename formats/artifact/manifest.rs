@@ -15,7 +15,7 @@ use crate::checkpoint::{Naming, Orientation};
 use crate::dtype::Dtype;
 use crate::error::quoted;
 use crate::packing::{self, wint2};
-use crate::scheme::{Family, Part, Role, Scheme};
+use crate::scheme::{Family, Part, Role, Scheme, nf4};
 use crate::{FormatError, Result, limits};
 
 /// The manifest as a whole.
@@ -111,6 +111,14 @@ impl SchemeRecord {
                 zero_point: affine.fixed_zero(),
                 code_range: affine.code_range(),
                 scale_dtype: affine.scale_dtype().dtype(),
+                value: scheme.formula().to_owned(),
+            },
+            Scheme::Nf4 => Self {
+                bits: scheme.bits(),
+                group: nf4::GROUP,
+                zero_point: None,
+                code_range: scheme.code_range(),
+                scale_dtype: Dtype::F32,
                 value: scheme.formula().to_owned(),
             },
             Scheme::Ccq | Scheme::Ccq25 => Self {

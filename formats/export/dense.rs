@@ -10,7 +10,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use serde_json::{Value, json};
 
-use super::{Exporter, OnBytes, copy_side_files, interrupted, write_provenance};
+use super::{Exporter, OnBytes, card, copy_side_files, interrupted, write_provenance};
 use crate::Result;
 use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
@@ -77,6 +77,7 @@ impl Exporter for Dense {
             .manifest()
             .tensors
             .iter()
+            .filter(|t| !t.is_measured())
             .map(|t| self.stored(t, 0).bytes)
             .sum()
     }
@@ -88,7 +89,8 @@ impl Exporter for Dense {
         max_shard_bytes: u64,
         on_bytes: OnBytes<'_>,
     ) -> Result<()> {
-        let records = &artifact.manifest().tensors;
+        let all = artifact.manifest().tensors.iter();
+        let records: Vec<&TensorRecord> = all.filter(|t| !t.is_measured()).collect();
         let tensors = records
             .iter()
             .enumerate()
@@ -126,6 +128,7 @@ impl Exporter for Dense {
         writer.finish()?;
         self.write_config(artifact, staging)?;
         copy_side_files(staging, artifact)?;
+        card::write(staging, artifact, self.name(), self.planned_bytes(artifact))?;
         write_provenance(staging, artifact, self.name())
     }
 }

@@ -3,14 +3,20 @@
 //!
 //! Adding a format is one file here, one line in [`EXPORTERS`], and its page in `docs/formats`.
 
+pub mod awq;
+pub mod bnb_nf4;
+mod card;
+pub mod compressed_tensors;
 pub mod dense;
 pub mod fastdeploy;
-
-use std::path::Path;
+pub mod gguf;
+pub mod gptq;
+pub mod linears;
 
 use serde_json::json;
 
 use crate::artifact::Artifact;
+use crate::checkpoint::file_name;
 use crate::replace::Staging;
 use crate::scheme::Scheme;
 use crate::{FormatError, Result};
@@ -56,6 +62,23 @@ pub const EXPORTERS: &[&dyn Exporter] = &[
     &dense::DENSE_BF16_GEMM,
     &dense::DENSE_F32,
     &fastdeploy::FASTDEPLOY,
+    &compressed_tensors::COMPRESSED_TENSORS,
+    &compressed_tensors::COMPRESSED_TENSORS_INT8,
+    &gptq::GPTQ,
+    &gptq::GPTQ_V2,
+    &awq::AWQ,
+    &bnb_nf4::BNB_NF4,
+    &gguf::GGUF,
+];
+
+/// The formats among them that lay out linear weights one by one.
+pub const LINEAR_FORMATS: &[&dyn linears::LinearFormat] = &[
+    &compressed_tensors::COMPRESSED_TENSORS.0,
+    &compressed_tensors::COMPRESSED_TENSORS_INT8.0,
+    &gptq::GPTQ.0,
+    &gptq::GPTQ_V2.0,
+    &awq::AWQ.0,
+    &bnb_nf4::BNB_NF4.0,
 ];
 
 /// The exporter of this name.
@@ -79,10 +102,24 @@ pub(crate) fn write_provenance(staging: &Staging, artifact: &Artifact, format: &
     staging.write_file(PROVENANCE_FILE, format!("{text:#}\n").as_bytes())
 }
 
-/// Copies every file of the artifact that is neither weights, manifest nor `config.json`.
+/// An artifact that a format cannot hold, with what to do about it.
+pub(crate) fn refusal(artifact: &Artifact, reason: String) -> FormatError {
+    FormatError::Export {
+        path: artifact.folder().to_owned(),
+        reason,
+    }
+}
+
+/// Copies every file of the artifact that is neither weights, manifest nor `config.json`. The base
+/// model's card makes room for the export's own.
 pub(crate) fn copy_side_files(staging: &Staging, artifact: &Artifact) -> Result<()> {
     for path in artifact.files().side_files()? {
-        if path.file_name() != Some(Path::new("config.json").as_os_str()) {
+        let name = file_name(&path);
+        if name == card::CARD {
+            let copy = staging.copy_file(&path)?;
+            std::fs::rename(&copy, copy.with_file_name(card::BASE_CARD))
+                .map_err(FormatError::io(&copy, "rename"))?;
+        } else if name != "config.json" {
             staging.copy_file(&path)?;
         }
     }

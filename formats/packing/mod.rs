@@ -2,12 +2,14 @@
 //!
 //! A layout is pure: it neither rounds nor knows what a code means.
 
+pub mod ggml;
 pub mod high_nibbles;
 pub mod lsb_rows;
 pub mod paddle_int4;
 pub mod paddle_int8;
 pub mod wint2;
 pub mod wint25;
+pub mod words;
 
 use crate::{FormatError, Result};
 

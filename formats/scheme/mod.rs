@@ -8,6 +8,7 @@ pub mod affine;
 pub mod ccq;
 pub mod ccq25;
 pub mod family;
+pub mod nf4;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -106,6 +107,8 @@ pub enum Scheme {
     Ccq,
     /// The 2.5-bit convolutional code, see [`ccq25`].
     Ccq25,
+    /// bitsandbytes' 4-bit NormalFloat, see [`nf4`].
+    Nf4,
 }
 
 impl Scheme {
@@ -122,6 +125,7 @@ impl Scheme {
             Self::Affine(scheme) => scheme.parts_in(family, n, k),
             Self::Ccq => ccq::parts(family, n, k),
             Self::Ccq25 => ccq25::parts(family, n, k),
+            Self::Nf4 => nf4::parts(family, n, k),
         }
     }
 
@@ -131,12 +135,13 @@ impl Scheme {
         Ok(bytes as f64 * 8.0 / (n as f64 * k as f64).max(1.0))
     }
 
-    /// Bits of one code: of one weight in an affine scheme and in WINT2.5, of four weights in WINT2.
+    /// Bits of one code: of one weight in an affine scheme, in WINT2.5 and in NF4, of four weights in WINT2.
     pub fn bits(&self) -> u8 {
         match self {
             Self::Affine(scheme) => scheme.bits(),
             Self::Ccq => 8,
             Self::Ccq25 => 3,
+            Self::Nf4 => 4,
         }
     }
 
@@ -146,6 +151,7 @@ impl Scheme {
             Self::Affine(scheme) => scheme.code_range(),
             Self::Ccq => (0, u8::MAX),
             Self::Ccq25 => (0, 7),
+            Self::Nf4 => (0, 15),
         }
     }
 
@@ -155,12 +161,17 @@ impl Scheme {
             Self::Affine(_) => affine::FORMULA,
             Self::Ccq => ccq::FORMULA,
             Self::Ccq25 => ccq25::FORMULA,
+            Self::Nf4 => nf4::FORMULA,
         }
     }
 
     /// The scheme with this name, e.g. `w4-sym-g64-bf16`.
     pub fn parse(name: &str) -> Result<Self> {
-        let codes = [(ccq::NAME, Self::Ccq), (ccq25::NAME, Self::Ccq25)];
+        let codes = [
+            (ccq::NAME, Self::Ccq),
+            (ccq25::NAME, Self::Ccq25),
+            (nf4::NAME, Self::Nf4),
+        ];
         if let Some((_, scheme)) = codes.into_iter().find(|(known, _)| *known == name) {
             return Ok(scheme);
         }
@@ -168,7 +179,7 @@ impl Scheme {
             .map(Self::Affine)
             .ok_or_else(|| FormatError::Scheme {
                 got: name.to_owned(),
-                expected: "expected a name such as w8-sym-row-bf16, w4-zp-g64-f16, wint2 or wint2.5"
+                expected: "expected a name such as w8-sym-row-bf16, w4-zp-g64-f16, wint2, wint2.5 or nf4"
                     .to_owned(),
             })
     }
@@ -180,6 +191,7 @@ impl std::fmt::Display for Scheme {
             Self::Affine(scheme) => scheme.fmt(f),
             Self::Ccq => f.write_str(ccq::NAME),
             Self::Ccq25 => f.write_str(ccq25::NAME),
+            Self::Nf4 => f.write_str(nf4::NAME),
         }
     }
 }

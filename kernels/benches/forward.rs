@@ -80,6 +80,7 @@ fn weight(form: &str, n: usize, k: usize) -> HostWeight {
             let locals = bytes(n * k / 64).iter().map(|b| b % 16).collect();
             CcqWeight::new(k, bytes(n * k / 4), locals, vec![channel; n]).map(QuantizedWeight::Ccq)
         }
+        other => panic!("{other} is not measured here"),
     };
     let parts = weight
         .and_then(|w| w.encode(&|b, k, c, o| LSB_ROWS.pack(b, k, c, o)))

@@ -17,6 +17,7 @@ pub(crate) mod isa;
 pub(crate) mod log_sum;
 mod matmul;
 pub(crate) mod metric;
+mod nf4;
 mod norm;
 pub(crate) mod pack;
 pub(crate) mod round;

@@ -6,6 +6,7 @@
 //! bf16, f16, f32      widened
 //! affine, 8 bits      (code - zero) * scale
 //! affine, 2 to 4 bits table[code], a vector of 16 entries made once per group: (code - zero) * scale
+//! nf4                 table[code], made once per group of 64
 //! wint2               one vector of 16 code bytes gives the 15-bit codes of a group of 64, and those the windows
 //! ```
 
@@ -16,6 +17,7 @@ use qtool_formats::scheme::Grouping;
 use qtool_formats::{FloatDtype, Scheme};
 
 use super::isa::Isa;
+use super::nf4::{Nf4, Nf4Rows};
 use super::simd::{LANES, Vector};
 use super::widen::{widen_bf16, widen_f16, widen_f32};
 use super::wint25::{Ccq25, Ccq25Rows};
@@ -41,6 +43,8 @@ pub(crate) enum Numbers {
     Ccq(Ccq),
     /// WINT2.5.
     Ccq25(Ccq25),
+    /// NF4.
+    Nf4(Nf4),
 }
 
 pub(crate) struct Affine {
@@ -121,6 +125,10 @@ impl CpuWeight {
                             channels: (0..n).map(|n| [supers[n], slopes[n], offsets[n]]).collect(),
                         })
                     }
+                    Scheme::Nf4 => Numbers::Nf4(Nf4 {
+                        codes,
+                        scales: widen(isa, FloatDtype::F32, parts[1].bytes()),
+                    }),
                     Scheme::Ccq25 => Numbers::Ccq25(Ccq25 {
                         words: codes,
                         super_scales: widen(isa, FloatDtype::Bf16, parts[1].bytes()),
@@ -194,6 +202,7 @@ impl CpuWeight {
                 locals: ccq.locals.bytes(),
                 k: self.k,
             }),
+            Numbers::Nf4(nf4) => l.run(Nf4Rows(nf4, nf4.codes.bytes(), self.k)),
             Numbers::Ccq25(ccq) => l.run(Ccq25Rows(ccq, ccq.words.bytes(), self.k)),
         }
     }
@@ -338,7 +347,10 @@ impl<const BITS: usize> Row for CodesRow<'_, BITS> {
 /// Where the codes of 16 columns lie, of which byte `at` is the first: a word for the first eight, a word for the
 /// others, and how far each is shifted.
 #[inline(always)]
-fn words<const BITS: usize, const FULL: bool>(codes: &[u8], at: usize) -> (u32, u32, [u32; LANES]) {
+pub(crate) fn words<const BITS: usize, const FULL: bool>(
+    codes: &[u8],
+    at: usize,
+) -> (u32, u32, [u32; LANES]) {
     let word = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let shift = |i: usize, from: usize| (i * BITS - if i < 8 { 0 } else { from }) as u32;
     match BITS {

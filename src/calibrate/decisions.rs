@@ -5,6 +5,7 @@
 //! .OUT.qtool-blocks/
 //!   run.json                 fingerprint of model, text and options
 //!   block-00003.safetensors  for decided tensor i of block 3, its stored parts in our own forms: i.codes, i.scales ..
+//!                            and the largest magnitudes of its keys and values, as F32
 //!   block-00003.json         names, shapes, schemes, methods; written after the file above: with it, a block is done
 //! ```
 
@@ -17,10 +18,11 @@ use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::checkpoint::shards::read_json;
 use qtool_formats::packing::{LSB_ROWS, Packing};
 use qtool_formats::replace::write_file;
-use qtool_formats::{FormatError, QuantizedWeight, Scheme};
+use qtool_formats::{FloatDtype, FormatError, QuantizedWeight, Scheme};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::recorder::KeyValueMagnitudes;
 use crate::{Error, Result};
 
 const RUN_FILE: &str = "run.json";
@@ -152,8 +154,8 @@ impl Decisions {
         &self.folder
     }
 
-    /// Stores the decisions of the next block.
-    pub fn store(&mut self, decisions: &[Decision]) -> Result<()> {
+    /// Stores the decisions of the next block, and what its keys and values looked like.
+    pub fn store(&mut self, decisions: &[Decision], seen: Option<&KeyValueMagnitudes>) -> Result<()> {
         let stem = format!("block-{:05}", self.blocks.len());
         let mut parts: Vec<(String, Vec<u8>)> = Vec::new();
         let mut records = Vec::new();
@@ -177,6 +179,13 @@ impl Decisions {
                 method: decision.method.clone(),
                 proxy: decision.proxy,
             });
+        }
+        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        for (name, values) in seen
+            .into_iter()
+            .flat_map(|m| [("keys", &m.keys), ("values", &m.values)])
+        {
+            parts.push((name.to_owned(), bytes(values)));
         }
         if parts.is_empty() {
             // A block whose weights are all kept: the file must hold something.
@@ -234,6 +243,21 @@ impl Decisions {
             record,
             file: std::sync::Arc::clone(file),
             number,
+        }))
+    }
+
+    /// Largest magnitudes of a block's keys and values, where there were any.
+    pub fn magnitudes(&self, block: usize) -> Result<Option<KeyValueMagnitudes>> {
+        let Some((file, _)) = self.blocks.get(block) else {
+            return Ok(None);
+        };
+        if file.file_of("keys").is_none() {
+            return Ok(None);
+        }
+        let read = |name| Ok::<_, Error>(FloatDtype::F32.widen(file.tensor(name)?.bytes()));
+        Ok(Some(KeyValueMagnitudes {
+            keys: read("keys")?,
+            values: read("values")?,
         }))
     }
 

@@ -15,6 +15,7 @@ use super::decisions::Decisions;
 use super::statistics::Statistics;
 use super::{measure, sequential};
 use crate::informed::Codes;
+use crate::kv_scales;
 use crate::plan::QuantizePlan;
 use crate::quantize::{self, Options};
 use crate::transform::evidence::TransformedEvidence;
@@ -62,20 +63,21 @@ pub fn evidence(plans: &[QuantizePlan]) -> Evidence {
 /// Fails when statistics are of another model, besides everything [`quantize::write_folders`] fails with.
 pub fn run(
     checkpoint: &Arc<Checkpoint>,
-    plans: &[QuantizePlan],
+    plans: &mut [QuantizePlan],
     options: &Options,
     calibration: &Calibration,
     min_coverage: u64,
 ) -> Result<Vec<Manifest>> {
     let staging = quantize::begin(checkpoint, options)?;
-    let transform = plans.first().and_then(|plan| plan.transform.as_deref());
+    let transform = plans.first().and_then(|plan| plan.transform.clone());
+    let transform = transform.as_deref();
     // A diagonal cannot be rotated.
     let rotated = transform.is_some_and(|t| t.record().rotation.is_some());
     let evidence = match evidence(plans) {
         Evidence::Diagonal if rotated => Evidence::Full,
         wanted => wanted,
     };
-    let informed = |stored: &Stored, staging| {
+    let informed = |plans: &[QuantizePlan], stored: &Stored, staging| {
         let seen = transform.map(|transform| TransformedEvidence::new(stored, transform));
         let codes = match &seen {
             Some(seen) => Codes::Informed(seen),
@@ -98,6 +100,7 @@ pub fn run(
                 other => other,
             };
             let decisions = sequential::run(checkpoint, plans, corpus, &wanted).map_err(kept)?;
+            kv_scales::fill(plans, &|layer| decisions.magnitudes(layer))?;
             let codes = Codes::Decided(&decisions);
             let manifests =
                 quantize::write_folders(checkpoint, plans, options, codes, staging).map_err(kept)?;
@@ -126,32 +129,49 @@ pub fn run(
                 show_progress: options.show_progress,
             };
             measure::run(checkpoint, corpus, &measured)?;
-            informed(&Stored::new(Statistics::open(&target)?, min_coverage), staging)
+            let stored = Stored::new(Statistics::open(&target)?, min_coverage);
+            kv_scales::fill(plans, &|layer| stored.statistics.magnitudes(layer))?;
+            informed(plans, &stored, staging)
         }
         Calibration::Statistics(folder) => {
-            let statistics = Statistics::open(folder)?;
-            let bad = |reason: String| {
-                Err(Error::Statistics {
-                    path: folder.clone(),
-                    reason,
-                })
-            };
-            if statistics.index().part {
-                return bad("is a part; merge all parts with `qtool merge-stats` first".to_owned());
-            }
-            statistics.verify()?;
-            if statistics.index().model_digest
-                != quantize::with_threads(options.threads, || measure::digest(checkpoint))?
-            {
-                return bad(format!(
-                    "was measured on another model ({}); measure this one with `qtool calibrate`",
-                    statistics.index().model
-                ));
-            }
-            if evidence == Evidence::Full && !statistics.index().full {
-                return bad("holds diagonals only, and a method asks for whole second moments; measure without --diagonal".to_owned());
-            }
-            informed(&Stored::new(statistics, min_coverage), staging)
+            let statistics = open_statistics(checkpoint, folder, evidence, options.threads)?;
+            kv_scales::fill(plans, &|layer| statistics.magnitudes(layer))?;
+            informed(plans, &Stored::new(statistics, min_coverage), staging)
         }
     }
+}
+
+/// Opens a folder of statistics that is to serve `checkpoint`.
+///
+/// Fails when it is a part, damaged, of another model, or holds less than `evidence`.
+pub fn open_statistics(
+    checkpoint: &Checkpoint,
+    folder: &Path,
+    evidence: Evidence,
+    threads: usize,
+) -> Result<Statistics> {
+    let statistics = Statistics::open(folder)?;
+    let bad = |reason: String| {
+        Err(Error::Statistics {
+            path: folder.to_owned(),
+            reason,
+        })
+    };
+    if statistics.index().part {
+        return bad("is a part; merge all parts with `qtool merge-stats` first".to_owned());
+    }
+    statistics.verify()?;
+    if statistics.index().model_digest != quantize::with_threads(threads, || measure::digest(checkpoint))? {
+        return bad(format!(
+            "was measured on another model ({}); measure this one with `qtool calibrate`",
+            statistics.index().model
+        ));
+    }
+    if evidence == Evidence::Full && !statistics.index().full {
+        return bad(
+            "holds diagonals only, and a method asks for whole second moments; measure without --diagonal"
+                .to_owned(),
+        );
+    }
+    Ok(statistics)
 }

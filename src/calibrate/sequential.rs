@@ -27,9 +27,9 @@ use super::corpus::{Corpus, SLICES};
 use super::coverage::Observed;
 use super::decisions::{Decided, Decision, Decisions};
 use super::measure::digest;
-use super::walk::{Walk, together};
+use super::walk::{Seen, Walk};
 use crate::informed::{Calibrated, Codes, Ready, Workshop};
-use crate::model::{Block, Model};
+use crate::model::stack::{Stack, StackLayer};
 use crate::plan::{Action, Quantization, QuantizePlan};
 use crate::progress::Progress;
 use crate::source::{Overlay, Source, WeightSource};
@@ -63,22 +63,22 @@ pub fn run(
             None => Arc::new(Source::of_checkpoint(Arc::clone(checkpoint))?),
             Some(transform) => Arc::new(Transformed::new(Arc::clone(checkpoint), Arc::clone(transform))?),
         };
-        let model = Model::open(CpuBackend::new(Isa::best()), Arc::clone(&source))?;
+        let model = Stack::open(CpuBackend::new(Isa::best()), Arc::clone(&source))?;
         let methods: Vec<Vec<String>> = plans.iter().map(describe).collect();
         let fingerprint = json!({
             "tool": TOOL,
             "model": digest(checkpoint)?,
             "corpus": corpus.description(),
             "methods": blake3::hash(format!("{methods:?}").as_bytes()).to_hex().to_string(),
-            "transform": transform.map(|t| t.fingerprint()),
+            "transform": transform.map(|t| t.fingerprint()).transpose()?,
             "min_coverage": options.min_coverage,
             "evidence": format!("{:?}", options.evidence),
             // The forward pass may differ in the last bit between instruction sets.
             "processor": format!("{:?}", Isa::best()),
         });
         let mut decisions = Decisions::begin(&options.quantize.target, &fingerprint)?;
-        let blocks = model.decoder().blocks;
-        let steps = blocks + (blocks - decisions.blocks());
+        let blocks = model.layers();
+        let steps = blocks + blocks.saturating_sub(decisions.blocks());
         let progress = Progress::tokens(
             options.quantize.show_progress,
             "calibrating",
@@ -92,20 +92,31 @@ pub fn run(
             source: source.as_ref(),
             model: &model,
         };
+        // A head of its own is one more block, where it is quantized at all.
+        let head = model.head().filter(|head| !job.tensors_of(&[head]).is_empty());
+        let head = head.filter(|_| decisions.blocks() <= blocks);
         for number in 0..blocks {
             interrupt::check()?;
             if number >= decisions.blocks() {
-                let block = model.block(number)?;
-                let seen = walk.block(&block, Some(options.evidence), false)?;
-                let observed = Observed::new(together(&seen)?, options.min_coverage);
-                drop(seen);
-                let decided = job.decide(&block, &observed)?;
-                decisions.store(&decided)?;
+                let block = model.layer(number, model.source())?;
+                let mut seen = Seen::nothing(false);
+                walk.block(&block, Some((options.evidence, &mut seen)), false)?;
+                let seen = seen.into_parts().swap_remove(0);
+                let magnitudes = seen.magnitudes.clone();
+                let observed = Observed::new(seen, options.min_coverage);
+                let decided = job.decide(&block.tensors(), &observed)?;
+                decisions.store(&decided, magnitudes.as_ref())?;
             }
-            if number + 1 < blocks {
+            if number + 1 < blocks || head.is_some() {
                 let quantized = job.quantized_block(number, &decisions)?;
                 walk.block(&quantized, None, true)?;
             }
+        }
+        if let Some(head) = head {
+            let mut seen = Seen::nothing(false);
+            walk.head(options.evidence, &mut seen)?;
+            let observed = Observed::new(seen.into_parts().swap_remove(0), options.min_coverage);
+            decisions.store(&job.decide(&[head], &observed)?, None)?;
         }
         progress.clear();
         Ok(decisions)
@@ -131,13 +142,12 @@ struct Job<'a> {
     checkpoint: &'a Checkpoint,
     plans: &'a [QuantizePlan],
     source: &'a dyn WeightSource,
-    model: &'a Model<CpuBackend>,
+    model: &'a Stack<CpuBackend>,
 }
 
 impl Job<'_> {
-    /// Tensors of the plans, by rank and number, that are made of a weight of the block.
-    fn tensors_of(&self, block: &Block<CpuBackend>) -> Vec<(usize, usize)> {
-        let names = block.tensors();
+    /// Tensors of the plans, by rank and number, that are made of one of these weights.
+    fn tensors_of(&self, names: &[&str]) -> Vec<(usize, usize)> {
         let reads = |q: &Quantization| q.pieces.iter().any(|p| names.contains(&p.tensor.as_str()));
         let of_plan = |(rank, plan): (usize, &QuantizePlan)| {
             let wanted = plan
@@ -159,10 +169,10 @@ impl Job<'_> {
         Weights::new(self.checkpoint, transform)
     }
 
-    fn decide(&self, block: &Block<CpuBackend>, observed: &Observed) -> Result<Vec<Decision>> {
+    fn decide(&self, names: &[&str], observed: &Observed) -> Result<Vec<Decision>> {
         let mut decided = Vec::new();
         let mut workshops: HashMap<usize, Workshop<'_>> = HashMap::new();
-        for (rank, index) in self.tensors_of(block) {
+        for (rank, index) in self.tensors_of(names) {
             interrupt::check()?;
             let plan = &self.plans[rank];
             let workshop = workshops
@@ -191,7 +201,7 @@ impl Job<'_> {
     fn quantize(&self, name: &str, q: &Quantization, ready: &Ready) -> Result<(QuantizedWeight, Calibrated)> {
         let isa = Isa::best();
         let mut weights = self.weights();
-        weights.turn_to(q.pieces.iter())?;
+        weights.turn_to(q.pieces.iter().map(|piece| (name, piece)))?;
         let step = (BLOCK_WEIGHTS / q.k.max(1)).max(1);
         let parts: Vec<Range<usize>> = (0..q.n)
             .step_by(step)
@@ -230,10 +240,10 @@ impl Job<'_> {
     }
 
     /// The block with its decided weights decoded, the others as they are.
-    fn quantized_block(&self, number: usize, decisions: &Decisions) -> Result<Block<CpuBackend>> {
-        let original = self.model.block(number)?;
+    fn quantized_block(&self, number: usize, decisions: &Decisions) -> Result<StackLayer<CpuBackend>> {
+        let original = self.model.layer(number, self.model.source())?;
         let mut values: HashMap<String, (usize, Vec<f32>)> = HashMap::new();
-        for (rank, index) in self.tensors_of(&original) {
+        for (rank, index) in self.tensors_of(&original.tensors()) {
             let tensor = &self.plans[rank].tensors[index];
             let (Action::Quantize(q), Some(decided)) = (&tensor.action, decisions.find(rank, &tensor.name)?)
             else {
@@ -245,7 +255,7 @@ impl Job<'_> {
         for (name, (k, values)) in values {
             overlay.insert(&name, k, &values);
         }
-        self.model.block_from(number, &overlay)
+        self.model.layer(number, &overlay)
     }
 
     /// Decodes a tensor of a plan into the places of the source tensors it is made of.

@@ -375,7 +375,7 @@ impl Statistics {
 
     /// Largest magnitudes of the block's keys and values.
     pub fn magnitudes(&self, block: usize) -> Result<Option<KeyValueMagnitudes>> {
-        if !self.index.blocks[block].keys_and_values {
+        if !self.index.blocks.get(block).is_some_and(|b| b.keys_and_values) {
             return Ok(None);
         }
         let read = |name| -> Result<Vec<f32>> {

@@ -5,13 +5,14 @@
 use std::ops::Range;
 use std::path::Path;
 
-use qtool_calib::Evidence;
+use qtool_calib::{Evidence, Observer};
 use qtool_kernels::Backend;
 
 use super::activations::Activations;
 use super::corpus::{Corpus, SLICES, slice_rows};
 use super::recorder::{BlockStatistics, Recorder};
-use crate::model::{Batch, Block, Model};
+use crate::model::Batch;
+use crate::model::stack::{Stack, StackLayer};
 use crate::progress::Progress;
 use crate::{Error, Result, interrupt};
 
@@ -26,7 +27,7 @@ struct Group {
 
 /// See the module's text.
 pub struct Walk<'a, B: Backend> {
-    model: &'a Model<B>,
+    model: &'a Stack<B>,
     corpus: &'a Corpus,
     groups: Vec<Group>,
     activations: Activations,
@@ -36,7 +37,7 @@ pub struct Walk<'a, B: Backend> {
 impl<'a, B: Backend> Walk<'a, B> {
     /// Embeds the rows of these slices. Scratch files are made in `scratch`.
     pub fn begin(
-        model: &'a Model<B>,
+        model: &'a Stack<B>,
         corpus: &'a Corpus,
         slices: Range<usize>,
         scratch: &Path,
@@ -52,7 +53,7 @@ impl<'a, B: Backend> Walk<'a, B> {
                 groups.push(Group { slice, rows });
             }
         }
-        let hidden = model.decoder().hidden;
+        let hidden = model.hidden();
         let mut this = Self {
             activations: Activations::new(scratch, corpus.tokens(), hidden)?,
             model,
@@ -62,7 +63,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         };
         for group in 0..this.groups.len() {
             let (batch, at) = this.batch(group);
-            let x = model.embed(&batch)?;
+            let x = model.begin(&batch)?;
             this.activations.write(at, &model.backend().download(&x))?;
         }
         Ok(this)
@@ -75,59 +76,150 @@ impl<'a, B: Backend> Walk<'a, B> {
         (Batch::new(&self.corpus.rows()[rows.clone()]), at)
     }
 
-    /// Runs a block over all rows. With `evidence`, gives what was seen, by slice. With `advance`, what the
-    /// block gives becomes the input of the next.
+    /// Runs a block over all rows. With `evidence`, tells `seen` what was seen, slice by slice. With `advance`,
+    /// what the block gives becomes the input of the next.
     ///
     /// Fails when an input of a layer is not finite.
     pub fn block(
         &mut self,
-        block: &Block<B>,
-        evidence: Option<Evidence>,
+        block: &StackLayer<B>,
+        evidence: Option<(Evidence, &mut Seen)>,
         advance: bool,
-    ) -> Result<Vec<BlockStatistics>> {
+    ) -> Result<()> {
         let backend = self.model.backend();
         let columns = self.activations.columns();
-        let mut seen: Vec<(usize, Recorder<'_, B>)> = Vec::new();
+        let mut listening = evidence.map(|(evidence, seen)| Listening::new(backend, evidence, seen));
         for group in 0..self.groups.len() {
             interrupt::check()?;
             let (batch, at) = self.batch(group);
             let mut values = vec![0f32; batch.ids().len() * columns];
             self.activations.read(at, &mut values)?;
             let mut x = backend.upload(&values, columns);
-            let slice = self.groups[group].slice;
-            if evidence.is_some() && seen.last().is_none_or(|(s, _)| *s != slice) {
-                seen.push((slice, Recorder::new(backend, evidence.unwrap_or(Evidence::None))));
-            }
-            let recorder = seen.last_mut().map(|(_, recorder)| recorder);
-            let place = self.model.place(&batch);
-            match recorder {
-                Some(recorder) => {
-                    self.model.run(block, &mut x, &place, Some(recorder));
-                    if let Some(layer) = recorder.fault.take() {
-                        return Err(Error::NonFiniteActivation {
-                            path: self.model.source().path().to_owned(),
-                            layer,
-                        });
-                    }
+            match &mut listening {
+                Some(listening) => {
+                    let recorder = listening.turn_to(self.groups[group].slice)?;
+                    self.model.run(block, &mut x, &batch, Some(recorder));
+                    self.check(recorder)?;
                 }
-                None => self.model.run(block, &mut x, &place, None),
+                None => self.model.run(block, &mut x, &batch, None),
             }
             if advance {
                 self.activations.write(at, &backend.download(&x))?;
             }
             self.progress.add(batch.ids().len() as u64);
         }
-        Ok(seen.into_iter().map(|(_, recorder)| recorder.block).collect())
+        listening.map_or(Ok(()), Listening::finish)
+    }
+
+    /// Tells `seen` what enters the output head when the last block has advanced: the final norm of its output.
+    /// Nothing without such a head.
+    ///
+    /// Fails when it is not finite.
+    pub fn head(&mut self, evidence: Evidence, seen: &mut Seen) -> Result<()> {
+        let backend = self.model.backend();
+        let Some(head) = self.model.head() else {
+            return Ok(());
+        };
+        let columns = self.activations.columns();
+        let mut listening = Listening::new(backend, evidence, seen);
+        for group in 0..self.groups.len() {
+            interrupt::check()?;
+            let (batch, at) = self.batch(group);
+            let mut values = vec![0f32; batch.ids().len() * columns];
+            self.activations.read(at, &mut values)?;
+            let Some(normed) = self.model.head_input(&backend.upload(&values, columns)) else {
+                continue;
+            };
+            let recorder = listening.turn_to(self.groups[group].slice)?;
+            recorder.linear_input(&[head], &backend.download(&normed), columns);
+            self.check(recorder)?;
+        }
+        listening.finish()
+    }
+
+    fn check(&self, recorder: &mut Recorder<'_, B>) -> Result<()> {
+        match recorder.fault.take() {
+            None => Ok(()),
+            Some(layer) => Err(Error::NonFiniteActivation {
+                path: self.model.source().path().to_owned(),
+                layer,
+            }),
+        }
     }
 }
 
-/// Adds up what was seen in the slices, in order.
-pub fn together(slices: &[BlockStatistics]) -> Result<BlockStatistics> {
-    let mut whole = BlockStatistics::default();
-    for slice in slices {
-        whole.merge(slice).map_err(Error::Option)?;
+/// What was seen of one block.
+pub enum Seen {
+    /// Of all slices together, added up in order: no more than two slices' worth is held at any time.
+    Whole(BlockStatistics),
+    /// Of each slice by itself.
+    Slices(Vec<BlockStatistics>),
+}
+
+impl Seen {
+    /// Nothing yet, to be added up or kept apart.
+    pub fn nothing(apart: bool) -> Self {
+        if apart {
+            Self::Slices(Vec::new())
+        } else {
+            Self::Whole(BlockStatistics::default())
+        }
     }
-    Ok(whole)
+
+    /// As parts in order: one, or one for each slice.
+    pub fn into_parts(self) -> Vec<BlockStatistics> {
+        match self {
+            Self::Whole(whole) => vec![whole],
+            Self::Slices(slices) => slices,
+        }
+    }
+
+    fn take(&mut self, slice: BlockStatistics) -> Result<()> {
+        match self {
+            Self::Whole(whole) => whole.merge(&slice).map_err(Error::Option),
+            Self::Slices(slices) => {
+                slices.push(slice);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A recorder for the slice at hand, and what the slices before it gave.
+struct Listening<'a, B: Backend> {
+    backend: &'a B,
+    evidence: Evidence,
+    seen: &'a mut Seen,
+    now: Option<(usize, Recorder<'a, B>)>,
+}
+
+impl<'a, B: Backend> Listening<'a, B> {
+    fn new(backend: &'a B, evidence: Evidence, seen: &'a mut Seen) -> Self {
+        Self {
+            backend,
+            evidence,
+            seen,
+            now: None,
+        }
+    }
+
+    /// The recorder of a slice; slices come in order.
+    fn turn_to(&mut self, slice: usize) -> Result<&mut Recorder<'a, B>> {
+        if self.now.as_ref().is_some_and(|(s, _)| *s != slice)
+            && let Some((_, done)) = self.now.take()
+        {
+            self.seen.take(done.block)?;
+        }
+        let fresh = || (slice, Recorder::new(self.backend, self.evidence));
+        Ok(&mut self.now.get_or_insert_with(fresh).1)
+    }
+
+    fn finish(mut self) -> Result<()> {
+        match self.now.take() {
+            Some((_, done)) => self.seen.take(done.block),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The slices of part `part` of `parts`. `None` when [`SLICES`] cannot be shared evenly, or there is no such part.

@@ -37,12 +37,22 @@ pub struct Args {
 fn after_help() -> String {
     let formats: Vec<String> = EXPORTERS
         .iter()
-        .map(|e| format!("  {:<11}{}", e.name(), e.summary()))
+        .map(|e| format!("  {:<24}{}", e.name(), e.summary()))
         .collect();
     format!(
         "Formats:\n{}\n\nExample:\n  qtool export OUT --to bf16 -o OUT-bf16",
         formats.join("\n")
     )
+}
+
+/// The name a mistyped one was probably meant to be: nearer than by chance, by Jaro and Winkler's measure.
+fn nearest<'a>(typed: &str, known: &[&'a str]) -> Option<&'a str> {
+    let typed = typed.to_lowercase();
+    let similar = known
+        .iter()
+        .map(|name| (strsim::jaro_winkler(&typed, name), *name));
+    let (score, name) = similar.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (score > 0.75).then_some(name)
 }
 
 impl Args {
@@ -51,8 +61,11 @@ impl Args {
         let Some(exporter) = find(&self.to) else {
             let known: Vec<&str> = EXPORTERS.iter().map(|e| e.name()).collect();
             bail!(
-                "no export format {:?}; known formats: {}",
+                "no export format {:?}{}; known formats: {}",
                 self.to,
+                nearest(&self.to, &known)
+                    .map(|name| format!(", did you mean {name}?"))
+                    .unwrap_or_default(),
                 known.join(", ")
             );
         };

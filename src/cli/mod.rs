@@ -1,13 +1,21 @@
 //! What was typed, and what is printed. Nothing below this page knows about terminals.
 
+pub mod cache;
 pub mod calibrate;
 pub mod completions;
 pub mod corpus;
 pub mod export;
+pub mod forecast;
 pub mod inspect;
+pub mod outcome;
+pub mod predict;
 pub mod quantize;
+pub mod server;
 pub mod size;
+pub mod target;
+pub mod tasks;
 pub mod transform;
+pub mod validate;
 pub mod verify;
 
 use std::io::{IsTerminal, Write};
@@ -51,7 +59,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make an artifact from a checkpoint
-    Quantize(quantize::Args),
+    Quantize(Box<quantize::Args>),
     /// Measure what a model's layers see of a text, for quantization with --calib
     Calibrate(calibrate::Args),
     /// Put together what several machines measured
@@ -60,6 +68,10 @@ pub enum Command {
     Inspect(inspect::Args),
     /// Check every byte of an artifact, and with --base every quality figure
     Verify(verify::Args),
+    /// Compare artifacts with their base on data: what changed, how sure that is, may it be deployed
+    Validate(Box<validate::Args>),
+    /// Write a label for each item of a file, by one model
+    Predict(Box<predict::Args>),
     /// Write an artifact in another format
     Export(export::Args),
     /// Print a completion script for a shell
@@ -75,6 +87,8 @@ impl Cli {
             Command::MergeStats(args) => args.run(),
             Command::Inspect(args) => args.run(),
             Command::Verify(args) => args.run(),
+            Command::Validate(args) => args.run(),
+            Command::Predict(args) => args.run(),
             Command::Export(args) => args.run(),
             Command::Completions(args) => Ok(args.run()),
         }
@@ -94,7 +108,7 @@ pub fn fail(error: &anyhow::Error) -> i32 {
         style("error:").red().bold().for_stderr()
     );
     match error.downcast_ref::<Error>() {
-        Some(Error::Interrupted | Error::Paused { .. }) => interrupt::STATUS,
+        Some(Error::Interrupted | Error::Paused { .. } | Error::Stopped { .. }) => interrupt::STATUS,
         _ => ERROR,
     }
 }

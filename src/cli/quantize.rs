@@ -10,17 +10,21 @@ use qtool_calib::options::{
     PartialOptions, parse_clip, parse_effort, parse_grid, parse_grouping, parse_method, parse_scale,
 };
 use qtool_calib::{METHODS, Recipe};
-use qtool_formats::artifact::{Manifest, Stored};
+use qtool_formats::artifact::Manifest;
 use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::export::fastdeploy::Wanted;
 use serde_json::{Value, json};
 
+use super::cache::Cache;
+use super::outcome::{faults, outcome_table};
 use super::transform::{TransformArgs, untied_line};
-use super::{corpus, print, print_json, size, wants_progress};
-use crate::calibrate::pipeline;
-use crate::classes::{class_of, group};
+use super::{corpus, print, print_json, size, target, wants_progress};
+use crate::calibrate::pipeline::Calibration;
+use crate::calibrate::target::Allocated;
+use crate::calibrate::{forecast, pipeline};
+use crate::classes::group;
 use crate::estimate::{self, Estimate};
-use crate::fastdeploy::{self, Request};
+use crate::fastdeploy::Request;
 use crate::informed::Codes;
 use crate::plan::{QuantizePlan, TensorPlan};
 use crate::quantize::{self, NonFinite, Options};
@@ -36,8 +40,10 @@ pub struct Args {
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
     /// Bits per weight: 8, 4, or 2 (WINT2)
-    #[arg(short, long, value_name = "BITS", value_parser = qtool_calib::options::parse_bits)]
-    pub bits: u8,
+    #[arg(short, long, value_name = "BITS", value_parser = qtool_calib::options::parse_bits, required_unless_present = "target_bpw")]
+    pub bits: Option<u8>,
+    #[command(flatten)]
+    target: target::TargetArgs,
     /// Folder to write: qtool's artifact, or one that FastDeploy loads (ERNIE-4.5)
     #[arg(long, value_enum, default_value_t = Format::Qtool)]
     pub format: Format,
@@ -47,6 +53,9 @@ pub struct Args {
     /// FastDeploy: ranks of tensor parallelism; above 1, OUT gets a folder per rank
     #[arg(long, value_name = "RANKS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub tensor_parallel: u16,
+    /// FastDeploy, dense models: write scales of a quantized key-value cache of this type
+    #[arg(long, value_enum, value_name = "TYPE", requires = "calib")]
+    pub kv_cache: Option<Cache>,
     /// Columns that share a scale: 16 to 512, or "row" [default: row at 8 bits, 64 at 4]
     #[arg(short, long, value_name = "N")]
     pub group_size: Option<String>,
@@ -56,7 +65,7 @@ pub struct Args {
     /// How scales are chosen: none or mse [default: none at 8 bits, mse at 4]
     #[arg(long, value_name = "METHOD")]
     pub clip: Option<String>,
-    /// How codes are chosen: none, mse, gptq, ccq or ccq25 (WINT2.5) [default: as --clip; with --calib gptq; at 2 bits ccq]
+    /// How codes are chosen: none, mse, gptq, ccq, ccq25 (WINT2.5) or nf4 [default: as --clip; with --calib gptq; at 2 bits ccq]
     #[arg(long, value_name = "METHOD", conflicts_with = "clip")]
     pub method: Option<String>,
     #[command(flatten)]
@@ -139,6 +148,7 @@ Examples:
   qtool quantize MODEL -o OUT --bits 4 --rule 'down_proj=bits:8' --skip 'layers\\.0\\.'
   qtool quantize MODEL -o OUT --bits 8 --dry-run
   qtool quantize MODEL -o OUT --bits 2 --calib text.txt --rotate
+  qtool quantize MODEL -o OUT --target-bpw 3 --calib STATS
   qtool quantize ERNIE -o OUT --bits 4 --format fastdeploy",
         methods.join("\n")
     )
@@ -157,38 +167,76 @@ impl Args {
                 self.model.display()
             );
         }
-        let plans = match self.format {
+        let mut calibration = self.evidence.read(&self.model)?;
+        let coverage = self.evidence.rows.min_coverage;
+        if let (true, Some(option)) = (self.target.given(), self.transform.typed()) {
+            anyhow::bail!(
+                "--target-bpw does not go with {option}: it measures the model as it is; give --bits and --rule instead"
+            );
+        }
+        let applied = self.target.apply(
+            &checkpoint,
+            (&mut options, self.effort.as_deref()),
+            &mut calibration,
+            coverage,
+        )?;
+        let mut plans = match self.format {
             Format::Qtool => vec![self.transform.plan(&checkpoint, &options)?],
-            Format::Fastdeploy => fastdeploy::plans(&checkpoint, &self.request(&options)?)?,
+            Format::Fastdeploy => self
+                .transform
+                .fastdeploy_plans(&checkpoint, &self.request(&options)?)?,
         };
-        let plan = &plans[0];
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
-            return self.print_plan(&checkpoint, plan, plans.len());
+            return self.print_plan(
+                &checkpoint,
+                &plans,
+                calibration.as_ref(),
+                applied.allocated.as_ref(),
+            );
         }
-        let manifests = match self.evidence.read(&self.model)? {
+        let manifests = match calibration {
             None => {
                 let staging = quantize::begin(&checkpoint, &options)?;
                 quantize::write_folders(&checkpoint, &plans, &options, Codes::Plain, staging)?
             }
             Some(calibration) => {
-                let coverage = self.evidence.rows.min_coverage;
-                options.calibration = Some(calibration.describe(coverage)?);
-                pipeline::run(&checkpoint, &plans, &options, &calibration, coverage)?
+                options.calibration = Some(target::noted(
+                    calibration.describe(coverage)?,
+                    applied.allocated.as_ref(),
+                ));
+                let balanced =
+                    self.transform
+                        .balanced(&checkpoint, plans, &options, calibration, coverage)?;
+                let (calibration, _scratch);
+                (plans, calibration, _scratch) = balanced;
+                pipeline::run(&checkpoint, &mut plans, &options, &calibration, coverage)?
             }
         };
-        let manifest = &manifests[0];
+        let (manifest, plan) = (&manifests[0], &plans[0]);
         self.print_outcome(manifest, plan, plans.len(), started.elapsed())?;
         Ok(0)
     }
 
+    /// Bits of tensors that nothing else decides on.
+    fn bits(&self) -> u8 {
+        self.bits.unwrap_or(target::DEFAULT_BITS)
+    }
+
     /// What was typed, as what it means.
     fn options(&self) -> anyhow::Result<Options> {
-        if self.format == Format::Qtool && (self.w4_until.is_some() || self.tensor_parallel > 1) {
-            anyhow::bail!("--w4-until and --tensor-parallel go with --format fastdeploy only");
+        if self.format == Format::Qtool
+            && (self.w4_until.is_some() || self.tensor_parallel > 1 || self.kv_cache.is_some())
+        {
+            anyhow::bail!("--w4-until, --tensor-parallel and --kv-cache go with --format fastdeploy only");
+        }
+        if self.format == Format::Fastdeploy && self.target.given() {
+            anyhow::bail!(
+                "--target-bpw does not go with --format fastdeploy: its layout leaves no choice but --bits and --w4-until, which gives all experts up to a layer 4 bits instead of 2"
+            );
         }
         let partial = PartialOptions {
-            bits: Some(self.bits),
+            bits: Some(self.bits()),
             grouping: self.group_size.as_deref().map(parse_grouping).transpose()?,
             grid: if self.asymmetric {
                 Some(parse_grid("zp")?)
@@ -201,9 +249,9 @@ impl Args {
             calibrated: !self.evidence.calib.is_empty(),
         };
         let default = match self.format {
-            Format::Qtool => partial.complete(self.bits)?,
+            Format::Qtool => partial.complete(self.bits())?,
             // The recipe decides nothing there.
-            Format::Fastdeploy => PartialOptions::default().complete(self.bits)?,
+            Format::Fastdeploy => PartialOptions::default().complete(self.bits())?,
         };
         Ok(Options {
             target: self.output.clone(),
@@ -245,13 +293,9 @@ impl Args {
             ),
             (
                 "--effort without --bits 2",
-                self.effort.is_some() && self.bits != 2,
+                self.effort.is_some() && self.bits() != 2,
             ),
             ("--rule and --skip", rules),
-            (
-                self.transform.typed().unwrap_or_default(),
-                self.transform.typed().is_some(),
-            ),
             ("--non-finite keep", self.non_finite == OnNonFinite::Keep),
         ];
         if let Some((option, _)) = refused.iter().find(|(_, typed)| *typed) {
@@ -261,7 +305,7 @@ impl Args {
         }
         Ok(Request {
             wanted: Wanted {
-                bits: self.bits,
+                bits: self.bits(),
                 w4_until: self.w4_until,
             },
             ranks: usize::from(self.tensor_parallel),
@@ -269,10 +313,21 @@ impl Args {
             calibrated: !self.evidence.calib.is_empty(),
             effort: self.effort.as_deref().map(parse_effort).transpose()?,
             max_shard_bytes: options.max_shard_bytes,
+            kv_cache: self.kv_cache.map(Cache::meaning),
         })
     }
 
-    fn print_plan(&self, checkpoint: &Checkpoint, plan: &QuantizePlan, ranks: usize) -> anyhow::Result<i32> {
+    fn print_plan(
+        &self,
+        checkpoint: &Arc<Checkpoint>,
+        plans: &[QuantizePlan],
+        calibration: Option<&Calibration>,
+        allocated: Option<&Allocated>,
+    ) -> anyhow::Result<i32> {
+        let (plan, ranks) = (&plans[0], plans.len());
+        let calibration = calibration
+            .map(|c| forecast::forecast(checkpoint, plans, c, self.threads))
+            .transpose()?;
         let estimate = estimate::estimate(checkpoint, plan, self.threads)?;
         let classes = plan_classes(plan);
         if self.json {
@@ -286,7 +341,9 @@ impl Args {
                 "untied_head_bytes": plan.untied_bytes(),
                 "estimate": estimate,
                 "estimated_seconds": estimate.total_seconds(),
+                "calibration": calibration,
                 "classes": classes,
+                "allocation": allocated,
             }))?;
             return Ok(0);
         }
@@ -301,12 +358,17 @@ impl Args {
             ]);
         }
         print(&format!(
-            "Plan for {}{} (nothing is written):\n{}\n{}{}",
+            "Plan for {}{} (nothing is written):\n{}\n{}{}{}",
             self.model.display(),
             of_ranks(ranks),
             table.render(),
             untied_line(plan),
+            allocated.map(target::table).unwrap_or_default(),
             totals_line(plan, &estimate)
+                + &calibration
+                    .as_ref()
+                    .map(super::forecast::line)
+                    .unwrap_or_default()
         ))?;
         Ok(0)
     }
@@ -425,64 +487,4 @@ fn totals_line(plan: &QuantizePlan, estimate: &Estimate) -> String {
         size::bytes(estimate::READ_RATE as u64),
         size::bytes(estimate::WRITE_RATE as u64),
     )
-}
-
-fn faults(manifest: &Manifest) -> Vec<(&str, &str)> {
-    let quantized = manifest.tensors.iter().filter_map(|t| match &t.stored {
-        Stored::Quantized(q) => Some((t.name.as_str(), &q.faults)),
-        Stored::Kept { .. } => None,
-    });
-    quantized
-        .flat_map(|(name, faults)| faults.iter().map(move |fault| (name, fault.as_str())))
-        .collect()
-}
-
-fn outcome_table(manifest: &Manifest, plan: &QuantizePlan) -> String {
-    let mut table = Table::new(&[
-        ">tensors",
-        "class",
-        "stored as",
-        ">before",
-        ">after",
-        ">bits/w",
-        ">SQNR dB",
-        ">worst",
-    ]);
-    let pairs = manifest.tensors.iter().zip(&plan.tensors);
-    let groups = group(pairs, |(record, planned)| {
-        (class_of(&record.name), planned.outcome())
-    });
-    for (class, outcome, members) in groups {
-        let figures: Vec<_> = members
-            .iter()
-            .filter_map(|(record, _)| match &record.stored {
-                Stored::Quantized(q) => Some(&q.figures),
-                Stored::Kept { .. } => None,
-            })
-            .collect();
-        let sqnr: Vec<f64> = figures.iter().filter_map(|f| f.sqnr_db).collect();
-        let worst = sqnr.iter().copied().fold(f64::INFINITY, f64::min);
-        let mean = sqnr.iter().sum::<f64>() / sqnr.len() as f64;
-        let text = |value: f64| {
-            if sqnr.is_empty() {
-                String::new()
-            } else {
-                format!("{value:.1}")
-            }
-        };
-        table.row([
-            members.len().to_string(),
-            class,
-            outcome,
-            size::bytes(members.iter().map(|(_, p)| p.source_bytes).sum()),
-            size::bytes(members.iter().map(|(_, p)| p.stored_bytes()).sum()),
-            figures
-                .first()
-                .map(|f| format!("{:.2}", f.bits_per_weight))
-                .unwrap_or_default(),
-            text(mean),
-            text(worst),
-        ]);
-    }
-    table.render()
 }

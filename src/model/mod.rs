@@ -9,6 +9,7 @@
 //! | [`block`] | one block |
 //! | [`batch`] | token rows that run together |
 //! | [`encoder`] | encoders: texts to labels or vectors |
+//! | [`stack`] | either kind, layer by layer, for calibration |
 //! | [`shared`] | many sequences behind one prefix; answers behind one prompt |
 //! | [`slots`] | several sequences that grow together |
 
@@ -23,6 +24,7 @@ pub mod mlp;
 pub mod rope;
 pub mod shared;
 pub mod slots;
+pub mod stack;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -39,6 +41,9 @@ pub use encoder::Encoder;
 
 use crate::source::WeightSource;
 use crate::{Error, Result};
+
+/// Tensor of an output head that is not the embedding.
+pub const HEAD: &str = "lm_head.weight";
 
 /// A model on a device: embedding, final norm and head; its blocks when [`load`](Self::load) was called.
 pub struct Model<B: Backend> {
@@ -95,7 +100,7 @@ impl<B: Backend> Model<B> {
         let norm = source.vector(&format!("{prefix}norm.weight"), hidden)?;
         // A tied model's file may hold a copy of the head; the reference library ignores it, too.
         let head = (!decoder.tied)
-            .then(|| source.matrix("lm_head.weight", vocabulary, hidden))
+            .then(|| source.matrix(HEAD, vocabulary, hidden))
             .transpose()?;
         Ok(Self {
             embedding: backend.weight(&embedding),
@@ -173,11 +178,16 @@ impl<B: Backend> Model<B> {
         block.run(&self.backend, &self.decoder, x, place, Memory::Own, observer);
     }
 
+    /// What the head reads of the last block's output `x`: its final norm.
+    pub fn normed(&self, x: &B::Tensor) -> B::Tensor {
+        self.backend.rms_norm(x, &self.norm, self.decoder.eps)
+    }
+
     /// Logits (rows, V) of these rows of the last block's output, or of all.
     pub fn logits(&self, x: &B::Tensor, rows: Option<&[usize]>) -> B::Tensor {
         let chosen = rows.map(|rows| self.backend.gather(x, rows));
         let x = chosen.as_ref().unwrap_or(x);
-        let normed = self.backend.rms_norm(x, &self.norm, self.decoder.eps);
+        let normed = self.normed(x);
         self.backend
             .matmul(&normed, self.head.as_ref().unwrap_or(&self.embedding))
     }

@@ -3,6 +3,14 @@
 //!
 //! Models are always in one order, the base first; vectors "one a model" follow it.
 
+#[cfg(test)]
+mod example;
+pub mod html;
+pub mod json;
+pub mod markdown;
+pub mod text;
+pub mod words;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -63,7 +71,7 @@ pub struct TensorFigure {
 }
 
 /// What one task found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TaskReport {
     /// Its name in the registry.
     pub task: String,

@@ -164,10 +164,10 @@ impl<B: Backend> LocalScorer<B> {
         items.par_iter().map(one).collect()
     }
 
-    fn unable(&self, what: &'static str) -> Error {
+    fn unable(&self, what: &str) -> Error {
         Error::Unable {
             model: self.model.source().path().display().to_string(),
-            what,
+            what: what.to_owned(),
         }
     }
 }
@@ -196,8 +196,18 @@ impl<B: Backend> Scorer for LocalScorer<B> {
     }
 
     fn likelihoods(&self, questions: &[Question], on_answer: OnAnswer<'_, Likelihoods>) -> Result<()> {
+        let all: Vec<usize> = (0..questions.len()).collect();
+        self.likelihoods_of(questions, &all, on_answer)
+    }
+
+    fn likelihoods_of(
+        &self,
+        questions: &[Question],
+        open: &[usize],
+        on_answer: OnAnswer<'_, Likelihoods>,
+    ) -> Result<()> {
         let splits = self.split(questions, |q| (&q.prompt, &q.answers, 0))?;
-        likelihood::likelihoods(self, &splits, on_answer)
+        likelihood::likelihoods(self, &splits, open, on_answer)
     }
 
     fn replies(&self, requests: &[Request], on_answer: OnAnswer<'_, Reply>) -> Result<()> {

@@ -53,6 +53,14 @@ pub struct Config {
     pub added: Vec<AddedToken>,
     /// The chat template.
     pub template: Option<TemplateSource>,
+    /// Name of the class in transformers.
+    pub class: Option<String>,
+    /// Whether a document begins with its token, where the folder says so.
+    pub add_bos: Option<bool>,
+    /// Whether it ends with one.
+    pub add_eos: Option<bool>,
+    /// Of Llama: every part of a text between special tokens gets the space of a first word.
+    pub legacy: Option<bool>,
 }
 
 impl Config {
@@ -72,6 +80,11 @@ impl Config {
         config.template = file
             .map(|(path, text)| TemplateSource { path, text })
             .or_else(field);
+        let flag = |name: &str| main.as_ref()?.get(name)?.as_bool();
+        (config.add_bos, config.add_eos) = (flag("add_bos_token"), flag("add_eos_token"));
+        config.legacy = flag("legacy");
+        let class = main.as_ref().and_then(|m| m.get("tokenizer_class")?.as_str());
+        config.class = class.map(str::to_owned);
         for source in [&main, &map].into_iter().flatten() {
             config.names(source);
         }

@@ -5,12 +5,16 @@
 //! |---|---|
 //! | `config` | `tokenizer_config.json` and the files beside it: names of special tokens, flags, templates |
 //! | `library` | `tokenizer.json`, run by the `tokenizers` crate |
+//! | `sentencepiece` | `tokenizer.model`, where there is no `tokenizer.json` |
+//! | `added` | tokens that are taken out of a text before that |
 //! | `template` | conversations to text |
 //! | `python` | what templates expect of Python |
 
+mod added;
 mod config;
 mod library;
-mod python;
+pub(crate) mod python;
+mod sentencepiece;
 mod template;
 
 use std::fs;
@@ -23,12 +27,13 @@ use serde_json::Value;
 
 use self::config::Config;
 use self::library::Library;
+use self::sentencepiece::SentencePiece;
 use self::template::Template;
 use crate::calibrate::corpus::Encode;
 use crate::{Error, Result};
 
 /// Files that can define a vocabulary, the first one found is used.
-const VOCABULARIES: [&str; 1] = ["tokenizer.json"];
+const VOCABULARIES: [&str; 3] = ["tokenizer.json", "tokenizer.model", "spiece.model"];
 
 /// The special tokens everyone asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,18 +59,49 @@ pub struct Row {
     pub cut: usize,
 }
 
+/// What turns text into ids.
+#[derive(Debug)]
+enum Vocabulary {
+    Library(Box<Library>),
+    SentencePiece(Box<SentencePiece>),
+}
+
+impl Vocabulary {
+    fn read(path: &Path, bytes: &[u8], config: &Config) -> Result<Self> {
+        Ok(if path.extension().is_some_and(|e| e == "json") {
+            Self::Library(Box::new(Library::read(path, bytes)?))
+        } else {
+            Self::SentencePiece(Box::new(SentencePiece::read(path, bytes, config)?))
+        })
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Library(model) => model.vocabulary(),
+            Self::SentencePiece(model) => model.vocabulary(),
+        }
+    }
+
+    fn id(&self, token: &str) -> Option<u32> {
+        match self {
+            Self::Library(model) => model.id(token),
+            Self::SentencePiece(model) => model.id(token),
+        }
+    }
+}
+
 /// A folder's tokenizer.
 #[derive(Debug)]
 pub struct Tokenizer {
     folder: PathBuf,
-    model: Library,
+    model: Vocabulary,
     template: Option<Template>,
     ids: SpecialIds,
     digest: String,
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a model folder, its `tokenizer.json`.
+    /// Reads the tokenizer of a model folder: its `tokenizer.json`, or else its SentencePiece model.
     ///
     /// Fails when there is none, or when one of its files is damaged or of an unknown kind.
     pub fn open(folder: &Path) -> Result<Self> {
@@ -77,7 +113,7 @@ impl Tokenizer {
                 looked_for: VOCABULARIES.join(", "),
             });
         };
-        let model = Library::read(&path, &bytes)?;
+        let model = Vocabulary::read(&path, &bytes, &config)?;
         let template = config
             .template
             .as_ref()
@@ -102,19 +138,28 @@ impl Tokenizer {
     /// Ids of a text. Special tokens written out in it are recognised in any case; `special` adds those that
     /// the tokenizer puts around a document.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        self.model.encode(text, special)
+        match &self.model {
+            Vocabulary::Library(model) => model.encode(text, special),
+            Vocabulary::SentencePiece(model) => Ok(model.encode(text, special)),
+        }
     }
 
     /// Ids of two texts in one row, special tokens included, and for each id which of the two it belongs to.
     pub fn encode_pair(&self, a: &str, b: &str) -> Result<(Vec<u32>, Vec<u32>)> {
-        self.model.encode_pair(a, b)
+        match &self.model {
+            Vocabulary::Library(model) => model.encode_pair(a, b),
+            Vocabulary::SentencePiece(model) => Ok(model.encode_pair(a, b)),
+        }
     }
 
     /// What an encoder reads of one or two texts: special tokens included, and at most `most` ids. Where the
     /// texts are longer, tokens are cut from the end of the longer of the two until they fit
     /// (`longest_first`). Fails when `most` has no room even for the special tokens.
     pub fn encode_row(&self, a: &str, b: Option<&str>, most: usize) -> Result<Row> {
-        let row = self.model.encode_row(a, b, most)?;
+        let row = match &self.model {
+            Vocabulary::Library(model) => model.encode_row(a, b, most)?,
+            Vocabulary::SentencePiece(model) => model.encode_row(a, b, most),
+        };
         row.ok_or_else(|| Error::Tokenizer {
             path: self.folder.clone(),
             reason: format!("the special tokens around a text are more than {most}, there is no room for it"),
@@ -123,12 +168,20 @@ impl Tokenizer {
 
     /// Text of ids. `skip_special` leaves special tokens out.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.model.decode(ids, skip_special)
+        match &self.model {
+            Vocabulary::Library(model) => model.decode(ids, skip_special),
+            Vocabulary::SentencePiece(model) => {
+                model.decode(ids, skip_special).map_err(|id| Error::Vocabulary {
+                    id,
+                    vocabulary: model.vocabulary(),
+                })
+            }
+        }
     }
 
     /// One past the highest id there is.
     pub fn vocabulary(&self) -> usize {
-        self.model.vocabulary()
+        self.model.len()
     }
 
     /// Digest of every file that was read, for manifests.

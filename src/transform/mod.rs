@@ -14,6 +14,7 @@
 //! | [`layout`] | which tensors of a decoder read and write what |
 //! | [`folding`] | what becomes of one tensor, and its arithmetic |
 //! | [`rotation`] | the foldings of a rotation |
+//! | [`scales`] | those of channel scales, and their file |
 //! | [`planned`] | the plan of a transformed model |
 //! | [`weights`] | rows of a checkpoint as transformed |
 //! | [`model`] | the transformed model, to be run |
@@ -26,6 +27,7 @@ pub mod layout;
 pub mod model;
 mod planned;
 pub mod rotation;
+pub mod scales;
 pub mod second;
 pub mod weights;
 
@@ -38,6 +40,7 @@ use crate::Result;
 use crate::source::{Source, WeightSource};
 use folding::Folding;
 use layout::Layout;
+use scales::ChannelScales;
 
 /// What becomes of every tensor of a model.
 #[derive(Debug, Clone)]
@@ -45,6 +48,7 @@ pub struct Transform {
     record: TransformRecord,
     foldings: HashMap<String, Folding>,
     made: Option<Made>,
+    scales: Option<ChannelScales>,
 }
 
 /// A tensor the original has not: the head of a model whose head was its embedding.
@@ -57,19 +61,25 @@ pub struct Made {
 }
 
 impl Transform {
-    /// The transformation `record` speaks of, for the model of `source`.
+    /// The transformation `record` speaks of, for the model of `source`, with the scales of its file if it has one.
     ///
-    /// Fails when the architecture cannot be transformed, or holds a tensor that is not known to stay valid.
-    pub fn new(source: &Source, record: TransformRecord) -> Result<Self> {
+    /// Fails when the architecture cannot be transformed, holds a tensor that is not known to stay valid, or the
+    /// record is of another model.
+    pub fn new(source: &Source, record: TransformRecord, scales: Option<ChannelScales>) -> Result<Self> {
         let layout = Layout::of(source)?;
         let mut this = Self {
             record,
             foldings: HashMap::new(),
             made: None,
+            scales: None,
         };
         if let Some(rotation) = this.record.rotation.clone() {
             layout.refuse_strangers(source)?;
             rotation::fold(&mut this, source as &dyn WeightSource, &layout, rotation.seed)?;
+        }
+        if let Some(scales) = scales {
+            scales::fold(&mut this, source as &dyn WeightSource, &layout, &scales)?;
+            this.scales = Some(scales);
         }
         Ok(this)
     }
@@ -95,8 +105,17 @@ impl Transform {
     }
 
     /// All that distinguishes it from other transformations of the same model.
-    pub fn fingerprint(&self) -> Value {
-        serde_json::to_value(&self.record).unwrap_or_default()
+    pub fn fingerprint(&self) -> Result<Value> {
+        let mut all = serde_json::to_value(&self.record).unwrap_or_default();
+        if let Some(bytes) = self.scales.as_ref().map(ChannelScales::to_bytes).transpose()? {
+            all["digest"] = blake3::hash(&bytes).to_hex().to_string().into();
+        }
+        Ok(all)
+    }
+
+    /// The scales, if there are any.
+    pub fn scales(&self) -> Option<&ChannelScales> {
+        self.scales.as_ref()
     }
 
     /// Says in a `config.json` what has changed.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use qtool_calib::{Decision, Recipe};
-use qtool_formats::checkpoint::{Checkpoint, Naming, Orientation};
+use qtool_formats::checkpoint::{Checkpoint, Orientation};
 use qtool_formats::dtype::Dtype;
 use qtool_formats::piece::Piece;
 use qtool_formats::{FloatDtype, TensorView};
@@ -16,19 +16,22 @@ use crate::{Error, Result};
 impl QuantizePlan {
     /// This plan for the model of `checkpoint` through `transform`.
     ///
-    /// Fails for the Paddle form, and when a rule asks something of the new head that cannot be.
+    /// Fails when a rule asks something of the new head that cannot be.
     pub fn transformed(
         mut self,
         checkpoint: &Checkpoint,
         recipe: &Recipe,
         transform: Arc<Transform>,
     ) -> Result<Self> {
-        if checkpoint.naming() == Naming::Paddle {
-            return Err(Error::Source {
-                path: checkpoint.root().to_owned(),
-                reason: "is in Paddle form, which cannot be rotated or scaled; give the model in Hugging Face form (its -PT folder)".to_owned(),
-            });
+        let untied = self.transform.as_ref().is_some_and(|t| t.made().is_some());
+        if let (Some(made), false) = (transform.made(), untied) {
+            self.untie(checkpoint, recipe, made)?;
         }
+        self.folded(checkpoint, transform)
+    }
+
+    /// This plan, which has the tensors that the transformation makes, for the model it makes.
+    pub(crate) fn folded(mut self, checkpoint: &Checkpoint, transform: Arc<Transform>) -> Result<Self> {
         for tensor in &mut self.tensors {
             if let Action::Keep { reason, source } = &tensor.action
                 && transform.folding(&tensor.name, source).is_some()
@@ -37,9 +40,6 @@ impl QuantizePlan {
                 tensor.action =
                     conversion(reason.clone(), &view).map_err(|got| wrong(checkpoint, &tensor.name, got))?;
             }
-        }
-        if let Some(made) = transform.made() {
-            self.untie(checkpoint, recipe, made)?;
         }
         self.transform = Some(transform);
         Ok(self)
@@ -56,22 +56,39 @@ impl QuantizePlan {
         let dtype = view
             .float_dtype()
             .ok_or_else(|| wrong(checkpoint, &made.origin, view.dtype()))?;
-        let piece = Piece::of(&view, dtype, Orientation::OutIn);
-        let action = match recipe.decide(&made.name, view.dtype(), view.shape()) {
-            Decision::Keep(reason) => conversion(format!("{reason}, untied"), &view)
-                .map_err(|got| wrong(checkpoint, &made.name, got))?,
+        let mut piece = Piece::of(&view, dtype, Orientation::OutIn);
+        let orientation = checkpoint.naming().orientation(&made.name);
+        let (n, k) = piece.dims;
+        let shape = match orientation {
+            Orientation::OutIn => vec![n, k],
+            Orientation::InOut => vec![k, n],
+        };
+        let action = match recipe.decide(&made.name, view.dtype(), &shape) {
+            Decision::Keep(reason) => {
+                if orientation == Orientation::InOut {
+                    // Rows as stored are columns of the embedding.
+                    piece = Piece::whole(&made.origin, dtype, Orientation::InOut, (k, n));
+                }
+                Action::Convert(Conversion {
+                    reason: format!("{reason}, untied"),
+                    n: piece.dims.0,
+                    k: piece.dims.1,
+                    pieces: vec![piece],
+                    dtype,
+                })
+            }
             Decision::Quantize(options) => {
                 let refused = |reason: String| Error::Refused {
                     path: checkpoint.root().to_owned(),
                     refusals: vec![format!("{}: {reason}", made.name)],
                 };
                 let q: Quantization = quantization(&options, piece).map_err(refused)?;
-                Action::Quantize(Box::new(q))
+                Action::Quantize(Box::new(Quantization { orientation, ..q }))
             }
         };
         self.tensors.push(TensorPlan {
             name: made.name.clone(),
-            shape: view.shape().to_vec(),
+            shape,
             dtype: view.dtype(),
             source_bytes: 0,
             action,

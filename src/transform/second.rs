@@ -42,17 +42,18 @@ impl Second {
     }
 
     /// Transformed values of a block of rows that `row` lies in, of a tensor of `dims` whose original values `read`
-    /// gives by row and column.
+    /// gives by row and column; of all rows with `whole`.
     pub fn block(
         &self,
         folding: &Folding,
         dims: (usize, usize),
         row: usize,
+        whole: bool,
         read: &dyn Fn(usize, usize) -> f64,
     ) -> (Range<usize>, Vec<f64>) {
         let (n, k) = dims;
         let step = ROWS.next_multiple_of(folding.row_unit());
-        let rows = if folding.goes_by_columns() {
+        let rows = if whole || folding.goes_by_columns() {
             0..n
         } else {
             row / step * step..n.min((row / step + 1) * step)
@@ -173,10 +174,11 @@ mod tests {
                 record: TransformRecord::default(),
                 foldings: HashMap::new(),
                 made: None,
+                scales: None,
             });
             let mut row = 0;
             while row < n {
-                let (rows, values) = second.block(&folding, (n, k), row, &read);
+                let (rows, values) = second.block(&folding, (n, k), row, false, &read);
                 assert!(rows.contains(&row));
                 for (a, b) in values.iter().zip(&expected[rows.start * k..rows.end * k]) {
                     assert!((a - b).abs() < 1e-11, "{a} {b}");

@@ -5,6 +5,8 @@
 //! - a tensor whose rows all mix (it writes to a rotated stream) is made as a whole by [`Weights::turn_to`], in
 //!   blocks of columns, and kept while it is at work.
 //!
+//! - a kept matrix that is stored turned, (K, N), is made as a whole, too, and turned.
+//!
 //! Values are widened to f64, go through all steps, and are rounded to f32 once. Which thread makes what changes
 //! nothing.
 
@@ -31,8 +33,26 @@ const BLOCK_ELEMENTS: usize = 64 << 10;
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     transform: Option<&'a Transform>,
-    /// Tensors made as a whole, (N, K).
-    whole: HashMap<String, Arc<Vec<f32>>>,
+    /// Tensors made as a whole, (N, K), by what they are made for and of.
+    whole: HashMap<(String, String), Arc<Vec<f32>>>,
+}
+
+/// A piece that is transformed.
+struct Folded<'p> {
+    target: &'p str,
+    piece: &'p Piece,
+    /// The piece's tensor as the (N, K) matrix of the layer, as which it is folded.
+    layer: Piece,
+    /// Whether the piece's rows are the layer's columns.
+    turned: bool,
+    folding: &'p Folding,
+}
+
+impl Folded<'_> {
+    /// Whether its rows cannot be made without the others.
+    fn is_made_whole(&self) -> bool {
+        self.turned || self.folding.goes_by_columns()
+    }
 }
 
 impl<'a> Weights<'a> {
@@ -45,27 +65,50 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// Makes those tensors of the pieces ready that are made as a whole, and forgets all others.
-    pub fn turn_to<'p>(&mut self, pieces: impl Iterator<Item = &'p Piece>) -> Result<()> {
-        let Some(transform) = self.transform else {
+    /// Makes those tensors ready that are made as a whole, of pieces by the tensors they are for; forgets all others.
+    pub fn turn_to<'p>(&mut self, pieces: impl Iterator<Item = (&'p str, &'p Piece)>) -> Result<()> {
+        if self.transform.is_none() {
             return Ok(());
-        };
+        }
+        let mut before = std::mem::take(&mut self.whole);
         let mut next = HashMap::new();
-        for piece in pieces {
-            let folding = transform.folding(&piece.tensor, &piece.tensor);
-            let Some(folding) = folding.filter(|f| f.goes_by_columns()) else {
+        for (target, piece) in pieces {
+            let key = (target.to_owned(), piece.tensor.clone());
+            if next.contains_key(&key) {
+                continue;
+            }
+            let Some(folded) = self.folded(target, piece)?.filter(Folded::is_made_whole) else {
                 continue;
             };
-            if !next.contains_key(&piece.tensor) {
-                let values = match self.whole.remove(&piece.tensor) {
-                    Some(values) => values,
-                    None => Arc::new(self.make(piece, folding)?),
-                };
-                next.insert(piece.tensor.clone(), values);
-            }
+            let values = match before.remove(&key) {
+                Some(values) => values,
+                None => Arc::new(self.make(&folded.layer, folded.folding)?),
+            };
+            next.insert(key, values);
         }
         self.whole = next;
         Ok(())
+    }
+
+    /// What is to be folded of a piece, if anything is.
+    fn folded<'p>(&'p self, target: &'p str, piece: &'p Piece) -> Result<Option<Folded<'p>>> {
+        let folding = self.transform.and_then(|t| t.folding(target, &piece.tensor));
+        let Some(folding) = folding else {
+            return Ok(None);
+        };
+        let view = self.checkpoint.tensor(&piece.tensor)?;
+        let layer = Piece::of(
+            &view,
+            piece.dtype,
+            self.checkpoint.naming().orientation(&piece.tensor),
+        );
+        Ok(Some(Folded {
+            target,
+            piece,
+            turned: layer.orientation != piece.orientation,
+            layer,
+            folding,
+        }))
     }
 
     /// Rows `range` of the (N, K) matrix stacked of `pieces`, which make up the tensor `target`.
@@ -79,14 +122,9 @@ impl<'a> Weights<'a> {
         range: Range<usize>,
         out: &mut Vec<f32>,
     ) -> Result<()> {
-        let touched = self.transform.filter(|t| {
-            pieces
-                .iter()
-                .any(|piece| t.folding(target, &piece.tensor).is_some())
-        });
-        let Some(transform) = touched else {
+        if self.transform.is_none() {
             return read_rows(isa, self.checkpoint, pieces, range, out);
-        };
+        }
         let k = pieces.first().map_or(0, |piece| piece.columns.len());
         out.clear();
         out.resize(range.len() * k, 0.0);
@@ -94,14 +132,14 @@ impl<'a> Weights<'a> {
         for (piece, rows) in overlapping(pieces, range) {
             let (to, after) = rest.split_at_mut(rows.len() * k);
             rest = after;
-            match transform.folding(target, &piece.tensor) {
+            match self.folded(target, piece)? {
                 None => {
                     let view = self.checkpoint.tensor(&piece.tensor)?;
                     read_piece(isa, piece, &view, rows, to);
                 }
-                Some(folding) => {
+                Some(folded) => {
                     let rows = piece.rows.start + rows.start..piece.rows.start + rows.end;
-                    self.fold(isa, piece, folding, rows, to)?;
+                    self.fold(isa, &folded, rows, to)?;
                 }
             }
         }
@@ -109,39 +147,37 @@ impl<'a> Weights<'a> {
     }
 
     /// Rows of the whole tensor of a piece, its columns alone.
-    fn fold(
-        &self,
-        isa: Isa,
-        piece: &Piece,
-        folding: &Folding,
-        rows: Range<usize>,
-        out: &mut [f32],
-    ) -> Result<()> {
-        let (n, k) = piece.dims;
+    fn fold(&self, isa: Isa, folded: &Folded<'_>, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let columns = &folded.piece.columns;
         let mut place = |from: &dyn Fn(usize, usize) -> f32| {
-            for (row, out) in rows.clone().zip(out.chunks_exact_mut(piece.columns.len().max(1))) {
+            for (row, out) in rows.clone().zip(out.chunks_exact_mut(columns.len().max(1))) {
                 out.iter_mut()
-                    .zip(piece.columns.clone())
+                    .zip(columns.clone())
                     .for_each(|(out, column)| *out = from(row, column));
             }
         };
-        if folding.goes_by_columns() {
-            let values = match self.whole.get(&piece.tensor) {
+        let (n, k) = folded.layer.dims;
+        if folded.is_made_whole() {
+            let key = (folded.target.to_owned(), folded.piece.tensor.clone());
+            let values = match self.whole.get(&key) {
                 Some(values) => Arc::clone(values),
-                None => Arc::new(self.make(piece, folding)?),
+                None => Arc::new(self.make(&folded.layer, folded.folding)?),
             };
-            place(&|row, column| values[row * k + column]);
+            match folded.turned {
+                true => place(&|row, column| values[column * k + row]),
+                false => place(&|row, column| values[row * k + column]),
+            }
             return Ok(());
         }
-        let unit = folding.row_unit();
+        let unit = folded.folding.row_unit();
         let block = rows.start / unit * unit..rows.end.next_multiple_of(unit).min(n);
-        let mut tile = self.tile(isa, piece, block.clone(), 0..k)?;
-        folding.apply(&mut tile, &block, &(0..k));
+        let mut tile = self.tile(isa, &folded.layer, block.clone(), 0..k)?;
+        folded.folding.apply(&mut tile, &block, &(0..k));
         place(&|row, column| tile[(row - block.start) * k + column] as f32);
         Ok(())
     }
 
-    /// The whole tensor of a piece, made by blocks of columns or of rows.
+    /// The whole tensor of a layer, made by blocks of columns or of rows.
     pub(super) fn make(&self, piece: &Piece, folding: &Folding) -> Result<Vec<f32>> {
         let (isa, (n, k)) = (Isa::best(), piece.dims);
         if !folding.goes_by_columns() {
@@ -149,11 +185,14 @@ impl<'a> Weights<'a> {
                 .max(1)
                 .next_multiple_of(folding.row_unit());
             let mut out = vec![0f32; n * k];
-            let whole = Piece::whole(&piece.tensor, piece.dtype, piece.orientation, piece.dims);
             out.par_chunks_mut((step * k).max(1))
                 .enumerate()
                 .try_for_each(|(i, out)| {
-                    self.fold(isa, &whole, folding, i * step..n.min((i + 1) * step), out)
+                    let rows = i * step..n.min((i + 1) * step);
+                    let mut tile = self.tile(isa, piece, rows.clone(), 0..k)?;
+                    folding.apply(&mut tile, &rows, &(0..k));
+                    out.iter_mut().zip(tile).for_each(|(out, v)| *out = v as f32);
+                    Ok::<(), Error>(())
                 })?;
             return Ok(out);
         }

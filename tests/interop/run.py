@@ -6,8 +6,11 @@
 What is checked: docs/decode.py on artifacts written by hand (test_decode.py); decoded weights of
 the sample models, HF and Paddle form, against a second decode and the source (test_weights.py);
 2-bit weights, bit for bit, against a decoder written from the specification (test_wint2.py);
-folders for FastDeploy against what its loader asks for (test_fastdeploy.py); the bf16 export in
-Hugging Face transformers, logits and held-out bits per byte (test_transformers.py).
+folders for FastDeploy against what its loader asks for (test_fastdeploy.py); exports in the
+libraries of compressed-tensors, GPTQ, AWQ and GGUF (test_ecosystem.py); the bf16 export in
+Hugging Face transformers, logits and held-out bits per byte (test_transformers.py); validation:
+log-likelihoods, perplexity and divergence of transformers, figures of scikit-learn (test_validate.py);
+intervals and tests of SciPy and statsmodels (test_statistics.py).
 Ends in a line "N passed, N failed"; status 1 when any failed.
 requirements.txt beside this file pins the versions.
 """
@@ -24,12 +27,16 @@ sys.dont_write_bytecode = True
 
 import harness  # noqa: E402
 import test_decode  # noqa: E402
+import test_ecosystem  # noqa: E402
 import test_fastdeploy  # noqa: E402
+import test_statistics  # noqa: E402
 import test_transformers  # noqa: E402
+import test_validate  # noqa: E402
 import test_weights  # noqa: E402
 import test_wint2  # noqa: E402
 
-CHECKS = [test_decode, test_weights, test_wint2, test_fastdeploy, test_transformers]
+CHECKS = [test_decode, test_weights, test_wint2, test_fastdeploy, test_transformers,
+          test_ecosystem, test_validate, test_statistics]
 
 
 def main():

@@ -165,7 +165,7 @@ def test_decoder_is_small(_context):
     imports = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     imports += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
     assert imports
-    assert len(lines) < 150, len(lines)
+    assert len(lines) < 165, len(lines)
     assert set(imports) <= {"hashlib", "json", "sys", "pathlib", "numpy"}, imports
     assert json.dumps(handmade.AFFINE) in "".join(lines)
     return f"{len(lines)} lines"

@@ -1,7 +1,7 @@
 """The rows of the table: a name, what it is, and how it is made.  Add a row here.
 
 A qtool row is the options of `qtool quantize`; CALIB in them stands for the
-calibration text.  A script row is a script of this folder with its options.
+calibration text, or for statistics measured on it (`run.py --calib`).  A script row is a script of this folder with its options.
 BARS are the figures that rows are held to.
 """
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 CALIB = "{calib}"  # replaced by the path of the calibration text
 WITH_CALIB = ("--calib", CALIB)
 GPTQ = (*WITH_CALIB, "--method", "gptq")
-AWQ = (*WITH_CALIB, "--method", "awq")
+AWQ = (*WITH_CALIB, "--awq", "--method", "mse")
+AWQ_GPTQ = (*WITH_CALIB, "--awq", "--method", "gptq")
 CCQ = (*WITH_CALIB, "--method", "ccq")
 ZERO_POINT = ("--asymmetric", "--scale-dtype", "f16")
 
@@ -50,12 +51,15 @@ def bits4():
     methods = [
         ("rtn4", "RTN", ("--clip", "none")),
         ("mse4", "MSE clip", ("--clip", "mse")),
+        ("wmse4", "MSE clip, weighted by inputs", (*WITH_CALIB, "--method", "mse")),
         ("gptq4", "GPTQ", GPTQ),
         ("awq4", "AWQ", AWQ),
+        ("awqgptq4", "AWQ and GPTQ", AWQ_GPTQ),
     ]
     for method, method_label, method_options in methods:
         for grid, grid_label, grid_options in grids:
             yield qtool(f"{method}-{grid}", f"{method_label} {grid_label}", *grid_options, *method_options)
+    yield qtool("rotate4-g64", "GPTQ INT4 g64, rotated", "--bits", "4", *GPTQ, "--rotate")
     yield Row("nf4", "NF4, double quantization (bitsandbytes)", script=("nf4.py",))
     yield llama("Q4_K")
     yield llama("Q4_K", "--no-importance")
@@ -85,7 +89,7 @@ def bits2():
 def mixed():
     for bits in ("2.5", "3", "4"):
         name = f"target-{bits}"
-        yield qtool(name, f"--target-bpw {bits}", "--bits", "2", *WITH_CALIB, "--target-bpw", bits)
+        yield qtool(name, f"--target-bpw {bits}", *WITH_CALIB, "--target-bpw", bits)
 
 
 ROWS = [*bits8(), *bits4(), *bits3(), *bits2(), *mixed()]

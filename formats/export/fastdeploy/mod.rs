@@ -15,6 +15,7 @@
 //! `docs/formats/fastdeploy.md` is the page about it.
 
 pub mod ernie;
+pub mod kv_cache;
 pub mod place;
 pub mod relay;
 pub mod wanted;

@@ -10,7 +10,7 @@ use crate::artifact::{Artifact, Stored};
 use crate::checkpoint::Orientation;
 use crate::checkpoint::shards::read_json;
 use crate::dtype::FloatDtype;
-use crate::export::{Exporter, OnBytes, copy_side_files, interrupted, write_provenance};
+use crate::export::{Exporter, OnBytes, card, copy_side_files, interrupted, write_provenance};
 use crate::packing::{LSB_ROWS, Packing};
 use crate::piece::Piece;
 use crate::replace::Staging;
@@ -104,6 +104,7 @@ impl Exporter for FastDeploy {
             .config(&plan.model, source, plan.placement.has_router_bias());
         staging.write_file("config.json", format!("{config:#}\n").as_bytes())?;
         copy_side_files(staging, artifact)?;
+        card::write(staging, artifact, self.name(), self.planned_bytes(artifact))?;
         write_provenance(staging, artifact, self.name())
     }
 }

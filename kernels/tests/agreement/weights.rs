@@ -6,14 +6,14 @@ use half::{bf16, f16};
 use qtool_formats::packing::wint2::Channel;
 use qtool_formats::packing::{LSB_ROWS, Packing};
 use qtool_formats::scheme::AffineScheme;
-use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight};
+use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight, Nf4Weight};
 use qtool_formats::{FloatDtype, QuantizedWeight, Scheme};
 use qtool_kernels::backend::{Form, HostWeight, Storage};
 
 use crate::Random;
 
 /// Forms a weight can have: float types, and schemes with each number of bits, grid and length of groups.
-pub const FORMS: [&str; 17] = [
+pub const FORMS: [&str; 18] = [
     "f32",
     "f16",
     "bf16",
@@ -31,6 +31,7 @@ pub const FORMS: [&str; 17] = [
     "w2-sym-g64-f16",
     "wint2",
     "wint2.5",
+    "nf4",
 ];
 
 /// A weight (n, k) of this form, or `None` where the form asks for another k. `size` scales its values.
@@ -53,6 +54,7 @@ pub fn weight(form: &str, n: usize, k: usize, size: f32, random: &mut Random) ->
         Scheme::Affine(scheme) => affine(scheme, n, k, size, random),
         Scheme::Ccq => ccq(n, k, size, random),
         Scheme::Ccq25 => ccq25(n, k, size, random),
+        Scheme::Nf4 => nf4(n, k, size, random),
     };
     let parts = weight.encode(&|b, k, c, o| LSB_ROWS.pack(b, k, c, o)).unwrap();
     let parts = parts.into_iter().map(|part| Arc::new(part) as Arc<dyn Storage>);
@@ -102,14 +104,16 @@ fn ccq(n: usize, k: usize, size: f32, random: &mut Random) -> QuantizedWeight {
 }
 
 fn ccq25(n: usize, k: usize, size: f32, random: &mut Random) -> QuantizedWeight {
-    let mut words: Vec<u16> = (0..n * k / 64 * 10).map(|_| random.next() as u16).collect();
-    // The last word of a group holds its scale in 13 bits.
-    words
-        .chunks_exact_mut(10)
-        .step_by(5)
-        .for_each(|group| group[9] &= 0xe000);
-    let scales = (0..n)
-        .map(|_| bf16::from_f32((random.unit().abs() + 0.01) * size))
-        .collect();
-    QuantizedWeight::Ccq25(Ccq25Weight::new(k, words, scales).unwrap())
+    let bytes = random.bytes(n * k / 64 * 20);
+    let words = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let scale = |_| bf16::from_f32((random.unit().abs() + 0.01) * size / 8192.0);
+    let scales = (0..n).map(scale).collect();
+    QuantizedWeight::Ccq25(Ccq25Weight::new(k, words.collect(), scales).unwrap())
+}
+
+fn nf4(n: usize, k: usize, size: f32, random: &mut Random) -> QuantizedWeight {
+    let codes = random.small_codes(n * k, 16);
+    let mut scales: Vec<f32> = (0..n * k / 64).map(|_| random.unit().abs() * size).collect();
+    scales.iter_mut().step_by(5).for_each(|scale| *scale = 0.0);
+    QuantizedWeight::Nf4(Nf4Weight::new(n, k, codes, scales).unwrap())
 }

@@ -10,7 +10,8 @@ Training text: the first 2,000 English and 2,000 Chinese paragraphs of the handb
     bpe-ernie   BPE, byte fallback, no prefix, no normalization, white space kept, as ERNIE-4.5
     bpe-llama   BPE, byte fallback, a space put before the text, white space kept, as Llama
     unigram     unigram, NFKC and white space squeezed, unknown characters unknown, as T5
-Beside each, texts.json: for each text its ids and what they decode to.
+Beside each, texts.json: for each text its ids and what they decode to. And specials.json, by transformers 5.23.0
+(pip install transformers==5.23.0): a tokenizer_config.json with tokens of its own, and texts in which they stand.
 """
 
 import json
@@ -57,6 +58,33 @@ def fuzzed(count):
     return ["".join(rng.choice(rng.choice(kinds)) for _ in range(rng.randrange(1, 60))) for _ in range(count)]
 
 
+CONFIG = {
+    "tokenizer_class": "Ernie4_5_Tokenizer", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>",
+    "additional_special_tokens": ["<mask:1>", "<|begin|>"],
+    "added_tokens_decoder": {
+        "1700": {"content": "<|end|>", "special": True}, "1701": {"content": "<|end|>>", "special": True},
+        "1702": {"content": "<|strip|>", "special": True, "lstrip": True, "rstrip": True},
+        "1703": {"content": "extra word", "special": False},
+    },
+}
+MARKED = ["<s>", "<s>Hello</s>", "a <|begin|> b", "<|begin|>User: 你好\nAssistant: <|end|>", "<|end|>><|end|>",
+          "x  <|strip|>  y", "an extra word here", "<mask:1><mask:1>a", "extra extra word", "</s></s> </s>", "<|end|",
+          " <s> ", "你好吗<s>你好吗", "<mask:6><s>", "plain", ""]
+
+
+def marked(path):
+    """What the slow tokenizers of transformers make of texts with special tokens in them."""
+    from transformers import AddedToken
+    from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+    decoder = {int(i): AddedToken(t["content"], special=t["special"], lstrip=t.get("lstrip", False),
+                                  rstrip=t.get("rstrip", False), normalized=False)
+               for i, t in CONFIG["added_tokens_decoder"].items()}
+    slow = SentencePieceBackend(vocab_file=str(path), unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+                                additional_special_tokens=CONFIG["additional_special_tokens"],
+                                added_tokens_decoder=decoder)
+    return [dict(text=text, ids=slow.convert_tokens_to_ids(slow.tokenize(text))) for text in MARKED]
+
+
 def main():
     texts = handbook.load(deb=sys.argv[1])
     english, chinese = ([line for line in texts[f"train.{language}"].split("\n") if line.strip()]
@@ -75,6 +103,9 @@ def main():
                 for text in samples]
         lines_out = ",\n".join(json.dumps(row, ensure_ascii=True) for row in rows)
         (folder / "texts.json").write_text(f"[\n{lines_out}\n]\n")
+        if name != "unigram":
+            out = dict(config=CONFIG, texts=marked(path))
+            (folder / "specials.json").write_text(json.dumps(out, indent=1) + "\n")
         print(name, model.vocab_size(), path.stat().st_size, "bytes", len(rows), "texts")
 
 

@@ -1,0 +1,124 @@
+//! `bnb-nf4`: the folder bitsandbytes saves and transformers loads with `load_in_4bit`.
+//!
+//! ```text
+//! for a LINEAR of N x K
+//!   weight                                    U8 [N*K / 2, 1]   two codes to a byte, the first in the high nibble
+//!   weight.absmax                             F32 [N*K / 64]    scale[n][k / 64]
+//!   weight.quant_map                          F32 [16]          the levels
+//!   weight.quant_state.bitsandbytes__nf4      U8 [length]       JSON: kind, block, type and shape of the weight
+//! ```
+//!
+//! Formula: weight `i = n*K + k` has the code `(byte[i / 2] >> (4 if i is even else 0)) & 15`, and its value is
+//! `quant_map[code] * absmax[i / 64]`. Bytes: [`crate::packing::high_nibbles`]. `docs/formats/bnb-nf4.md` is the page
+//! about it.
+
+use serde_json::{Value, json};
+
+use super::linears::{Form, LinearFormat, Linears, Relaid, Subject};
+use crate::dtype::Dtype;
+use crate::packing::{HIGH_NIBBLES, Packing};
+use crate::scheme::{Scheme, nf4};
+use crate::weight::QuantizedWeight;
+use crate::{FormatError, Result};
+
+/// The exporter's only value.
+pub const BNB_NF4: Relaid<BnbNf4> = Relaid(BnbNf4);
+
+/// See the module's text.
+#[derive(Debug, Clone, Copy)]
+pub struct BnbNf4;
+
+impl LinearFormat for BnbNf4 {
+    fn name(&self) -> &'static str {
+        "bnb-nf4"
+    }
+
+    fn summary(&self) -> &'static str {
+        "folder as bitsandbytes saves it, which transformers loads with load_in_4bit: NF4"
+    }
+
+    fn refuses(&self, scheme: &Scheme) -> Option<String> {
+        (*scheme != Scheme::Nf4).then(|| {
+            format!("bitsandbytes' 4-bit folders hold nf4, not {scheme}; quantize with --bits 4 --method nf4")
+        })
+    }
+
+    fn forms(&self, weight: &Subject) -> std::result::Result<Vec<Form>, String> {
+        let form = |suffix, dtype, shape: &[usize]| Form {
+            suffix,
+            dtype,
+            shape: shape.to_vec(),
+        };
+        let weights = weight.n * weight.k;
+        Ok(vec![
+            form("weight", Dtype::U8, &[weights / 2, 1]),
+            form("weight.absmax", Dtype::F32, &[weights / nf4::GROUP]),
+            form("weight.quant_map", Dtype::F32, &[nf4::LEVELS.len()]),
+            form(
+                "weight.quant_state.bitsandbytes__nf4",
+                Dtype::U8,
+                &[state(weight).len()],
+            ),
+        ])
+    }
+
+    fn codes(&self, rows: &QuantizedWeight, at: usize, _n: usize, out: &mut [u8]) -> Result<()> {
+        let QuantizedWeight::Nf4(rows) = rows else {
+            return Err(FormatError::Scheme {
+                got: rows.scheme().to_string(),
+                expected: "expected nf4".to_owned(),
+            });
+        };
+        let mut bytes = Vec::with_capacity(rows.codes().len() / 2);
+        HIGH_NIBBLES.pack(4, rows.k(), rows.codes(), &mut bytes)?;
+        let from = at * rows.k() / 2;
+        if let Some(place) = out.get_mut(from..from + bytes.len()) {
+            place.copy_from_slice(&bytes);
+        }
+        Ok(())
+    }
+
+    fn rest(&self, weight: &Subject, scales: &[f32], _zeros: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Ok(vec![
+            bytes(scales),
+            bytes(&nf4::LEVELS),
+            state(weight).into_bytes(),
+        ])
+    }
+
+    fn config(&self, linears: &Linears) -> std::result::Result<Value, String> {
+        if linears.quantized.is_empty() {
+            return Err("no linear weight is quantized; export --to bf16".to_owned());
+        }
+        let mut skipped = linears.kept.clone();
+        if !skipped.iter().any(|name| name == "lm_head") {
+            skipped.push("lm_head".to_owned());
+        }
+        Ok(json!({
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": true,
+            "load_in_8bit": false,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": false,
+            "bnb_4bit_compute_dtype": "bfloat16",
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": skipped,
+        }))
+    }
+}
+
+/// What bitsandbytes keeps of a weight beside its numbers, with the spaces its own JSON has.
+fn state(weight: &Subject) -> String {
+    let dtype = match weight.dtype {
+        Dtype::F16 => "float16",
+        Dtype::F32 => "float32",
+        _ => "bfloat16",
+    };
+    format!(
+        "{{\"quant_type\": \"nf4\", \"blocksize\": {}, \"dtype\": \"{dtype}\", \"shape\": [{}, {}]}}",
+        nf4::GROUP,
+        weight.n,
+        weight.k
+    )
+}

@@ -1,0 +1,355 @@
+//! `gguf`: one `model.gguf` that llama.cpp runs, with codes laid out in GGML's blocks, the model's dimensions
+//! and its tokenizer. Codes are not rounded again: a weight gets the block type that holds it exactly, or is
+//! refused ([`crate::packing::ggml`]).
+//!
+//! | artifact | block type | bits per weight |
+//! |---|---|---|
+//! | INT8 symmetric, groups of 32 or more | Q8_0 | 8.5 |
+//! | INT4 symmetric or narrow, groups of 32 or more | Q4_0 | 4.5 |
+//! | INT4 with zero points, groups of 256 or more | Q4_K | 4.5 |
+//! | INT4 with zero points, groups of 32 to 128 | Q4_1, where each scale times zero point is an F16 value | 5 |
+//! | INT3 symmetric or narrow, groups of 256 or more | Q3_K | 3.44 |
+//! | INT2, groups of 256 or more | Q2_K | 2.63 |
+//!
+//! Kept matrices stay in their type, vectors become F32, as llama.cpp wants them. `docs/formats/gguf.md` is the
+//! page about it; `model` has names and dimensions, `tokens` the tokenizer, `file` the container.
+
+mod bpe;
+pub mod file;
+pub mod model;
+mod sentencepiece;
+pub mod tokens;
+
+use serde_json::Value as Json;
+
+use self::file::{Entry, Value, Writer};
+use self::model::{Model, pair_rows, tensor_name};
+use super::linears::not_half;
+use super::{Exporter, OnBytes, card, interrupted, refusal, write_provenance};
+use crate::Result;
+use crate::artifact::manifest::QuantizedRecord;
+use crate::artifact::{Artifact, Stored, TensorRecord};
+use crate::checkpoint::Naming;
+use crate::checkpoint::shards::read_json;
+use crate::dtype::FloatDtype;
+use crate::packing::ggml::{GgmlType, offset};
+use crate::replace::Staging;
+use crate::scheme::{AffineScheme, Scheme};
+use crate::weight::QuantizedWeight;
+
+/// The exporter's only value.
+pub const GGUF: Gguf = Gguf;
+
+/// See the module's text.
+#[derive(Debug, Clone, Copy)]
+pub struct Gguf;
+
+/// Name of the file.
+pub const FILE: &str = "model.gguf";
+
+/// Values handled at a time, about.
+const BLOCK: usize = 1 << 20;
+
+/// How one tensor becomes its entry.
+enum Source<'a> {
+    /// Bytes as they are stored.
+    Copied,
+    /// Floats widened to F32.
+    Widened(FloatDtype),
+    /// Codes in blocks.
+    Packed(&'a QuantizedRecord, GgmlType),
+}
+
+struct Planned<'a> {
+    record: Option<&'a TensorRecord>,
+    source: Source<'a>,
+    /// Rows of a head, where rows are reordered.
+    pairs: Option<usize>,
+    entry: Entry,
+}
+
+/// Everything that will be written.
+struct Plan<'a> {
+    keys: Vec<(String, Value)>,
+    tensors: Vec<Planned<'a>>,
+    rope_factors: Vec<f32>,
+}
+
+impl Exporter for Gguf {
+    fn name(&self) -> &'static str {
+        "gguf"
+    }
+
+    fn summary(&self) -> &'static str {
+        "one file for llama.cpp: INT8 and INT4 in groups of 32 or more, INT3 and INT2 in groups of 256 or more"
+    }
+
+    fn refuses(&self, scheme: &Scheme) -> Option<String> {
+        // A row is taken for a multiple of the block here; check() knows its length.
+        if let Scheme::Affine(s) = scheme
+            && GgmlType::of(*s, 512).is_some()
+        {
+            return None;
+        }
+        Some(format!(
+            "gguf holds w8-sym, w4-sym and w4-narrow in groups of 32 or more and w4-zp, w3-sym and w2 in groups of 256 or 512, all with F16 scales, not {scheme}; quantize with --bits 4 --group-size 32 --scale-dtype f16, or with --bits 2 --method mse --group-size 256 --scale-dtype f16"
+        ))
+    }
+
+    fn check(&self, artifact: &Artifact) -> Result<()> {
+        let plan = plan(artifact)?;
+        for planned in &plan.tensors {
+            let (Source::Packed(q, kind), Some(record)) = (&planned.source, planned.record) else {
+                continue;
+            };
+            let Scheme::Affine(scheme) = q.scheme else {
+                continue;
+            };
+            let (scales, zeros) = super::linears::scales_and_zeros(artifact, q)?;
+            if let Some(reason) = refuses_values(*kind, scheme, &scales, &zeros) {
+                return Err(refusal(artifact, format!("{}: {reason}", record.name)));
+            }
+        }
+        Ok(())
+    }
+
+    fn planned_bytes(&self, artifact: &Artifact) -> u64 {
+        plan(artifact).map_or(0, |plan| plan.bytes())
+    }
+
+    fn export(
+        &self,
+        artifact: &Artifact,
+        staging: &Staging,
+        _max_shard_bytes: u64,
+        on_bytes: OnBytes<'_>,
+    ) -> Result<()> {
+        let plan = plan(artifact)?;
+        let entries = plan.tensors.iter().map(|t| t.entry.clone()).collect();
+        let mut writer = Writer::create(&staging.folder().join(FILE), &plan.keys, entries)?;
+        let mut done = 0u64;
+        let mut append = |bytes: &[u8]| {
+            writer.append(bytes)?;
+            done += bytes.len() as u64;
+            if on_bytes(done) {
+                Ok(())
+            } else {
+                Err(interrupted(staging))
+            }
+        };
+        for planned in &plan.tensors {
+            match planned.record {
+                Some(record) => write_tensor(artifact, record, planned, &mut append)?,
+                None => {
+                    let factors = plan.rope_factors.iter().flat_map(|f| f.to_le_bytes());
+                    append(&factors.collect::<Vec<u8>>())?;
+                }
+            }
+        }
+        writer.finish()?;
+        card::write(staging, artifact, self.name(), plan.bytes())?;
+        write_provenance(staging, artifact, self.name())
+    }
+}
+
+impl Plan<'_> {
+    fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.entry.bytes).sum()
+    }
+}
+
+/// Why these values would have to be rounded, or `None`.
+fn refuses_values(kind: GgmlType, scheme: AffineScheme, scales: &[f32], zeros: &[u8]) -> Option<String> {
+    if let Some(reason) = not_half(Scheme::Affine(scheme), scales) {
+        return Some(reason);
+    }
+    let offsets = scales
+        .iter()
+        .zip(zeros)
+        .map(|(scale, zero)| offset(*scale, *zero));
+    let inexact = |m: &f32| FloatDtype::F16.round(*m) != *m;
+    match kind {
+        GgmlType::Q4_1 => offsets.into_iter().find(inexact).map(|m| {
+            format!(
+                "Q4_1 keeps scale times zero point as F16, which {m:e} is not, and rounding it would move the weights (scheme {scheme}); quantize without --asymmetric, or with --group-size 256 for Q4_K"
+            )
+        }),
+        _ => None,
+    }
+}
+
+/// Rows of a tensor one after the other, in pieces.
+fn write_tensor(
+    artifact: &Artifact,
+    record: &TensorRecord,
+    planned: &Planned<'_>,
+    append: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let rows = record.shape.first().copied().unwrap_or(1).max(1);
+    let k = (record.shape.iter().product::<usize>() / rows).max(1);
+    let step = (BLOCK / k).max(1).next_multiple_of(planned.pairs.unwrap_or(1));
+    let row = planned.entry.bytes as usize / rows;
+    let mut emit = |bytes: Vec<u8>| match planned.pairs {
+        Some(head_dim) => append(&pair_rows(&bytes, row, head_dim)),
+        None => append(&bytes),
+    };
+    match &planned.source {
+        Source::Copied => {
+            let bytes = artifact.stored(&record.name)?.bytes();
+            bytes
+                .chunks((step * row).max(1))
+                .try_for_each(|piece| emit(piece.to_vec()))
+        }
+        Source::Widened(dtype) => {
+            let bytes = artifact.stored(&record.name)?.bytes();
+            bytes
+                .chunks(step * k * dtype.bytes())
+                .try_for_each(|piece| emit(dtype.widen(piece).iter().flat_map(|v| v.to_le_bytes()).collect()))
+        }
+        Source::Packed(q, kind) => (0..q.rows).step_by(step).try_for_each(|at| {
+            let mut out = Vec::with_capacity(step * row);
+            if let QuantizedWeight::Affine(weight) = artifact.weight_rows(q, at, step)? {
+                kind.pack(&weight, &mut out);
+            }
+            emit(out)
+        }),
+    }
+}
+
+/// What will be written; or why the artifact cannot become a file of this kind.
+fn plan(artifact: &Artifact) -> Result<Plan<'_>> {
+    let manifest = artifact.manifest();
+    let refused = |reason: String| refusal(artifact, reason);
+    if !manifest.family.is_own() || manifest.source.naming != Naming::Hf {
+        return Err(refused(
+            "gguf is written from the tensor names of Hugging Face models, and these are Paddle's; quantize the model's -PT form without --format fastdeploy".to_owned(),
+        ));
+    }
+    let config: Json = read_json(&artifact.folder().join("config.json"))?;
+    let model = Model::of(&config).map_err(refused)?;
+    let embedding = artifact.record("model.embed_tokens.weight")?;
+    if embedding.shape.first() != Some(&model.vocabulary) {
+        return Err(refused(format!(
+            "config.json: expected vocab_size to be the rows of the embedding, {:?}, got {}",
+            embedding.shape, model.vocabulary
+        )));
+    }
+    let tokens = tokens::keys(artifact.folder(), &config, model.vocabulary)?.map_err(refused)?;
+    let mut tensors = Vec::new();
+    for record in &manifest.tensors {
+        tensors
+            .push(planned(record, &model).map_err(|reason| refused(format!("{}: {reason}", record.name)))?);
+    }
+    if !model.rope_factors.is_empty() {
+        let entry = Entry {
+            name: "rope_freqs.weight".to_owned(),
+            shape: vec![model.rope_factors.len()],
+            kind: 0,
+            bytes: 4 * model.rope_factors.len() as u64,
+        };
+        tensors.push(Planned {
+            record: None,
+            source: Source::Copied,
+            pairs: None,
+            entry,
+        });
+    }
+    let mut keys = vec![
+        (
+            "general.architecture".to_owned(),
+            Value::Text(model.architecture.to_owned()),
+        ),
+        ("general.type".to_owned(), Value::Text("model".to_owned())),
+        (
+            "general.name".to_owned(),
+            Value::Text(manifest.source.name.clone()),
+        ),
+        ("general.file_type".to_owned(), Value::U32(file_type(&tensors))),
+        ("general.quantization_version".to_owned(), Value::U32(2)),
+    ];
+    keys.extend(model.keys);
+    keys.extend(tokens);
+    Ok(Plan {
+        keys,
+        tensors,
+        rope_factors: model.rope_factors,
+    })
+}
+
+fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<Planned<'a>, String> {
+    let name = tensor_name(&record.name).ok_or_else(|| {
+        format!(
+            "gguf's architecture {} has no tensor for it; leave the tensor out of the model, or export --to bf16",
+            model.architecture
+        )
+    })?;
+    let pairs = model.reorders(&record.name).then_some(model.head_dim);
+    let rows = record.shape.first().copied().unwrap_or(0);
+    if pairs.is_some_and(|d| d < 2 || !d.is_multiple_of(2) || !rows.is_multiple_of(d)) {
+        return Err(format!(
+            "expected rows of whole heads of {}, got {rows}",
+            model.head_dim
+        ));
+    }
+    let elements = record.shape.iter().product::<usize>() as u64;
+    let (source, kind, bytes) = match &record.stored {
+        Stored::Kept { .. } => {
+            let dtype = FloatDtype::from_dtype(record.dtype)
+                .ok_or_else(|| format!("expected BF16, F16 or F32, got {}", record.dtype))?;
+            if record.shape.len() == 1 && dtype != FloatDtype::F32 {
+                (Source::Widened(dtype), 0, 4 * elements)
+            } else {
+                let kind = match dtype {
+                    FloatDtype::F32 => 0,
+                    FloatDtype::F16 => 1,
+                    FloatDtype::Bf16 => 30,
+                };
+                (Source::Copied, kind, elements * dtype.bytes() as u64)
+            }
+        }
+        Stored::Quantized(q) => {
+            let kind = match q.scheme {
+                Scheme::Affine(scheme) => GgmlType::of(scheme, q.columns),
+                _ => None,
+            };
+            let kind = kind.ok_or_else(|| {
+                format!(
+                    "{} of {} columns is no whole number of GGML's blocks; quantize with --group-size 32, or keep it with --skip",
+                    q.scheme, q.columns
+                )
+            })?;
+            let bytes = q.rows as u64 * kind.row_bytes(q.columns) as u64;
+            (Source::Packed(q, kind), kind.id(), bytes)
+        }
+    };
+    Ok(Planned {
+        record: Some(record),
+        source,
+        pairs,
+        entry: Entry {
+            name,
+            shape: record.shape.clone(),
+            kind,
+            bytes,
+        },
+    })
+}
+
+/// `general.file_type`: llama.cpp's number for what most quantized weights are, or for BF16.
+fn file_type(tensors: &[Planned<'_>]) -> u32 {
+    let packed = |kind: GgmlType| {
+        let of_kind = |t: &&Planned<'_>| matches!(t.source, Source::Packed(_, k) if k == kind);
+        tensors.iter().filter(of_kind).count()
+    };
+    let types = [
+        (GgmlType::Q4_0, 2),
+        (GgmlType::Q4_1, 3),
+        (GgmlType::Q8_0, 7),
+        (GgmlType::Q2K, 10),
+        (GgmlType::Q3K, 12),
+        (GgmlType::Q4K, 15),
+    ];
+    let most = types.iter().max_by_key(|(kind, _)| packed(*kind));
+    most.filter(|(kind, _)| packed(*kind) > 0)
+        .map_or(32, |(_, id)| *id)
+}

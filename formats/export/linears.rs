@@ -1,0 +1,392 @@
+//! Folders in which every quantized linear weight `LINEAR.weight` becomes a few tensors of its own
+//! (`LINEAR.qweight`, `LINEAR.scales` ...), and everything else stays as it is. Owns what these formats
+//! share: which artifacts they can hold, the walk over the tensors, and the files around them. What a
+//! format adds is a [`LinearFormat`].
+//!
+//! Memory holds the packed codes of one weight, its scales as f32, and one block of rows.
+
+mod values;
+
+use serde_json::Value;
+
+use super::{Exporter, OnBytes, card, copy_side_files, interrupted, refusal, write_provenance};
+use crate::artifact::manifest::QuantizedRecord;
+use crate::artifact::{Artifact, Stored, TensorRecord};
+use crate::checkpoint::shards::read_json;
+use crate::checkpoint::{Naming, Orientation};
+use crate::dtype::Dtype;
+use crate::replace::Staging;
+use crate::scheme::{AffineScheme, Scheme};
+use crate::shard_writer::{ShardWriter, StoredTensor};
+use crate::tensor::byte_len;
+use crate::weight::QuantizedWeight;
+use crate::{FormatError, Result};
+
+pub(crate) use values::{affine, not_half, scale_bytes, scales_and_zeros, turned_zeros};
+
+/// One tensor a linear weight becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Form {
+    /// What takes the place of `weight` in its name.
+    pub suffix: &'static str,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+}
+
+/// What is laid out: a weight of `n` x `k`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subject {
+    /// What its codes mean.
+    pub scheme: Scheme,
+    /// Rows.
+    pub n: usize,
+    /// Columns.
+    pub k: usize,
+    /// Element type of the source.
+    pub dtype: Dtype,
+}
+
+impl Subject {
+    /// Its scheme as an affine one. Fails when it is another.
+    pub(super) fn affine(&self) -> Result<AffineScheme> {
+        match self.scheme {
+            Scheme::Affine(scheme) => Ok(scheme),
+            other => Err(FormatError::Scheme {
+                got: other.to_string(),
+                expected: "expected an affine one".to_owned(),
+            }),
+        }
+    }
+
+    /// G.
+    pub(super) fn groups(&self) -> Result<usize> {
+        self.affine()?.groups(self.n, self.k)
+    }
+}
+
+/// A linear weight that is quantized, by its module's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Linear {
+    /// Name without `.weight`.
+    pub module: String,
+    /// Its scheme.
+    pub scheme: Scheme,
+}
+
+/// The linear weights of an artifact.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Linears {
+    /// Those with codes.
+    pub quantized: Vec<Linear>,
+    /// Modules of the other matrices, embeddings left out.
+    pub kept: Vec<String>,
+}
+
+/// What a format of this kind adds. `K` is columns, `N` rows, `G` groups per row.
+pub trait LinearFormat: Sync {
+    /// Name on the command line.
+    fn name(&self) -> &'static str;
+
+    /// One line for `--help`.
+    fn summary(&self) -> &'static str;
+
+    /// `None` when the format can hold this scheme, or the reason in words.
+    fn refuses(&self, scheme: &Scheme) -> Option<String>;
+
+    /// The tensors a weight becomes, its codes first; or why this shape does not fit.
+    fn forms(&self, weight: &Subject) -> std::result::Result<Vec<Form>, String>;
+
+    /// Why scales (N, G) do not fit, or `None`.
+    fn refuses_values(&self, _weight: &Subject, _scales: &[f32]) -> Option<String> {
+        None
+    }
+
+    /// Writes rows `at..` into `out`, the zeroed bytes of the first form of a weight of `n` rows.
+    /// Blocks begin at multiples of [`BLOCK_ROWS`].
+    fn codes(&self, rows: &QuantizedWeight, at: usize, n: usize, out: &mut [u8]) -> Result<()>;
+
+    /// Bytes of the other forms, in order, from scales and zero points (both (N, G), the latter empty when the grid has
+    /// none) of the whole weight.
+    fn rest(&self, weight: &Subject, scales: &[f32], zeros: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// `quantization_config` of `config.json`, or why these weights cannot stand together in one folder.
+    fn config(&self, linears: &Linears) -> std::result::Result<Value, String>;
+
+    /// Whether an output head may be quantized.
+    fn takes_heads(&self) -> bool {
+        false
+    }
+}
+
+/// Rows of a block begin at a multiple of this; a multiple of every layout's interleave.
+pub const BLOCK_ROWS: usize = 64;
+/// Codes of a block, about.
+const BLOCK: usize = 1 << 20;
+
+/// A [`LinearFormat`] as an exporter.
+#[derive(Debug, Clone, Copy)]
+pub struct Relaid<F>(pub F);
+
+impl<F: LinearFormat> Exporter for Relaid<F> {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn summary(&self) -> &'static str {
+        self.0.summary()
+    }
+
+    fn refuses(&self, scheme: &Scheme) -> Option<String> {
+        self.0.refuses(scheme)
+    }
+
+    fn check(&self, artifact: &Artifact) -> Result<()> {
+        let linears = linears(artifact, &self.0)?;
+        self.0
+            .config(&linears)
+            .map_err(|reason| refusal(artifact, reason))?;
+        for (record, quantized) in quantized(artifact) {
+            let named = |reason: String| refusal(artifact, format!("{}: {reason}", record.name));
+            let weight = subject(record, quantized);
+            self.0.forms(&weight).map_err(named)?;
+            let (scales, _) = scales_and_zeros(artifact, quantized)?;
+            if let Some(reason) = self.0.refuses_values(&weight, &scales) {
+                return Err(named(reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn planned_bytes(&self, artifact: &Artifact) -> u64 {
+        let bytes = |tensors: Vec<StoredTensor>| tensors.iter().map(|t| t.bytes).sum();
+        stored_tensors(artifact, &self.0).map_or(0, bytes)
+    }
+
+    fn export(
+        &self,
+        artifact: &Artifact,
+        staging: &Staging,
+        max_shard_bytes: u64,
+        on_bytes: OnBytes<'_>,
+    ) -> Result<()> {
+        let format = &self.0;
+        let config = format
+            .config(&linears(artifact, format)?)
+            .map_err(|reason| refusal(artifact, reason))?;
+        let tensors = stored_tensors(artifact, format)?;
+        let bytes: u64 = tensors.iter().map(|t| t.bytes).sum();
+        let mut writer = ShardWriter::create(staging.folder(), tensors, max_shard_bytes)?;
+        let (mut index, mut done) = (0, 0u64);
+        let mut append = |index: usize, bytes: &[u8]| {
+            bytes.chunks(BLOCK).try_for_each(|chunk| {
+                writer.append(index, chunk)?;
+                done += chunk.len() as u64;
+                if on_bytes(done) {
+                    Ok(())
+                } else {
+                    Err(interrupted(staging))
+                }
+            })
+        };
+        for record in &artifact.manifest().tensors {
+            match &record.stored {
+                Stored::Kept { .. } => {
+                    append(index, artifact.stored(&record.name)?.bytes())?;
+                    index += 1;
+                }
+                Stored::Quantized(quantized) => {
+                    let weight = subject(record, quantized);
+                    append(index, &packed_codes(artifact, format, quantized, &weight)?)?;
+                    let (scales, zeros) = scales_and_zeros(artifact, quantized)?;
+                    for rest in format.rest(&weight, &scales, &zeros)? {
+                        index += 1;
+                        append(index, &rest)?;
+                    }
+                    index += 1;
+                }
+            }
+        }
+        writer.finish()?;
+        write_config(artifact, staging, config)?;
+        copy_side_files(staging, artifact)?;
+        card::write(staging, artifact, self.name(), bytes)?;
+        write_provenance(staging, artifact, self.name())
+    }
+}
+
+/// Every tensor a whole weight of a source of `dtype` becomes, or why it fits not: what the walk does block by block.
+pub fn lay_out(
+    format: &dyn LinearFormat,
+    weight: &QuantizedWeight,
+    dtype: Dtype,
+) -> Result<Vec<(Form, Vec<u8>)>> {
+    let ((n, k), scheme) = (weight.dims(), weight.scheme());
+    let subject = Subject { scheme, n, k, dtype };
+    let fault = |reason: String| FormatError::Scheme {
+        got: format!("{scheme} of {n} x {k} as {}", format.name()),
+        expected: reason,
+    };
+    let (scales, zeros): (&[f32], &[u8]) = match weight {
+        QuantizedWeight::Affine(w) => (w.scales(), w.zeros()),
+        QuantizedWeight::Nf4(w) => (w.scales(), &[]),
+        _ => (&[], &[]),
+    };
+    let reasons = format.refuses(&scheme);
+    if let Some(reason) = reasons.or_else(|| format.refuses_values(&subject, scales)) {
+        return Err(fault(reason));
+    }
+    let forms = format.forms(&subject).map_err(fault)?;
+    let first = forms.first().and_then(|f| byte_len(f.dtype, &f.shape));
+    let mut codes = vec![0u8; first.unwrap_or(0)];
+    format.codes(weight, 0, n, &mut codes)?;
+    let rest = format.rest(&subject, scales, zeros)?;
+    Ok(forms
+        .into_iter()
+        .zip(std::iter::once(codes).chain(rest))
+        .collect())
+}
+
+/// The bytes of the first form of a weight.
+fn packed_codes(
+    artifact: &Artifact,
+    format: &dyn LinearFormat,
+    record: &QuantizedRecord,
+    weight: &Subject,
+) -> Result<Vec<u8>> {
+    let (n, k) = (record.rows, record.columns);
+    let forms = format.forms(weight).map_err(|reason| refusal(artifact, reason))?;
+    let size = forms.first().and_then(|form| byte_len(form.dtype, &form.shape));
+    let mut out = vec![0u8; size.unwrap_or(0)];
+    let block = (BLOCK / k.max(1)).next_multiple_of(BLOCK_ROWS);
+    for at in (0..n).step_by(block) {
+        format.codes(&artifact.weight_rows(record, at, block)?, at, n, &mut out)?;
+    }
+    Ok(out)
+}
+
+/// Every tensor that will be written, in the order of the records.
+fn stored_tensors(artifact: &Artifact, format: &dyn LinearFormat) -> Result<Vec<StoredTensor>> {
+    let mut tensors = Vec::new();
+    for (group, record) in artifact.manifest().tensors.iter().enumerate() {
+        let mut add = |name: String, dtype: Dtype, shape: Vec<usize>| {
+            let bytes = byte_len(dtype, &shape).unwrap_or(0) as u64;
+            tensors.push(StoredTensor {
+                name,
+                dtype,
+                shape,
+                bytes,
+                group,
+            });
+        };
+        match &record.stored {
+            Stored::Kept { .. } => add(record.name.clone(), record.dtype, record.shape.clone()),
+            Stored::Quantized(quantized) => {
+                let forms = format
+                    .forms(&subject(record, quantized))
+                    .map_err(|reason| refusal(artifact, format!("{}: {reason}", record.name)))?;
+                for form in forms {
+                    add(
+                        format!("{}.{}", module(&record.name), form.suffix),
+                        form.dtype,
+                        form.shape,
+                    );
+                }
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+fn module(name: &str) -> &str {
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
+fn quantized(artifact: &Artifact) -> impl Iterator<Item = (&TensorRecord, &QuantizedRecord)> {
+    artifact
+        .manifest()
+        .tensors
+        .iter()
+        .filter_map(|record| match &record.stored {
+            Stored::Quantized(quantized) => Some((record, quantized)),
+            Stored::Kept { .. } => None,
+        })
+}
+
+fn subject(record: &TensorRecord, quantized: &QuantizedRecord) -> Subject {
+    Subject {
+        scheme: quantized.scheme,
+        n: quantized.rows,
+        k: quantized.columns,
+        dtype: record.dtype,
+    }
+}
+
+/// The linear weights of an artifact, or why it cannot become a folder of this kind.
+fn linears(artifact: &Artifact, format: &dyn LinearFormat) -> Result<Linears> {
+    let manifest = artifact.manifest();
+    if !manifest.family.is_own() || manifest.source.naming != Naming::Hf {
+        return Err(refusal(
+            artifact,
+            format!(
+                "{} takes the tensor names of Hugging Face models, and these are Paddle's; quantize the model's -PT form without --format fastdeploy",
+                format.name()
+            ),
+        ));
+    }
+    let mut linears = Linears::default();
+    for record in &manifest.tensors {
+        let last = record.name.rsplit('.').nth(1).unwrap_or_default();
+        let embedding = last.contains("embed") || ["wte", "wpe", "shared"].contains(&last);
+        let head = last == "lm_head";
+        let matrix = record.shape.len() == 2 && record.name.ends_with(".weight");
+        match &record.stored {
+            Stored::Kept { .. } if matrix && !embedding => linears.kept.push(module(&record.name).to_owned()),
+            Stored::Kept { .. } => {}
+            Stored::Quantized(q)
+                if matrix
+                    && !embedding
+                    && (!head || format.takes_heads())
+                    && q.orientation == Orientation::OutIn =>
+            {
+                linears.quantized.push(Linear {
+                    module: module(&record.name).to_owned(),
+                    scheme: q.scheme,
+                });
+            }
+            Stored::Quantized(_) => {
+                return Err(refusal(
+                    artifact,
+                    format!(
+                        "{}: {} holds codes for linear weights named LINEAR.weight of two dimensions{}; keep this tensor: qtool quantize MODEL --skip '{}'",
+                        record.name,
+                        format.name(),
+                        if format.takes_heads() {
+                            ""
+                        } else {
+                            ", output heads left out"
+                        },
+                        record.name.replace('.', "\\.")
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(linears)
+}
+
+/// `config.json` of the model with the format's block.
+pub(super) fn write_config(artifact: &Artifact, staging: &Staging, block: Value) -> Result<()> {
+    let path = artifact.folder().join("config.json");
+    let mut config: Value = read_json(&path)?;
+    let Some(object) = config.as_object_mut() else {
+        return Err(FormatError::Json {
+            path,
+            reason: "expected an object, as every model's config.json holds".to_owned(),
+        });
+    };
+    object.shift_remove("is_quantized");
+    object.insert("quantization_config".to_owned(), block);
+    staging.write_file("config.json", format!("{config:#}\n").as_bytes())
+}

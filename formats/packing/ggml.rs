@@ -1,0 +1,238 @@
+//! Blocks of GGML, the types of GGUF files, for codes whose scales need no second rounding.
+//!
+//! ```text
+//! Q8_0   32 weights   d f16 | 32 x i8                                        d * q
+//! Q4_0   32           d f16 | 16 bytes, byte j = q[j] | q[j + 16] << 4       d * (q - 8)
+//! Q4_1   32           d f16 | m f16 | 16 bytes, as in Q4_0                   d * q + m
+//! Q4_K   256          d f16 | dmin f16 | 12 bytes of 6-bit s and m | 128     d * s * q - dmin * m
+//! Q3_K   256          32 high bits | 64 low bits | 12 bytes of 6-bit s | d   d * (s - 32) * (q - 4)
+//! Q2_K   256          16 x (s | m << 4) | 64 bytes | d f16 | dmin f16        d * s * q - dmin * m
+//! ```
+//!
+//! Q4_K keeps two runs of 32 weights in 32 bytes: byte `32*(i/64) + i%32`, shift `4 * (i/32 % 2)`. Q2_K and the
+//! low bits of Q3_K keep four: byte `32*(i/128) + i%32`, shift `2 * (i/32 % 4)`; the high bit of Q3_K is bit `i/32` of byte
+//! `i%32`. The second floor of scales of the 256-weight types (s and m) is for groups that differ within a
+//! block. Ours do not: with s = 1 (33 in Q3_K), m the zero point and d = dmin the scale, a group of 256 is exact.
+//!
+//! Source: the structures of `ggml-common.h`, as gguf-py's `quants.py` reads them.
+
+use half::f16;
+
+use crate::scheme::{AffineScheme, Grid};
+use crate::weight::AffineWeight;
+
+/// A type of GGML that codes can be laid out in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GgmlType {
+    /// 4 bits, symmetric.
+    Q4_0,
+    /// 4 bits with an offset.
+    Q4_1,
+    /// 8 bits, symmetric.
+    Q8_0,
+    /// 2 bits with a zero point.
+    Q2K,
+    /// 3 bits, symmetric.
+    Q3K,
+    /// 4 bits with a zero point.
+    Q4K,
+}
+
+impl GgmlType {
+    /// The type that holds this scheme when its group is a multiple of the block, if there is one.
+    pub fn of(scheme: AffineScheme, k: usize) -> Option<Self> {
+        let whole = |block: usize| scheme.grouping().len(k).is_multiple_of(block) && k.is_multiple_of(block);
+        match (scheme.bits(), scheme.grid()) {
+            (8, Grid::Symmetric) if whole(32) => Some(Self::Q8_0),
+            (4, Grid::Symmetric | Grid::Narrow) if whole(32) => Some(Self::Q4_0),
+            (4, Grid::ZeroPoint) if whole(256) => Some(Self::Q4K),
+            (4, Grid::ZeroPoint) if whole(32) => Some(Self::Q4_1),
+            (3, Grid::Symmetric | Grid::Narrow) if whole(256) => Some(Self::Q3K),
+            (2, _) if whole(256) => Some(Self::Q2K),
+            _ => None,
+        }
+    }
+
+    /// Its number in GGUF files.
+    pub fn id(self) -> u32 {
+        match self {
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q8_0 => 8,
+            Self::Q2K => 10,
+            Self::Q3K => 11,
+            Self::Q4K => 12,
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
+            Self::Q4K => "Q4_K",
+        }
+    }
+
+    /// Weights and bytes of a block.
+    pub fn block(self) -> (usize, usize) {
+        match self {
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q8_0 => (32, 34),
+            Self::Q2K => (256, 84),
+            Self::Q3K => (256, 110),
+            Self::Q4K => (256, 144),
+        }
+    }
+
+    /// Bytes of a row of `k` weights.
+    pub fn row_bytes(self, k: usize) -> usize {
+        let (weights, bytes) = self.block();
+        k / weights * bytes
+    }
+
+    /// Appends the blocks of all rows. Scales are taken as F16 values, which the caller has checked.
+    pub fn pack(self, weight: &AffineWeight, out: &mut Vec<u8>) {
+        let ((_, k), scheme) = (weight.dims(), weight.scheme());
+        let (length, _) = self.block();
+        let group = scheme.grouping().len(k).max(length);
+        let fixed = scheme.fixed_zero().unwrap_or(0);
+        let blocks = weight.codes().chunks_exact(length);
+        for (index, codes) in blocks.enumerate() {
+            let at = index * length / group;
+            let scale = weight.scales().get(at).copied().unwrap_or(0.0);
+            let zero = weight.zeros().get(at).copied().unwrap_or(fixed);
+            let d = f16::from_f32(scale).to_le_bytes();
+            match self {
+                Self::Q8_0 => {
+                    out.extend_from_slice(&d);
+                    out.extend(codes.iter().map(|code| code.wrapping_sub(128)));
+                }
+                Self::Q4_0 => {
+                    out.extend_from_slice(&d);
+                    planes(codes, 16, 4, out);
+                }
+                Self::Q4_1 => {
+                    out.extend_from_slice(&d);
+                    out.extend_from_slice(&f16::from_f32(offset(scale, zero)).to_le_bytes());
+                    planes(codes, 16, 4, out);
+                }
+                Self::Q4K => {
+                    out.extend_from_slice(&d);
+                    out.extend_from_slice(&d);
+                    out.extend_from_slice(&[1; 4]);
+                    out.extend_from_slice(&[zero; 4]);
+                    out.extend_from_slice(&[1 | zero << 4; 4]);
+                    codes.chunks_exact(64).for_each(|run| planes(run, 32, 4, out));
+                }
+                Self::Q2K => {
+                    out.extend_from_slice(&[1 | zero << 4; 16]);
+                    codes.chunks_exact(128).for_each(|run| planes(run, 32, 2, out));
+                    out.extend_from_slice(&d);
+                    out.extend_from_slice(&d);
+                }
+                Self::Q3K => {
+                    let high: Vec<u8> = codes.iter().map(|code| code >> 2).collect();
+                    planes(&high, 32, 1, out);
+                    let low: Vec<u8> = codes.iter().map(|code| code & 3).collect();
+                    low.chunks_exact(128).for_each(|run| planes(run, 32, 2, out));
+                    out.extend_from_slice(&[0x11; 8]);
+                    out.extend_from_slice(&[0xaa; 4]);
+                    out.extend_from_slice(&d);
+                }
+            }
+        }
+    }
+}
+
+/// Q4_1's offset of a zero point.
+pub fn offset(scale: f32, zero: u8) -> f32 {
+    -(scale * f32::from(zero))
+}
+
+/// Bytes whose `bits` from the lowest up are codes `j`, `j + run`, `j + 2 * run` ...
+fn planes(codes: &[u8], run: usize, bits: u8, out: &mut Vec<u8>) {
+    let from = out.len();
+    out.resize(from + run, 0);
+    for (plane, codes) in codes.chunks_exact(run).enumerate() {
+        for (byte, code) in out.iter_mut().skip(from).zip(codes) {
+            *byte |= code << (plane as u8 * bits);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packed(scheme: &str, k: usize, zeros: Vec<u8>) -> (Vec<u8>, Vec<u8>, GgmlType) {
+        let scheme = AffineScheme::parse(scheme).unwrap();
+        let (low, high) = scheme.code_range();
+        let span = usize::from(high - low) + 1;
+        let codes: Vec<u8> = (0..k).map(|i| low + (i * 7 % span) as u8).collect();
+        let groups = scheme.groups(1, k).unwrap();
+        let weight = AffineWeight::new(scheme, 1, k, codes.clone(), vec![0.5; groups], zeros).unwrap();
+        let kind = GgmlType::of(scheme, k).unwrap();
+        let mut out = Vec::new();
+        kind.pack(&weight, &mut out);
+        assert_eq!(out.len(), kind.row_bytes(k));
+        (codes, out, kind)
+    }
+
+    /// The index formulas of the module's text, executed.
+    #[test]
+    fn codes_lie_where_the_formulas_say() {
+        let half = 0.5f32;
+        let (codes, out, kind) = packed("w8-sym-g64-f16", 64, vec![]);
+        assert_eq!(kind, GgmlType::Q8_0);
+        for (i, code) in codes.iter().enumerate() {
+            assert_eq!(
+                out[i / 32 * 34 + 2 + i % 32] as i8,
+                (i32::from(*code) - 128) as i8
+            );
+        }
+        let (codes, out, _) = packed("w4-narrow-g32-bf16", 64, vec![]);
+        for (i, code) in codes.iter().enumerate() {
+            let byte = out[i / 32 * 18 + 2 + i % 16];
+            assert_eq!((byte >> (4 * (i / 16 % 2))) & 15, *code);
+        }
+        let (codes, out, kind) = packed("w4-zp-g32-f16", 32, vec![9]);
+        assert_eq!(kind, GgmlType::Q4_1);
+        assert_eq!(f16::from_le_bytes([out[2], out[3]]).to_f32(), -9.0 * half);
+        assert_eq!((out[4] & 15, out[4] >> 4), (codes[0], codes[16]));
+        let (codes, out, _) = packed("w4-zp-g256-f16", 256, vec![9]);
+        for (i, code) in codes.iter().enumerate() {
+            let byte = out[16 + 32 * (i / 64) + i % 32];
+            assert_eq!((byte >> (4 * (i / 32 % 2))) & 15, *code);
+        }
+        let (codes, out, _) = packed("w2-zp-g512-f16", 512, vec![3]);
+        for (i, code) in codes.iter().enumerate() {
+            let (block, i) = (&out[i / 256 * 84..], i % 256);
+            assert_eq!((block[i / 16] & 15, block[i / 16] >> 4), (1, 3));
+            assert_eq!(
+                (block[16 + 32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4))) & 3,
+                *code
+            );
+        }
+        let (codes, out, _) = packed("w3-sym-row-f16", 256, vec![]);
+        for (i, code) in codes.iter().enumerate() {
+            let low = (out[32 + 32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4))) & 3;
+            assert_eq!(low | ((out[i % 32] >> (i / 32)) & 1) << 2, *code);
+        }
+    }
+
+    #[test]
+    fn only_whole_blocks_have_a_type() {
+        let of = |name: &str, k| GgmlType::of(AffineScheme::parse(name).unwrap(), k);
+        assert_eq!(of("w4-sym-g16-f16", 256), None);
+        assert_eq!(of("w4-sym-row-f16", 48), None);
+        assert_eq!(of("w8-zp-g32-f16", 256), None);
+        assert_eq!(of("w2-sym-g128-f16", 256), None);
+        assert_eq!(of("w4-zp-row-f16", 512), Some(GgmlType::Q4K));
+        assert_eq!(of("w4-zp-row-f16", 320), Some(GgmlType::Q4_1));
+    }
+}

@@ -1,0 +1,175 @@
+//! 32-bit words of codes, as GPTQ, AWQ and compressed-tensors keep them: each code lies within a
+//! stream of bits that is cut into little-endian words. The formats differ in which way the
+//! stream runs, and in the order of codes within a word.
+//!
+//! ```text
+//! 4 bits, straight   word = | c7 | c6 | c5 | c4 | c3 | c2 | c1 | c0 |      lowest bits first
+//! 4 bits, AWQ        word = | c7 | c5 | c3 | c1 | c6 | c4 | c2 | c0 |
+//! 3 bits, straight   32 codes in three words; c10 and c21 straddle two of them
+//! ```
+//!
+//! Straight, a stream of codes is the layout [`lsb-rows`](super::lsb_rows) with rows padded to whole words.
+//! Running along K it gives (N, words), turned (words, N); running along N it gives, for a matrix of
+//! (N, G) zero points, (G, words) or, turned, (words, G).
+//!
+//! Formula: bit i of `code[j]` of a straight stream is bit `(j*bits + i) % 32` of its word
+//! `(j*bits + i) / 32`; AWQ keeps `code[n]` of a row of columns at bit `4 * PLACE[n % 8]` of its word
+//! `n / 8`, with `PLACE = [0, 4, 1, 5, 2, 6, 3, 7]`.
+
+use super::{LSB_ROWS, Packing};
+use crate::Result;
+
+/// Bytes of a word.
+pub const WORD: usize = 4;
+
+/// Nibble of a word in which AWQ's GEMM layout keeps the column `n % 8`.
+pub const AWQ_PLACE: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+/// Words of a stream of `count` codes.
+pub fn words(bits: u8, count: usize) -> usize {
+    (count * usize::from(bits)).div_ceil(32)
+}
+
+/// The streams of `codes`, rows of `count`: rows of [`words`] words each, as bytes.
+///
+/// Fails when the codes are no whole number of rows.
+pub fn straight(bits: u8, count: usize, codes: &[u8]) -> Result<Vec<u8>> {
+    let row = words(bits, count) * WORD;
+    if LSB_ROWS.row_bytes(bits, count) == row {
+        let mut out = Vec::with_capacity(codes.len() / count.max(1) * row);
+        LSB_ROWS.pack(bits, count, codes, &mut out)?;
+        return Ok(out);
+    }
+    let (mut out, mut bytes) = (Vec::new(), Vec::new());
+    for codes in codes.chunks(count.max(1)) {
+        bytes.clear();
+        LSB_ROWS.pack(bits, count, codes, &mut bytes)?;
+        bytes.resize(row, 0);
+        out.extend_from_slice(&bytes);
+    }
+    Ok(out)
+}
+
+/// Puts rows of elements of `width` bytes into their columns of a matrix with `columns` columns: element
+/// (r, i) of `rows`, which are `row` elements long, becomes element (i, at + r) of `out`.
+pub fn turn(width: usize, row: usize, rows: &[u8], columns: usize, at: usize, out: &mut [u8]) {
+    let step = (row * width).max(1);
+    let count = rows.len() / step;
+    for (i, line) in out
+        .chunks_exact_mut((columns * width).max(1))
+        .take(row)
+        .enumerate()
+    {
+        let Some(line) = line.get_mut(at * width..(at + count) * width) else {
+            continue;
+        };
+        let sources = rows.chunks_exact(step);
+        match width {
+            // By far the most frequent width, for which the loop must not copy byte by byte.
+            WORD => {
+                for (to, from) in line.as_chunks_mut::<WORD>().0.iter_mut().zip(sources) {
+                    if let Some(word) = from.get(i * WORD..).and_then(|rest| rest.first_chunk::<WORD>()) {
+                        *to = *word;
+                    }
+                }
+            }
+            _ => {
+                for (to, from) in line.chunks_exact_mut(width).zip(sources) {
+                    if let Some(element) = from.get(i * width..(i + 1) * width) {
+                        to.copy_from_slice(element);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// AWQ's words of 4-bit codes: `codes` are (N, `k`) with N a multiple of 8, and columns `at..at + N` of
+/// the (`k`, `n` / 8) words of `out` are written. Surplus rows are left out.
+pub fn awq(k: usize, codes: &[u8], n: usize, at: usize, out: &mut [u8]) {
+    for (block, rows) in codes.chunks_exact((8 * k).max(1)).enumerate() {
+        let column = at / 8 + block;
+        let mut line = vec![0u32; k];
+        for (row, place) in rows.chunks_exact(k.max(1)).zip(AWQ_PLACE) {
+            for (word, code) in line.iter_mut().zip(row) {
+                *word |= u32::from(*code & 15) << (4 * place);
+            }
+        }
+        let targets = out.chunks_exact_mut((n / 8 * WORD).max(1));
+        for (target, word) in targets.zip(&line) {
+            if let Some(target) = target.get_mut(column * WORD..(column + 1) * WORD) {
+                target.copy_from_slice(&word.to_le_bytes());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(bytes: &[u8], index: usize) -> u32 {
+        u32::from_le_bytes(bytes[index * WORD..][..WORD].try_into().unwrap())
+    }
+
+    #[test]
+    fn pictures_hold() {
+        let packed = straight(4, 8, &[0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
+        assert_eq!(packed, 0x7654_3210u32.to_le_bytes());
+        let mut out = [0u8; 4];
+        awq(1, &[0, 1, 2, 3, 4, 5, 6, 7], 8, 0, &mut out);
+        assert_eq!(u32::from_le_bytes(out), 0x7531_6420);
+        assert_eq!((words(3, 32), words(3, 33), words(2, 5)), (3, 4, 1));
+    }
+
+    /// The formula, executed bit by bit, for every width the formats have.
+    #[test]
+    fn straight_streams_follow_the_formula() {
+        let mut bits_checked = 0;
+        for bits in [2u8, 3, 4, 8] {
+            for count in [1usize, 11, 32, 33, 96] {
+                let codes: Vec<u8> = (0..3 * count)
+                    .map(|i| ((i * 37 + 5) % (1 << bits)) as u8)
+                    .collect();
+                let packed = straight(bits, count, &codes).unwrap();
+                let row = words(bits, count);
+                assert_eq!(packed.len(), 3 * row * WORD);
+                for (index, code) in codes.iter().enumerate() {
+                    let (r, j) = (index / count, index % count);
+                    for i in 0..usize::from(bits) {
+                        let at = j * usize::from(bits) + i;
+                        let bit = (word(&packed, r * row + at / 32) >> (at % 32)) & 1;
+                        assert_eq!(bit, u32::from(code >> i) & 1, "{bits} bits, {count} codes");
+                        bits_checked += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(bits_checked, 3 * (1 + 11 + 32 + 33 + 96) * (2 + 3 + 4 + 8));
+    }
+
+    #[test]
+    fn awq_words_follow_the_formula() {
+        let (n, k) = (24, 5);
+        let codes: Vec<u8> = (0..n * k).map(|i| (i * 7 % 16) as u8).collect();
+        let mut out = vec![0u8; k * n / 8 * WORD];
+        awq(k, &codes[..8 * k], n, 0, &mut out);
+        awq(k, &codes[8 * k..], n, 8, &mut out);
+        for (row, codes) in codes.chunks_exact(k).enumerate() {
+            for (column, code) in codes.iter().enumerate() {
+                let nibble = word(&out, column * n / 8 + row / 8) >> (4 * AWQ_PLACE[row % 8]);
+                assert_eq!(nibble & 15, u32::from(*code), "row {row} column {column}");
+            }
+        }
+    }
+
+    #[test]
+    fn turning_puts_rows_into_columns() {
+        let mut out = [0u8; 12];
+        turn(2, 2, &[1, 0, 2, 0, 3, 0, 4, 0], 3, 1, &mut out);
+        assert_eq!(out, [0, 0, 1, 0, 3, 0, 0, 0, 2, 0, 4, 0]);
+        let mut words = [0u8; 8];
+        turn(WORD, 1, &[1, 2, 3, 4, 5, 6, 7, 8], 2, 0, &mut words);
+        assert_eq!(words, [1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+}
