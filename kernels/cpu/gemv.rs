@@ -78,7 +78,7 @@ impl<R: Rows> Kernel for DotRows<'_, '_, R> {
     }
 }
 
-/// `out[m][n]` = x[m] . row `from + n`, for all columns n of `out`. x is (M, K padded to quads).
+/// `out[m][n] = x[m] . row(from + n)` for all columns n of `out`. x is (M, K padded to quads).
 #[inline(always)]
 pub(super) fn dot_rows<V: Vector, R: Rows>(
     v: V,

@@ -14,7 +14,7 @@ use super::view::{View, ViewMut};
 use super::{LANES, Vector};
 use crate::cpu::isa::IsaKind;
 
-/// Columns of a panel on an instruction set: as many as its registers hold beside [`rows_of`] rows.
+/// Columns of a panel on an instruction set: as many as leave registers for the rows of a tile.
 pub(crate) fn panel_columns(isa: IsaKind) -> usize {
     match isa {
         IsaKind::Avx512 => 2 * LANES,
