@@ -7,7 +7,7 @@ use qtool_kernels::{CpuBackend, Isa};
 use crate::Result;
 use crate::scorer::Scorer;
 use crate::scoring::endpoint::{EndpointScorer, Key, Options};
-use crate::scoring::local::{self, LocalScorer};
+use crate::scoring::local;
 use crate::validate::Place;
 
 /// What was typed.
