@@ -9,18 +9,33 @@
 //! earlier errors have caused, the target of column j is w_j + r_j / V_jj: the error feedback of GPTQ (Frantar et
 //! al., arXiv 2210.17323), in the triangular form of LDLQ (Chee et al., arXiv 2307.13304), which are equal.
 //!
+//! H is shrunk toward its diagonal: H' = (1 - a) H + a diag(H), with a from [`shrinkage`]. In the quantized model the
+//! layer's input is off by the errors of all layers before it, and those have little in common with the moment that
+//! was measured: a cancellation between columns that H promises is kept only in part. The fewer the bits, the less.
+//!
 //! Damping: `damp` times the mean of the diagonal is added to it; when the factorisation fails, ten times as much,
 //! up to [`MOST_DAMPING`]; after that there is no factor, and callers go by the diagonal alone. An input that is
 //! always zero (a dead one) has a diagonal of zero and gets the damping only. H is scaled to a mean diagonal of 1.
 
 use faer::{Mat, Side};
+use qtool_kernels::{Isa, add_scaled};
 
 use crate::stats::LayerStats;
 
 /// Damping as a share of the mean diagonal, first try.
-pub const DAMPING: f64 = 0.01;
+pub const DAMPING: f64 = 0.001;
 /// Largest damping tried.
 pub const MOST_DAMPING: f64 = 1.0;
+
+/// How far H is shrunk toward its diagonal for codes of that many bits. Measured on SmolLM2-135M, see
+/// `docs/benchmarks/calibration-2026-11-25.md`.
+pub fn shrinkage(bits: u8) -> f64 {
+    match bits {
+        0..=2 => 0.2,
+        3 | 4 => 0.1,
+        _ => 0.02,
+    }
+}
 
 /// H and its factor, with rows and columns in the order in which they are quantized.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,46 +45,36 @@ pub struct Factor {
     h: Vec<f32>,
     v: Vec<f32>,
     damping: f64,
+    shrinkage: f64,
 }
 
 impl Factor {
     /// Factors the second moment with column `order[i]` in place i. `None` when only a diagonal is known, all
     /// inputs are dead, or no damping makes it positive definite.
-    pub fn new(stats: &LayerStats, order: Vec<usize>, damp: f64) -> Option<Self> {
+    pub fn new(stats: &LayerStats, order: Vec<usize>, damp: f64, shrink: f64) -> Option<Self> {
         let k = stats.columns();
         let moment = stats.hessian()?;
         let mean = (0..k).map(|i| moment[i * k + i]).sum::<f64>() / k.max(1) as f64;
         if !(mean > 0.0 && mean.is_finite()) {
             return None;
         }
-        let at = |i: usize, j: usize| moment[order[i] * k + order[j]] / mean;
+
+        let at = |i: usize, j: usize| {
+            moment[order[i] * k + order[j]] / mean * if i == j { 1.0 } else { 1.0 - shrink }
+        };
         let mut damping = damp;
         while damping <= MOST_DAMPING * 1.000_001 {
             let damped = |i: usize, j: usize| at(i, j) + if i == j { damping } else { 0.0 };
-            // The upper factor is the lower one of the matrix turned by 180 degrees, turned back.
-            let turned = Mat::<f64>::from_fn(k, k, |i, j| damped(k - 1 - i, k - 1 - j));
-            if let Ok(factor) = turned.llt(Side::Lower) {
-                let lower = factor.L();
-                let mut v = vec![0f32; k * k];
-                let mut h = vec![0f32; k * k];
-                for i in 0..k {
-                    for j in 0..k {
-                        if j >= i {
-                            v[i * k + j] = lower[(k - 1 - i, k - 1 - j)] as f32;
-                        }
-                        h[i * k + j] = damped(i, j) as f32;
-                    }
-                }
-                let sound = (0..k).all(|i| v[i * k + i] > 0.0) && v.iter().all(|v| v.is_finite());
-                if sound {
-                    return Some(Self {
-                        k,
-                        order,
-                        h,
-                        v,
-                        damping,
-                    });
-                }
+            if let Some(v) = upper_factor(k, damped) {
+                let h = (0..k * k).map(|at| damped(at / k, at % k) as f32).collect();
+                return Some(Self {
+                    k,
+                    order,
+                    h,
+                    v,
+                    damping,
+                    shrinkage: shrink,
+                });
             }
             damping *= 10.0;
         }
@@ -105,6 +110,67 @@ impl Factor {
     pub fn damping(&self) -> f64 {
         self.damping
     }
+
+    /// The shrinkage it was made with.
+    pub fn shrinkage(&self) -> f64 {
+        self.shrinkage
+    }
+
+    /// e H e^T of errors in the factor's order under the moment as it was measured: not shrunk, not damped.
+    pub fn measured_cost(&self, isa: Isa, e: &[f32]) -> f64 {
+        let diagonal = |by: &dyn Fn(f64) -> f64| -> f64 {
+            let squares = e.iter().map(|e| f64::from(*e).powi(2)).enumerate();
+            squares
+                .map(|(i, square)| square * by(f64::from(self.h[i * self.k + i])))
+                .sum()
+        };
+        let apart = cost(isa, self, e) - diagonal(&|h| h);
+        apart / (1.0 - self.shrinkage) + diagonal(&|h| h - self.damping)
+    }
+}
+
+/// e H e^T of errors in the factor's order.
+pub fn cost(isa: Isa, factor: &Factor, e: &[f32]) -> f64 {
+    let gradient = gradient(isa, factor, e);
+    gradient
+        .iter()
+        .zip(e)
+        .map(|(g, e)| f64::from(*g) * f64::from(*e))
+        .sum()
+}
+
+/// e H.
+pub fn gradient(isa: Isa, factor: &Factor, e: &[f32]) -> Vec<f32> {
+    let k = factor.columns();
+    let mut out = vec![0f32; k];
+    for i in (0..k).step_by(4) {
+        let scale = std::array::from_fn(|d| e.get(i + d).copied().unwrap_or(0.0));
+        if scale != [0.0; 4] {
+            add_scaled(
+                isa,
+                scale,
+                std::array::from_fn(|d| factor.h((i + d).min(k - 1))),
+                &mut out,
+            );
+        }
+    }
+    out
+}
+
+/// V of H = V V^T, upper triangular, (k, k) with zeros below the diagonal. `None` when H is not positive definite.
+pub(crate) fn upper_factor(k: usize, h: impl Fn(usize, usize) -> f64) -> Option<Vec<f32>> {
+    // The upper factor is the lower one of the matrix turned by 180 degrees, turned back.
+    let turned = Mat::<f64>::from_fn(k, k, |i, j| h(k - 1 - i, k - 1 - j));
+    let factor = turned.llt(Side::Lower).ok()?;
+    let lower = factor.L();
+    let mut v = vec![0f32; k * k];
+    for i in 0..k {
+        for j in i..k {
+            v[i * k + j] = lower[(k - 1 - i, k - 1 - j)] as f32;
+        }
+    }
+    let sound = (0..k).all(|i| v[i * k + i] > 0.0) && v.iter().all(|v| v.is_finite());
+    sound.then_some(v)
 }
 
 /// Columns in blocks of `inner` that stay together, those in groups of `outer` that stay together (both of equal
@@ -178,11 +244,14 @@ pub(crate) mod tests {
     }
 
     /// V of the module's text in f64, (K, K): the Cholesky factor of the turned matrix, by hand, turned back.
-    pub(crate) fn slow_factor(stats: &LayerStats, order: &[usize]) -> Vec<f64> {
+    pub(crate) fn slow_factor(stats: &LayerStats, order: &[usize], shrink: f64) -> Vec<f64> {
         let k = order.len();
         let h = stats.hessian().unwrap();
         let mean = (0..k).map(|i| h[i * k + i]).sum::<f64>() / k as f64;
-        let at = |i: usize, j: usize| h[order[i] * k + order[j]] / mean + if i == j { DAMPING } else { 0.0 };
+        let at = |i: usize, j: usize| {
+            let h = h[order[i] * k + order[j]] / mean;
+            if i == j { h + DAMPING } else { h * (1.0 - shrink) }
+        };
         let mut lower = vec![0f64; k * k];
         for i in 0..k {
             for j in 0..=i {
@@ -215,7 +284,7 @@ pub(crate) mod tests {
     fn the_factor_multiplies_back() {
         let stats = correlated(24, 40, 3, true);
         let order = order_by_importance(&stats.importance(), 8, 4);
-        let factor = Factor::new(&stats, order, DAMPING).unwrap();
+        let factor = Factor::new(&stats, order, DAMPING, 0.1).unwrap();
         let k = factor.columns();
         for i in 0..k {
             for j in 0..k {
@@ -228,20 +297,30 @@ pub(crate) mod tests {
         let moment = stats.hessian().unwrap();
         let mean = (0..k).map(|i| moment[i * k + i]).sum::<f64>() / k as f64;
         let (a, b) = (factor.order()[2], factor.order()[5]);
-        assert!((f64::from(factor.h(2)[5]) - moment[a * k + b] / mean).abs() < 1e-6);
+        let shrunk = 0.9 * moment[a * k + b] / mean;
+        assert!((f64::from(factor.h(2)[5]) - shrunk).abs() < 1e-6);
+        let e: Vec<f32> = (0..k).map(|i| (i as f32 * 0.7).sin()).collect();
+        let mut slow = 0.0;
+        for i in 0..k {
+            for j in 0..k {
+                slow += f64::from(e[i] * e[j]) * moment[factor.order()[i] * k + factor.order()[j]] / mean;
+            }
+        }
+        let fast = factor.measured_cost(Isa::best(), &e);
+        assert!((fast / slow - 1.0).abs() < 1e-4, "{fast} {slow}");
     }
 
     #[test]
     fn singular_moments_are_damped_and_empty_ones_have_no_factor() {
         let one = of_rows(&[1.0, 2.0, 3.0, 4.0], 4);
-        let factor = Factor::new(&one, (0..4).collect(), 1e-20).unwrap();
+        let factor = Factor::new(&one, (0..4).collect(), 1e-20, 0.0).unwrap();
         assert!(factor.damping() > 1e-20, "rank one needs more than that");
         assert_eq!(
-            Factor::new(&LayerStats::empty(4, true), (0..4).collect(), DAMPING),
+            Factor::new(&LayerStats::empty(4, true), (0..4).collect(), DAMPING, 0.1),
             None
         );
         assert_eq!(
-            Factor::new(&LayerStats::empty(4, false), (0..4).collect(), DAMPING),
+            Factor::new(&LayerStats::empty(4, false), (0..4).collect(), DAMPING, 0.1),
             None
         );
     }

@@ -19,10 +19,12 @@
 //! | how a running model reports them | [`observe`] |
 //! | how much of a layer's output is error | [`proxy`] |
 //! | scales of input channels, by search | [`awq`] |
+//! | how many bits each tensor gets under a budget | [`allocation`] |
 //! | error figures of a block of rows | [`measure`] |
 #![forbid(unsafe_code)]
 
 pub mod affine;
+pub mod allocation;
 pub mod awq;
 pub mod ccq;
 pub mod ccq25;

@@ -56,6 +56,16 @@ impl Proxy {
         self.energies(&self.errors(rows, weight))
     }
 
+    /// (e H e^T, w H w^T) of each of `rows` (n, K) and its codes.
+    ///
+    /// # Panics
+    ///
+    /// When the weight is of another shape.
+    pub fn row_sums(&self, rows: &[f32], weight: &QuantizedWeight) -> Vec<(f64, f64)> {
+        let of_errors = self.row_errors(rows, weight);
+        of_errors.into_iter().zip(self.energies(rows)).collect()
+    }
+
     /// Rows less their decoded codes.
     fn errors(&self, rows: &[f32], weight: &QuantizedWeight) -> Vec<f32> {
         assert_eq!(weight.dims(), (rows.len() / self.k, self.k), "dimensions");
@@ -73,19 +83,21 @@ impl Proxy {
         self.energies(x).iter().sum()
     }
 
-    /// x H x^T of every row.
-    fn energies(&self, x: &[f32]) -> Vec<f64> {
+    /// x H x^T of each row of x (n, K): the mean square, over the calibration rows, of what it gives.
+    pub fn energies(&self, x: &[f32]) -> Vec<f64> {
         let (k, n) = (self.k, x.len() / self.k);
+        let dot = |x: &[f32], y: &[f32]| {
+            let products = x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y));
+            products.sum::<f64>()
+        };
         match &self.moment {
-            Moment::Diagonal(d) => x
-                .chunks_exact(k)
-                .map(|x| {
-                    x.iter()
-                        .zip(d)
-                        .map(|(x, d)| f64::from(x * x) * f64::from(*d))
-                        .sum::<f64>()
-                })
-                .collect(),
+            Moment::Diagonal(d) => {
+                let square = |x: &[f32]| {
+                    let terms = x.iter().zip(d).map(|(x, d)| f64::from(x * x) * f64::from(*d));
+                    terms.sum::<f64>()
+                };
+                x.chunks_exact(k).map(square).collect()
+            }
             Moment::Full(h) => {
                 let mut image = vec![0f32; x.len()];
                 let target = MatMut::from_row_major_slice_mut(&mut image, n, k);
@@ -94,16 +106,8 @@ impl Proxy {
                     MatRef::from_row_major_slice(h, k, k),
                 );
                 matmul(target, Accum::Replace, left, right, 1.0, Par::Seq);
-                let products = |(x, y): (&[f32], &[f32])| {
-                    x.iter()
-                        .zip(y)
-                        .map(|(x, y)| f64::from(*x) * f64::from(*y))
-                        .sum::<f64>()
-                };
-                x.chunks_exact(k)
-                    .zip(image.chunks_exact(k))
-                    .map(products)
-                    .collect()
+                let pairs = x.chunks_exact(k).zip(image.chunks_exact(k));
+                pairs.map(|(x, y)| dot(x, y)).collect()
             }
         }
     }

@@ -3,8 +3,9 @@
 //! For each tensor, in this order: what cannot be quantized is kept (no matrix, no float); a
 //! `--skip` that matches keeps it; the first `--rule` that matches decides; parts of a model that
 //! lose more than they save are kept by default (embeddings, norms, poolers and output heads, routers, biases);
-//! the rest gets the default options.
+//! the rest gets the default options, or what [`crate::allocation`] assigned to each of them.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use qtool_formats::{Dtype, FloatDtype};
@@ -28,6 +29,8 @@ pub struct Recipe {
     default: TensorOptions,
     skips: Vec<Regex>,
     rules: Vec<Rule>,
+    /// Tensors that would get the default, with what they get in its place; `None` keeps one.
+    assigned: HashMap<String, Option<TensorOptions>>,
 }
 
 #[derive(Debug, Clone)]
@@ -75,7 +78,22 @@ impl Recipe {
             default,
             skips,
             rules,
+            assigned: HashMap::new(),
         })
+    }
+
+    /// The same recipe with options of their own (`None`: kept) for tensors that would get the default.
+    pub fn assign(&self, assigned: HashMap<String, Option<TensorOptions>>) -> Self {
+        Self {
+            assigned,
+            ..self.clone()
+        }
+    }
+
+    /// Whether the tensor gets the default options: no rule speaks of it.
+    pub fn leaves_open(&self, name: &str, dtype: Dtype, shape: &[usize]) -> bool {
+        let by_rule = self.rules.iter().any(|rule| rule.pattern.is_match(name));
+        !by_rule && matches!(self.decide(name, dtype, shape), Decision::Quantize(_))
     }
 
     /// The options of tensors no rule speaks of.
@@ -106,6 +124,9 @@ impl Recipe {
         }
         if shape.len() > 2 && !name.contains("expert") {
             return keep("not a matrix");
+        }
+        if let Some(options) = self.assigned.get(name) {
+            return options.map_or_else(|| keep("--target-bpw"), Decision::Quantize);
         }
         Decision::Quantize(self.default)
     }

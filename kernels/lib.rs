@@ -19,14 +19,28 @@
 //! | [`nearest_codewords`] | `cpu/codewords.rs` | nearest of 256 codewords for vectors of 4 weights, in integers |
 //! | [`nearest_in_metric`], [`add_scaled`] | `cpu/metric.rs` | nearest codeword under a 4 x 4 metric; a few scaled rows added up |
 //! | [`code_histogram`] | `cpu/histogram.rs` | how often each code occurs |
+//! | [`log_sum_exp`] | `cpu/log_sum.rs` | ln(sum of exp(x)), for log-probabilities |
 //! | [`Orthogonal`] | `orthogonal.rs` | rotations by Hadamard and seeded matrices, in f64 |
+//!
+//! A [`Backend`] runs models. [`CpuBackend`] does so by idea:
+//!
+//! | Page | Idea |
+//! |---|---|
+//! | `cpu/weight.rs` | 64 columns of a row, straight from packed codes to lanes |
+//! | `cpu/matmul.rs`, `cpu/simd/tile.rs` | many rows of activations: tiles decoded into panels, multiplied in registers |
+//! | `cpu/gemv.rs` | up to eight rows: each packed byte read once, nothing decoded written back |
+//! | `cpu/attention.rs` | keys and values where they lie, a running softmax |
+//! | `cpu/norm.rs`, `cpu/elementwise.rs`, `cpu/functions.rs`, `cpu/embed.rs`, `cpu/gram.rs` | the rest of a block, and its second moments |
 //!
 //! # One result, whatever the machine
 //!
-//! All instruction sets give the same bits. Vectors always have 16 lanes; element k of a segment is in lane
+//! The loops of quantization give the same bits on all instruction sets. Vectors always have 16 lanes; element k of a segment is in lane
 //! k mod 16; each lane adds its elements in order; lanes are added in a fixed tree (i + 8, then i + 4, i + 2,
-//! i + 1). Every multiplication and every addition rounds by itself: no fused multiply-add anywhere. The one
+//! i + 1). Every multiplication and every addition rounds by itself: no fused multiply-add. The one
 //! exception is the payload of a NaN: a result that is NaN is NaN everywhere, but its payload is unspecified.
+//!
+//! The forward pass of models does fuse: there AVX2 and AVX-512 give the same bits, and portable code the same
+//! within rounding. On one instruction set its results do not depend on the number of threads.
 //!
 //! [`mod@reference`] holds the same operations without cleverness; the tests compare everything with it.
 
@@ -45,6 +59,7 @@ pub use cpu::error::{ErrorSums, row_error};
 pub use cpu::extent::{absmax, absmax_groups, first_non_finite, minmax, minmax_groups};
 pub use cpu::histogram::code_histogram;
 pub use cpu::isa::{Isa, IsaKind};
+pub use cpu::log_sum::log_sum_exp;
 pub use cpu::metric::{Metric, MetricBook, PRODUCTS, add_scaled, nearest_in_metric};
 pub use cpu::pack::{pack_crumbs, pack_nibbles, unpack_crumbs, unpack_nibbles};
 pub use cpu::round::{round_codes, round_codes_groups};

@@ -185,6 +185,16 @@ pub enum Error {
         /// Theirs.
         got: usize,
     },
+    /// A number of bits per weight that no plan has.
+    #[error(
+        "--target-bpw {target} is out of reach: the tensors to be quantized can take from {:.2} to below {:.2} bits per weight, everything stored counted", reachable[0], reachable[1]
+    )]
+    Target {
+        /// As asked.
+        target: f64,
+        /// Fewest, and what keeping everything takes.
+        reachable: [f64; 2],
+    },
     /// Blocks of an interrupted run with other inputs.
     #[error("{}: holds the finished blocks of an interrupted run whose {changed} differ; repeat that run as it was, or remove the folder to start anew", folder.display())]
     Resume {

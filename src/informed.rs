@@ -194,7 +194,8 @@ impl<'a> Workshop<'a> {
             Some(note) => format!("{method}; {note}"),
             None => method,
         };
-        let kind = q.quantizer.describe();
+        // The description of a method without evidence need not name its scheme.
+        let kind = format!("{} {}", q.scheme, q.quantizer.describe());
         let known = self.last.as_ref();
         if !known.is_some_and(|last| last.kind == kind && same(&last.stats, &stats)) {
             let informed = if q.quantizer.evidence() == Evidence::None {

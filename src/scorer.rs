@@ -134,9 +134,31 @@ pub trait Scorer: Send + Sync {
     fn tokenizer_digest(&self) -> Option<String>;
     /// Tokens that went through the model so far, shared prefixes counted once, for throughput.
     fn tokens_run(&self) -> u64;
+    /// What a reader must know of how it answers, a sentence each.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Texts that [`classify`](Self::classify) and [`embed`](Self::embed) cut so far because they were longer than
+    /// the context.
+    fn texts_cut(&self) -> u64 {
+        0
+    }
 
     /// How likely the answers are.
     fn likelihoods(&self, questions: &[Question], on_answer: OnAnswer<'_, Likelihoods>) -> Result<()>;
+    /// How likely the answers of the questions `open` (rising indices) are. The others were answered before, in a
+    /// run that was interrupted; they are told so that a scorer can run the batches that the whole list makes
+    /// and give the numbers that run would have given, to the last bit.
+    fn likelihoods_of(
+        &self,
+        questions: &[Question],
+        open: &[usize],
+        on_answer: OnAnswer<'_, Likelihoods>,
+    ) -> Result<()> {
+        let asked: Vec<Question> = open.iter().map(|&i| questions[i].clone()).collect();
+        self.likelihoods(&asked, &mut |i, answer| on_answer(open[i], answer))
+    }
     /// Greedy replies.
     fn replies(&self, requests: &[Request], on_answer: OnAnswer<'_, Reply>) -> Result<()>;
     /// Ids of a text, without special tokens.

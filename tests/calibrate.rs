@@ -34,7 +34,7 @@ pub fn ids_file(folder: &Path) -> PathBuf {
     path
 }
 
-fn corpus(model: &Path, file: &Path, rows: usize) -> Corpus {
+pub fn corpus(model: &Path, file: &Path, rows: usize) -> Corpus {
     let options = CorpusOptions {
         files: vec![file.to_owned()],
         rows,
@@ -58,7 +58,7 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     all
 }
 
-fn measured(model: &Path, corpus: &Corpus, target: &Path, part: Option<(usize, usize)>, threads: usize) {
+pub fn measured(model: &Path, corpus: &Corpus, target: &Path, part: Option<(usize, usize)>, threads: usize) {
     let options = measure::Options {
         target: target.to_owned(),
         force: false,

@@ -1,5 +1,7 @@
 //! Running encoders, against what Hugging Face transformers computes (`tests/golden/encoders`).
 
+mod calibration;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -296,26 +298,4 @@ fn what_cannot_run_says_why() {
         message.contains("the encoder \"bert\" cannot be run as a language model"),
         "{message}"
     );
-}
-
-/// An encoder is quantized by its weights alone; calibration says so before anything is written.
-#[test]
-fn calibration_is_refused_in_one_sentence() {
-    let dir = tempfile::tempdir().unwrap();
-    let text = dir.path().join("text.txt");
-    std::fs::write(&text, "the cat sat on the mat").unwrap();
-    let (model, out) = (folder("bert"), dir.path().join("out"));
-    let (model, out, text) = (
-        model.to_str().unwrap(),
-        out.to_str().unwrap(),
-        text.to_str().unwrap(),
-    );
-    for args in [
-        &["quantize", model, "-o", out, "--bits", "4", "--calib", text][..],
-        &["calibrate", model, "-o", out, "--data", text],
-    ] {
-        let output = crate::cli::qtool(args);
-        crate::cli::assert_error(&output, &["the encoder \"bert\"", "without --calib"]);
-        assert!(!Path::new(out).exists());
-    }
 }

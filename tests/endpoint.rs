@@ -1,10 +1,8 @@
 //! A served model, with servers that behave well, badly, and worse. A real one is asked by
 //! `tests/interop/served_model.py`.
 
-#[path = "endpoint/logprobs.rs"]
 mod logprobs;
-#[path = "endpoint/server.rs"]
-mod server;
+pub mod server;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qtool::calibrate::corpus::{Corpus, CorpusOptions, Encode};
-use qtool::calibrate::measure;
 use qtool::calibrate::pipeline::{self, Calibration};
 use qtool::calibrate::statistics::Statistics;
+use qtool::calibrate::{measure, sequential};
 use qtool::model::Batch;
 use qtool_calib::Evidence;
 use qtool_formats::artifact::{Artifact, Stored};
@@ -144,4 +144,46 @@ fn every_way_of_calibration_reaches_it() {
     };
     assert!(one_pass < plain, "{one_pass} {plain}");
     assert!(sequential < 1.5 * plain, "{sequential} {plain}");
+}
+
+/// A run that was stopped before its head, or after it, gives the bytes of one that was not; and what keys and
+/// values looked like is kept with each block.
+#[test]
+fn a_run_goes_on_before_and_after_the_head() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let checkpoint = Arc::new(Checkpoint::open(&model()).unwrap());
+    let rows = corpus(dir.path());
+    let rules = ["lm_head=bits:8,group:32,method:gptq"];
+    let options = |name: &str| with_recipe(&at(name), "bits:4,group:32,method:gptq", &[], &rules);
+    let plan = |name: &str| qtool::quantize::plan(&checkpoint, &options(name)).unwrap();
+    let weights = |name: &str| {
+        let calibration = Calibration::Sequential(rows.clone());
+        let mut plan = [plan(name)];
+        pipeline::run(&checkpoint, &mut plan, &options(name), &calibration, 8).unwrap();
+        fs::read(at(name).join("model.safetensors")).unwrap()
+    };
+    let whole = weights("whole");
+    for (name, kept) in [("before", 2), ("after", 3)] {
+        let options = options(name);
+        let wanted = sequential::Options {
+            quantize: &options,
+            evidence: Evidence::Full,
+            min_coverage: 8,
+        };
+        let decided = sequential::run(&checkpoint, &[plan(name)], &rows, &wanted).unwrap();
+        assert_eq!(decided.blocks(), 3, "two blocks and a head");
+        for block in 0..3 {
+            let seen = decided.magnitudes(block).unwrap();
+            // Two key heads of 16 columns.
+            assert_eq!(seen.map(|s| s.keys.len()), (block < 2).then_some(32));
+        }
+        let folder = decided.folder().to_owned();
+        drop(decided);
+        if kept == 2 {
+            fs::remove_file(folder.join("block-00002.json")).unwrap();
+        }
+        assert!(weights(name) == whole, "{name}");
+        assert!(!folder.exists());
+    }
 }

@@ -25,6 +25,7 @@ mod scoring;
 mod scripted;
 mod sentencepiece;
 mod statistics;
+mod target;
 mod tasks;
 mod tokenizer;
 mod transform;

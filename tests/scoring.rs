@@ -1,6 +1,8 @@
 //! A model run here as a scorer, against its own plain forward pass: one sequence at a time, no prefix, every
 //! logit. That the forward pass is right is `forward.rs`'s business.
 
+mod encoder;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -413,6 +415,29 @@ fn a_run_can_be_broken_off_and_keeps_what_was_answered() {
         })
         .unwrap();
     assert_eq!(answered, 2);
+}
+
+/// What is asked again after an interruption runs in the batches of the whole list: same numbers, to the last bit.
+#[test]
+fn a_resumed_run_gives_the_same_bits() {
+    let options = Options {
+        batch_tokens: 60,
+        ..Options::default()
+    };
+    let scorer = open(&sample("tiny-ernie45-moe"), options);
+    let questions = questions();
+    let whole = likelihoods(&scorer, &questions);
+    for open in [&[0usize, 3][..], &[1, 2, 4], &[5]] {
+        let mut found = Vec::new();
+        let keep = &mut |index, answer| {
+            found.push((index, answer));
+            ControlFlow::Continue(())
+        };
+        scorer.likelihoods_of(&questions, open, keep).unwrap();
+        found.sort_by_key(|(index, _)| *index);
+        let expected: Vec<_> = open.iter().map(|&i| (i, whole[i].clone())).collect();
+        assert_eq!(found, expected);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod program;
 mod refusals;
+mod served;
 
 use std::fs;
 use std::path::{Path, PathBuf};

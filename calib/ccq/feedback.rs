@@ -21,8 +21,7 @@ use qtool_formats::packing::wint2::{self, Arithmetic, GROUP, MAX_LOCAL, VECTOR};
 use qtool_kernels::{Isa, Metric, MetricBook, add_scaled, nearest_in_metric};
 
 use super::{CcqError, CcqRow, Effort, Scratch, encode_row};
-use crate::gptq::{cost, gradient};
-use crate::hessian::{DAMPING, Factor, order_by_importance};
+use crate::hessian::{DAMPING, Factor, gradient, order_by_importance, shrinkage};
 use crate::stats::LayerStats;
 
 /// Rows that go through the columns together, so that each row of V and H is read once for all of them.
@@ -57,7 +56,7 @@ impl Prepared {
     /// Factors the statistics; `None` when they have no factor.
     pub(super) fn new(stats: &LayerStats) -> Option<Self> {
         let order = order_by_importance(&stats.importance(), GROUP, VECTOR);
-        let factor = Factor::new(stats, order, DAMPING)?;
+        let factor = Factor::new(stats, order, DAMPING, shrinkage(2))?;
         let block = |p: usize| {
             let v: [[f64; 4]; 4] = std::array::from_fn(|i| {
                 std::array::from_fn(|j| {
@@ -89,6 +88,11 @@ impl Prepared {
         self.factor.damping()
     }
 
+    /// How far the moment was shrunk.
+    pub(super) fn shrinkage(&self) -> f64 {
+        self.factor.shrinkage()
+    }
+
     /// Encodes a few rows of K weights each; `importance` (K) weighs the first encoding.
     ///
     /// # Errors
@@ -110,7 +114,12 @@ impl Prepared {
         }
         let firsts: Vec<(CcqRow, f64)> = rows
             .iter()
-            .map(|row| (row.encoding(&self.factor), cost(isa, &self.factor, &row.errors())))
+            .map(|row| {
+                (
+                    row.encoding(&self.factor),
+                    self.factor.measured_cost(isa, &row.errors()),
+                )
+            })
             .collect();
         self.feed_back(isa, &mut rows);
         for row in &mut rows {
@@ -120,7 +129,7 @@ impl Prepared {
             self.descend(isa, &mut rows);
         }
         let last = |(row, (first, before)): (Row, (CcqRow, f64))| {
-            if cost(isa, &self.factor, &row.errors()) < before {
+            if self.factor.measured_cost(isa, &row.errors()) < before {
                 row.encoding(&self.factor)
             } else {
                 first

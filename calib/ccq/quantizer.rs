@@ -53,8 +53,9 @@ impl Quantizer for Ccq {
                 prepared: Some(prepared),
                 ..
             }) => format!(
-                "ccq, effort {effort}, error feedback and descent, damping {}",
-                prepared.damping()
+                "ccq, effort {effort}, error feedback and descent, damping {}, shrunk by {}",
+                prepared.damping(),
+                prepared.shrinkage()
             ),
             Some(_) => format!("ccq, effort {effort}, weighted by the inputs' mean squares"),
         }

@@ -70,6 +70,7 @@ fn weight(form: &str, n: usize, k: usize) -> HostWeight {
             };
             AffineWeight::new(affine, n, k, codes, vec![0.5; n * groups], zeros).map(QuantizedWeight::Affine)
         }
+        Scheme::Ccq25 => unreachable!("not among the forms"),
         Scheme::Ccq => {
             let channel = Channel {
                 super_scale: half::bf16::from_f32(0.01),

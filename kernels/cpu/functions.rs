@@ -21,7 +21,7 @@ const Q: [f32; 5] = [
 
 /// R of degree 9 on 0..5.6: a exp(-R) is off by at most 9.6e-8.
 const R: [f32; 10] = [
-    0.693_147_2,
+    std::f32::consts::LN_2,
     0.797_889_7,
     0.318_249_02,
     0.036_547_3,

@@ -12,9 +12,9 @@ use std::fmt;
 pub enum IsaKind {
     /// Plain Rust over arrays of 16; always there.
     Portable,
-    /// x86-64 with AVX2 and F16C: a vector is two registers of 8.
+    /// x86-64 with AVX2, FMA and F16C: a vector is two registers of 8.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL: a vector is one register of 16.
+    /// x86-64 with AVX-512 F, BW, DQ and VL, and FMA: a vector is one register of 16.
     Avx512,
 }
 
@@ -34,8 +34,8 @@ impl IsaKind {
 
 /// An instruction set that this machine has been seen to have.
 ///
-/// Made only by [`Isa::new`], [`Isa::best`] and [`Isa::available`]. All instruction sets give the same bits,
-/// so the choice is one of speed alone.
+/// Made only by [`Isa::new`], [`Isa::best`] and [`Isa::available`]. Quantization gives the same bits on all of
+/// them, so there the choice is one of speed alone; the forward pass of models differs by rounding.
 #[derive(Clone, Copy)]
 pub struct Isa(Proof);
 

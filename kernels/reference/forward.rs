@@ -162,3 +162,10 @@ pub fn gram(x: &[f32], k: usize) -> Vec<f64> {
     }
     out
 }
+
+/// ln(sum of exp(x)).
+pub fn log_sum_exp(x: &[f32]) -> f64 {
+    let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = x.iter().map(|&x| (f64::from(x) - f64::from(top)).exp()).sum();
+    f64::from(top) + sum.ln()
+}

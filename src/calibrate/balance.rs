@@ -18,7 +18,7 @@ use qtool_kernels::Isa;
 
 use super::coverage::{EvidenceSource, Stored};
 use super::measure;
-use super::pipeline::{Calibration, statistics_of};
+use super::pipeline::{Calibration, open_statistics};
 use super::statistics::Statistics;
 use crate::plan::{Action, Quantization, QuantizePlan};
 use crate::progress::Progress;
@@ -58,7 +58,7 @@ pub fn run(
     let mut scratch = None;
     let (statistics, calibration) = match calibration {
         Calibration::Statistics(folder) => (
-            statistics_of(checkpoint, &folder, options)?,
+            open_statistics(checkpoint, &folder, Evidence::Diagonal, options.threads)?,
             Calibration::Statistics(folder),
         ),
         Calibration::OnePass(corpus) => {

@@ -15,7 +15,8 @@ use super::pipeline::{self, Calibration};
 use super::recorder::Recorder;
 use super::statistics::Statistics;
 use crate::blocks::read_rows;
-use crate::model::{Batch, Model};
+use crate::model::Batch;
+use crate::model::stack::Stack;
 use crate::plan::{Quantization, QuantizePlan};
 use crate::source::Source;
 use crate::{Result, quantize};
@@ -63,32 +64,28 @@ pub fn forecast(
     let evidence = pipeline::evidence(plans).max(Evidence::Diagonal);
     quantize::with_threads(threads, || {
         let source = Arc::new(Source::of_checkpoint(Arc::clone(checkpoint))?);
-        let model = Model::open(CpuBackend::new(Isa::best()), source)?;
+        let model = Stack::open(CpuBackend::new(Isa::best()), source)?;
         let row = &corpus.rows()[0];
         let batch = Batch::new(std::slice::from_ref(row));
-        let place = model.place(&batch);
-        let mut x = model.embed(&batch)?;
-        let decoder = model.decoder();
-        let last = decoder.blocks - 1;
-        let routed = (0..decoder.blocks)
-            .filter(|&b| decoder.moe.as_ref().is_some_and(|m| m.is_in(b)))
-            .count();
-        let mut samples = vec![(last, if routed > 0 { routed } else { decoder.blocks })];
-        if routed > 0 && routed < decoder.blocks {
-            samples.insert(0, (0, decoder.blocks - routed));
+        let mut x = model.begin(&batch)?;
+        let layers = model.layers();
+        let routed = model.routed();
+        let mut samples = vec![(layers - 1, if routed > 0 { routed } else { layers })];
+        if routed > 0 && routed < layers {
+            samples.insert(0, (0, layers - routed));
         }
         let all: Vec<usize> = (0..row.len()).collect();
         let mut seen: Vec<LayerStats> = Vec::new();
         let mut kinds = Vec::new();
         for (number, blocks) in samples {
-            let block = model.block(number)?;
+            let block = model.layer(number, model.source())?;
             let mut recorder = Recorder::new(model.backend(), evidence);
             let mut observed = model.backend().gather(&x, &all);
             let started = Instant::now();
-            model.run(&block, &mut observed, &place, Some(&mut recorder));
+            model.run(&block, &mut observed, &batch, Some(&mut recorder));
             let with = started.elapsed().as_secs_f64();
             let started = Instant::now();
-            model.run(&block, &mut x, &place, None);
+            model.run(&block, &mut x, &batch, None);
             let plain = started.elapsed().as_secs_f64();
             let stats = recorder.block.inputs.into_iter().map(|i| i.stats);
             let before = seen.len();
@@ -108,11 +105,7 @@ pub fn forecast(
             let again = if passes == 2 { kind.plain } else { 0.0 };
             (kind.observed + again) * kind.blocks as f64
         };
-        let head = if decoder.tied {
-            0
-        } else {
-            file_bytes(decoder.hidden, evidence)
-        };
+        let head = model.head().map_or(0, |_| file_bytes(model.hidden(), evidence));
         Ok(Forecast {
             rows: corpus.rows().len(),
             tokens: corpus.tokens(),

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::corpus::{Corpus, SLICES};
 use super::statistics::{FORMAT, Index, StatisticsWriter, VERSION};
 use super::walk::{Seen, Walk};
-use crate::model::Model;
+use crate::model::stack::Stack;
 use crate::progress::Progress;
 use crate::source::Source;
 use crate::{Error, Result, TOOL, quantize};
@@ -64,7 +64,7 @@ pub fn model_name(path: &Path) -> String {
 pub fn run(checkpoint: &Arc<Checkpoint>, corpus: &Corpus, options: &Options) -> Result<Index> {
     quantize::with_threads(options.threads, || {
         let source = Arc::new(Source::of_checkpoint(Arc::clone(checkpoint))?);
-        let model = Model::open(CpuBackend::new(Isa::best()), source)?;
+        let model = Stack::open(CpuBackend::new(Isa::best()), source)?;
         let slices = options.slices.clone().unwrap_or(0..SLICES);
         let part = options.slices.is_some();
         if part && corpus.rows().len() < SLICES {
@@ -89,17 +89,17 @@ pub fn run(checkpoint: &Arc<Checkpoint>, corpus: &Corpus, options: &Options) -> 
             blocks: Vec::new(),
         };
         let mut writer = StatisticsWriter::begin(&options.target, options.force, index)?;
-        let blocks = model.decoder().blocks;
+        let blocks = model.layers();
         let tokens = corpus.tokens() * slices.len() / SLICES * blocks;
         let progress = Progress::tokens(options.show_progress, "calibrating", tokens as u64);
         let mut walk = Walk::begin(&model, corpus, slices, writer.scratch(), &progress)?;
         for number in 0..blocks {
-            let block = model.block(number)?;
+            let block = model.layer(number, model.source())?;
             let mut seen = Seen::nothing(part);
             walk.block(&block, Some((options.evidence, &mut seen)), true)?;
             writer.block(&seen.into_parts())?;
         }
-        if !model.decoder().tied {
+        if model.head().is_some() {
             let mut seen = Seen::nothing(part);
             walk.head(options.evidence, &mut seen)?;
             writer.block(&seen.into_parts())?;

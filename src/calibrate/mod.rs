@@ -13,6 +13,8 @@
 //! | [`balance`] | scales of input channels, before any code is chosen |
 //! | [`pipeline`] | quantization with evidence, whichever way |
 //! | [`forecast`] | how long all this will take |
+//! | [`sensitivity`] | what each tensor loses at each number of bits |
+//! | [`target`] | bits per tensor under a budget |
 //! | [`decisions`] | blocks already quantized, in a sequential run |
 
 pub mod activations;
@@ -24,6 +26,8 @@ pub mod forecast;
 pub mod measure;
 pub mod pipeline;
 pub mod recorder;
+pub mod sensitivity;
 pub mod sequential;
 pub mod statistics;
+pub mod target;
 pub mod walk;

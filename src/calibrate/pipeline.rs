@@ -134,21 +134,22 @@ pub fn run(
             informed(plans, &stored, staging)
         }
         Calibration::Statistics(folder) => {
-            let statistics = statistics_of(checkpoint, folder, options)?;
-            if evidence == Evidence::Full && !statistics.index().full {
-                return Err(Error::Statistics {
-                    path: folder.clone(),
-                    reason: "holds diagonals only, and a method asks for whole second moments; measure without --diagonal".to_owned(),
-                });
-            }
+            let statistics = open_statistics(checkpoint, folder, evidence, options.threads)?;
             kv_scales::fill(plans, &|layer| statistics.magnitudes(layer))?;
             informed(plans, &Stored::new(statistics, min_coverage), staging)
         }
     }
 }
 
-/// The statistics in `folder`. Fails when they are a part, damaged, or of another model than `checkpoint`.
-pub(super) fn statistics_of(checkpoint: &Checkpoint, folder: &Path, options: &Options) -> Result<Statistics> {
+/// Opens a folder of statistics that is to serve `checkpoint`.
+///
+/// Fails when it is a part, damaged, of another model, or holds less than `evidence`.
+pub fn open_statistics(
+    checkpoint: &Checkpoint,
+    folder: &Path,
+    evidence: Evidence,
+    threads: usize,
+) -> Result<Statistics> {
     let statistics = Statistics::open(folder)?;
     let bad = |reason: String| {
         Err(Error::Statistics {
@@ -160,13 +161,17 @@ pub(super) fn statistics_of(checkpoint: &Checkpoint, folder: &Path, options: &Op
         return bad("is a part; merge all parts with `qtool merge-stats` first".to_owned());
     }
     statistics.verify()?;
-    if statistics.index().model_digest
-        != quantize::with_threads(options.threads, || measure::digest(checkpoint))?
-    {
+    if statistics.index().model_digest != quantize::with_threads(threads, || measure::digest(checkpoint))? {
         return bad(format!(
             "was measured on another model ({}); measure this one with `qtool calibrate`",
             statistics.index().model
         ));
+    }
+    if evidence == Evidence::Full && !statistics.index().full {
+        return bad(
+            "holds diagonals only, and a method asks for whole second moments; measure without --diagonal"
+                .to_owned(),
+        );
     }
     Ok(statistics)
 }

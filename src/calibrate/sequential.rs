@@ -29,7 +29,7 @@ use super::decisions::{Decided, Decision, Decisions};
 use super::measure::digest;
 use super::walk::{Seen, Walk};
 use crate::informed::{Calibrated, Codes, Ready, Workshop};
-use crate::model::{Block, HEAD, Model};
+use crate::model::stack::{Stack, StackLayer};
 use crate::plan::{Action, Quantization, QuantizePlan};
 use crate::progress::Progress;
 use crate::source::{Overlay, Source, WeightSource};
@@ -63,7 +63,7 @@ pub fn run(
             None => Arc::new(Source::of_checkpoint(Arc::clone(checkpoint))?),
             Some(transform) => Arc::new(Transformed::new(Arc::clone(checkpoint), Arc::clone(transform))?),
         };
-        let model = Model::open(CpuBackend::new(Isa::best()), Arc::clone(&source))?;
+        let model = Stack::open(CpuBackend::new(Isa::best()), Arc::clone(&source))?;
         let methods: Vec<Vec<String>> = plans.iter().map(describe).collect();
         let fingerprint = json!({
             "tool": TOOL,
@@ -77,7 +77,7 @@ pub fn run(
             "processor": format!("{:?}", Isa::best()),
         });
         let mut decisions = Decisions::begin(&options.quantize.target, &fingerprint)?;
-        let blocks = model.decoder().blocks;
+        let blocks = model.layers();
         let steps = blocks + blocks.saturating_sub(decisions.blocks());
         let progress = Progress::tokens(
             options.quantize.show_progress,
@@ -93,11 +93,12 @@ pub fn run(
             model: &model,
         };
         // A head of its own is one more block, where it is quantized at all.
-        let decides_head = decisions.blocks() <= blocks && !job.tensors_of(&[HEAD]).is_empty();
+        let head = model.head().filter(|head| !job.tensors_of(&[head]).is_empty());
+        let head = head.filter(|_| decisions.blocks() <= blocks);
         for number in 0..blocks {
             interrupt::check()?;
             if number >= decisions.blocks() {
-                let block = model.block(number)?;
+                let block = model.layer(number, model.source())?;
                 let mut seen = Seen::nothing(false);
                 walk.block(&block, Some((options.evidence, &mut seen)), false)?;
                 let seen = seen.into_parts().swap_remove(0);
@@ -106,16 +107,16 @@ pub fn run(
                 let decided = job.decide(&block.tensors(), &observed)?;
                 decisions.store(&decided, magnitudes.as_ref())?;
             }
-            if number + 1 < blocks || decides_head {
+            if number + 1 < blocks || head.is_some() {
                 let quantized = job.quantized_block(number, &decisions)?;
                 walk.block(&quantized, None, true)?;
             }
         }
-        if decides_head {
+        if let Some(head) = head {
             let mut seen = Seen::nothing(false);
             walk.head(options.evidence, &mut seen)?;
             let observed = Observed::new(seen.into_parts().swap_remove(0), options.min_coverage);
-            decisions.store(&job.decide(&[HEAD], &observed)?, None)?;
+            decisions.store(&job.decide(&[head], &observed)?, None)?;
         }
         progress.clear();
         Ok(decisions)
@@ -141,7 +142,7 @@ struct Job<'a> {
     checkpoint: &'a Checkpoint,
     plans: &'a [QuantizePlan],
     source: &'a dyn WeightSource,
-    model: &'a Model<CpuBackend>,
+    model: &'a Stack<CpuBackend>,
 }
 
 impl Job<'_> {
@@ -239,8 +240,8 @@ impl Job<'_> {
     }
 
     /// The block with its decided weights decoded, the others as they are.
-    fn quantized_block(&self, number: usize, decisions: &Decisions) -> Result<Block<CpuBackend>> {
-        let original = self.model.block(number)?;
+    fn quantized_block(&self, number: usize, decisions: &Decisions) -> Result<StackLayer<CpuBackend>> {
+        let original = self.model.layer(number, self.model.source())?;
         let mut values: HashMap<String, (usize, Vec<f32>)> = HashMap::new();
         for (rank, index) in self.tensors_of(&original.tensors()) {
             let tensor = &self.plans[rank].tensors[index];
@@ -254,7 +255,7 @@ impl Job<'_> {
         for (name, (k, values)) in values {
             overlay.insert(&name, k, &values);
         }
-        self.model.block_from(number, &overlay)
+        self.model.layer(number, &overlay)
     }
 
     /// Decodes a tensor of a plan into the places of the source tensors it is made of.

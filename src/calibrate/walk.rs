@@ -11,7 +11,8 @@ use qtool_kernels::Backend;
 use super::activations::Activations;
 use super::corpus::{Corpus, SLICES, slice_rows};
 use super::recorder::{BlockStatistics, Recorder};
-use crate::model::{Batch, Block, HEAD, Model};
+use crate::model::Batch;
+use crate::model::stack::{Stack, StackLayer};
 use crate::progress::Progress;
 use crate::{Error, Result, interrupt};
 
@@ -26,7 +27,7 @@ struct Group {
 
 /// See the module's text.
 pub struct Walk<'a, B: Backend> {
-    model: &'a Model<B>,
+    model: &'a Stack<B>,
     corpus: &'a Corpus,
     groups: Vec<Group>,
     activations: Activations,
@@ -36,7 +37,7 @@ pub struct Walk<'a, B: Backend> {
 impl<'a, B: Backend> Walk<'a, B> {
     /// Embeds the rows of these slices. Scratch files are made in `scratch`.
     pub fn begin(
-        model: &'a Model<B>,
+        model: &'a Stack<B>,
         corpus: &'a Corpus,
         slices: Range<usize>,
         scratch: &Path,
@@ -52,7 +53,7 @@ impl<'a, B: Backend> Walk<'a, B> {
                 groups.push(Group { slice, rows });
             }
         }
-        let hidden = model.decoder().hidden;
+        let hidden = model.hidden();
         let mut this = Self {
             activations: Activations::new(scratch, corpus.tokens(), hidden)?,
             model,
@@ -62,7 +63,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         };
         for group in 0..this.groups.len() {
             let (batch, at) = this.batch(group);
-            let x = model.embed(&batch)?;
+            let x = model.begin(&batch)?;
             this.activations.write(at, &model.backend().download(&x))?;
         }
         Ok(this)
@@ -81,7 +82,7 @@ impl<'a, B: Backend> Walk<'a, B> {
     /// Fails when an input of a layer is not finite.
     pub fn block(
         &mut self,
-        block: &Block<B>,
+        block: &StackLayer<B>,
         evidence: Option<(Evidence, &mut Seen)>,
         advance: bool,
     ) -> Result<()> {
@@ -94,14 +95,13 @@ impl<'a, B: Backend> Walk<'a, B> {
             let mut values = vec![0f32; batch.ids().len() * columns];
             self.activations.read(at, &mut values)?;
             let mut x = backend.upload(&values, columns);
-            let place = self.model.place(&batch);
             match &mut listening {
                 Some(listening) => {
                     let recorder = listening.turn_to(self.groups[group].slice)?;
-                    self.model.run(block, &mut x, &place, Some(recorder));
+                    self.model.run(block, &mut x, &batch, Some(recorder));
                     self.check(recorder)?;
                 }
-                None => self.model.run(block, &mut x, &place, None),
+                None => self.model.run(block, &mut x, &batch, None),
             }
             if advance {
                 self.activations.write(at, &backend.download(&x))?;
@@ -112,10 +112,14 @@ impl<'a, B: Backend> Walk<'a, B> {
     }
 
     /// Tells `seen` what enters the output head when the last block has advanced: the final norm of its output.
+    /// Nothing without such a head.
     ///
     /// Fails when it is not finite.
     pub fn head(&mut self, evidence: Evidence, seen: &mut Seen) -> Result<()> {
         let backend = self.model.backend();
+        let Some(head) = self.model.head() else {
+            return Ok(());
+        };
         let columns = self.activations.columns();
         let mut listening = Listening::new(backend, evidence, seen);
         for group in 0..self.groups.len() {
@@ -123,9 +127,11 @@ impl<'a, B: Backend> Walk<'a, B> {
             let (batch, at) = self.batch(group);
             let mut values = vec![0f32; batch.ids().len() * columns];
             self.activations.read(at, &mut values)?;
-            let normed = self.model.normed(&backend.upload(&values, columns));
+            let Some(normed) = self.model.head_input(&backend.upload(&values, columns)) else {
+                continue;
+            };
             let recorder = listening.turn_to(self.groups[group].slice)?;
-            recorder.linear_input(&[HEAD], &backend.download(&normed), columns);
+            recorder.linear_input(&[head], &backend.download(&normed), columns);
             self.check(recorder)?;
         }
         listening.finish()

@@ -63,13 +63,10 @@ impl RowsArgs {
     /// Reads the rows for the model in `folder`.
     pub fn read(&self, folder: &Path, files: &[PathBuf]) -> anyhow::Result<Corpus> {
         let source = Source::open(folder)?;
-        let decoder = architectures::decoder(&source as &dyn WeightSource)?;
+        let (context, vocabulary) = architectures::bounds(&source as &dyn WeightSource)?;
         let length = self.length as usize;
-        if length > decoder.context {
-            anyhow::bail!(
-                "--length {length} is more than the {} positions the model was made for",
-                decoder.context
-            );
+        if length > context {
+            anyhow::bail!("--length {length} is more than the {context} positions the model was made for");
         }
         let tokenizer = Tokenizer::open(folder)?;
         let options = CorpusOptions {
@@ -78,6 +75,6 @@ impl RowsArgs {
             length,
             seed: self.seed,
         };
-        Ok(Corpus::read(&options, &tokenizer, decoder.vocabulary)?)
+        Ok(Corpus::read(&options, &tokenizer, vocabulary)?)
     }
 }

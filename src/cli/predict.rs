@@ -3,14 +3,11 @@
 use std::path::PathBuf;
 
 use console::style;
-use qtool_kernels::{CpuBackend, Isa};
 
+use super::server::{ServerArgs, device};
 use super::tasks::{AskArgs, task_and_data};
 use super::{print, wants_progress};
-use crate::scorer::Scorer;
-use crate::scoring::local::{LocalScorer, Options};
 use crate::validate::{self, Place, Plan, outputs};
-use crate::{Error, Result};
 
 /// What was typed.
 #[derive(Debug, clap::Args)]
@@ -23,12 +20,19 @@ Examples:
   qtool predict OUT --task classification=texts.txt --labels label.txt --shots train.txt -o classes.txt")]
 pub struct Args {
     /// A checkpoint or an artifact
-    pub model: PathBuf,
+    #[arg(
+        required_unless_present = "endpoint",
+        conflicts_with = "endpoint",
+        value_name = "MODEL"
+    )]
+    pub folder: Option<PathBuf>,
     /// The task and the items
     #[arg(long, value_name = "TASK=DATA")]
     pub task: String,
     #[command(flatten)]
     ask: AskArgs,
+    #[command(flatten)]
+    server: ServerArgs,
     /// File to write; without it, standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -50,8 +54,13 @@ impl Args {
     /// Predicts.
     pub fn run(&self) -> anyhow::Result<i32> {
         let (name, data) = task_and_data(&self.task)?;
+        let folders = self.folder.iter().cloned().map(Place::Folder);
+        let models: Vec<Place> = folders.chain(self.server.places()).collect();
+        if models.len() > 1 {
+            anyhow::bail!("predict asks one model; give one --model");
+        }
         let plan = Plan {
-            models: vec![Place::Folder(self.model.clone())],
+            models,
             tasks: vec![(name.to_owned(), self.ask.setup(name, data, false)?)],
             seed: self.ask.seed,
             resamples: 0,
@@ -62,7 +71,9 @@ impl Args {
             show_progress: wants_progress(false, self.quiet),
             device: device(),
         };
-        let found = crate::quantize::with_threads(self.threads, || validate::predict(&plan, &open))?;
+        let found = crate::quantize::with_threads(self.threads, || {
+            validate::predict(&plan, &|place| self.server.open(place, self.ask.seed))
+        })?;
         let missing: Vec<&String> = found.iter().filter_map(|p| p.as_ref().err()).collect();
         let fallback = match (&self.fallback, missing.first()) {
             (None, Some(first)) => anyhow::bail!(
@@ -93,24 +104,5 @@ impl Args {
             }
         ))?;
         Ok(0)
-    }
-}
-
-/// What models run on.
-pub(super) fn device() -> String {
-    format!("cpu ({})", Isa::best().kind().name())
-}
-
-/// Makes a model ready to be asked.
-pub(super) fn open(place: &Place) -> Result<Box<dyn Scorer>> {
-    match place {
-        Place::Folder(folder) => {
-            let backend = CpuBackend::new(Isa::best());
-            Ok(Box::new(LocalScorer::open(backend, folder, Options::default())?))
-        }
-        Place::Served { name, .. } => Err(Error::Unsuited {
-            model: name.clone(),
-            reason: "servers are not asked by this command".to_owned(),
-        }),
     }
 }

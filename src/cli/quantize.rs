@@ -18,7 +18,9 @@ use serde_json::{Value, json};
 use super::cache::Cache;
 use super::outcome::{faults, outcome_table};
 use super::transform::{TransformArgs, untied_line};
-use super::{corpus, print, print_json, size, wants_progress};
+use super::{corpus, print, print_json, size, target, wants_progress};
+use crate::calibrate::pipeline::Calibration;
+use crate::calibrate::target::Allocated;
 use crate::calibrate::{forecast, pipeline};
 use crate::classes::group;
 use crate::estimate::{self, Estimate};
@@ -38,8 +40,10 @@ pub struct Args {
     #[arg(short, long, value_name = "OUT")]
     pub output: PathBuf,
     /// Bits per weight: 8, 4, or 2 (WINT2)
-    #[arg(short, long, value_name = "BITS", value_parser = qtool_calib::options::parse_bits)]
-    pub bits: u8,
+    #[arg(short, long, value_name = "BITS", value_parser = qtool_calib::options::parse_bits, required_unless_present = "target_bpw")]
+    pub bits: Option<u8>,
+    #[command(flatten)]
+    target: target::TargetArgs,
     /// Folder to write: qtool's artifact, or one that FastDeploy loads (ERNIE-4.5)
     #[arg(long, value_enum, default_value_t = Format::Qtool)]
     pub format: Format,
@@ -144,6 +148,7 @@ Examples:
   qtool quantize MODEL -o OUT --bits 4 --rule 'down_proj=bits:8' --skip 'layers\\.0\\.'
   qtool quantize MODEL -o OUT --bits 8 --dry-run
   qtool quantize MODEL -o OUT --bits 2 --calib text.txt --rotate
+  qtool quantize MODEL -o OUT --target-bpw 3 --calib STATS
   qtool quantize ERNIE -o OUT --bits 4 --format fastdeploy",
         methods.join("\n")
     )
@@ -162,6 +167,19 @@ impl Args {
                 self.model.display()
             );
         }
+        let mut calibration = self.evidence.read(&self.model)?;
+        let coverage = self.evidence.rows.min_coverage;
+        if let (true, Some(option)) = (self.target.given(), self.transform.typed()) {
+            anyhow::bail!(
+                "--target-bpw does not go with {option}: it measures the model as it is; give --bits and --rule instead"
+            );
+        }
+        let applied = self.target.apply(
+            &checkpoint,
+            (&mut options, self.effort.as_deref()),
+            &mut calibration,
+            coverage,
+        )?;
         let mut plans = match self.format {
             Format::Qtool => vec![self.transform.plan(&checkpoint, &options)?],
             Format::Fastdeploy => self
@@ -170,16 +188,23 @@ impl Args {
         };
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
-            return self.print_plan(&checkpoint, &plans);
+            return self.print_plan(
+                &checkpoint,
+                &plans,
+                calibration.as_ref(),
+                applied.allocated.as_ref(),
+            );
         }
-        let manifests = match self.evidence.read(&self.model)? {
+        let manifests = match calibration {
             None => {
                 let staging = quantize::begin(&checkpoint, &options)?;
                 quantize::write_folders(&checkpoint, &plans, &options, Codes::Plain, staging)?
             }
             Some(calibration) => {
-                let coverage = self.evidence.rows.min_coverage;
-                options.calibration = Some(calibration.describe(coverage)?);
+                options.calibration = Some(target::noted(
+                    calibration.describe(coverage)?,
+                    applied.allocated.as_ref(),
+                ));
                 let balanced =
                     self.transform
                         .balanced(&checkpoint, plans, &options, calibration, coverage)?;
@@ -193,6 +218,11 @@ impl Args {
         Ok(0)
     }
 
+    /// Bits of tensors that nothing else decides on.
+    fn bits(&self) -> u8 {
+        self.bits.unwrap_or(target::DEFAULT_BITS)
+    }
+
     /// What was typed, as what it means.
     fn options(&self) -> anyhow::Result<Options> {
         if self.format == Format::Qtool
@@ -200,8 +230,13 @@ impl Args {
         {
             anyhow::bail!("--w4-until, --tensor-parallel and --kv-cache go with --format fastdeploy only");
         }
+        if self.format == Format::Fastdeploy && self.target.given() {
+            anyhow::bail!(
+                "--target-bpw does not go with --format fastdeploy: its layout leaves no choice but --bits and --w4-until, which gives all experts up to a layer 4 bits instead of 2"
+            );
+        }
         let partial = PartialOptions {
-            bits: Some(self.bits),
+            bits: Some(self.bits()),
             grouping: self.group_size.as_deref().map(parse_grouping).transpose()?,
             grid: if self.asymmetric {
                 Some(parse_grid("zp")?)
@@ -214,9 +249,9 @@ impl Args {
             calibrated: !self.evidence.calib.is_empty(),
         };
         let default = match self.format {
-            Format::Qtool => partial.complete(self.bits)?,
+            Format::Qtool => partial.complete(self.bits())?,
             // The recipe decides nothing there.
-            Format::Fastdeploy => PartialOptions::default().complete(self.bits)?,
+            Format::Fastdeploy => PartialOptions::default().complete(self.bits())?,
         };
         Ok(Options {
             target: self.output.clone(),
@@ -258,7 +293,7 @@ impl Args {
             ),
             (
                 "--effort without --bits 2",
-                self.effort.is_some() && self.bits != 2,
+                self.effort.is_some() && self.bits() != 2,
             ),
             ("--rule and --skip", rules),
             ("--non-finite keep", self.non_finite == OnNonFinite::Keep),
@@ -270,7 +305,7 @@ impl Args {
         }
         Ok(Request {
             wanted: Wanted {
-                bits: self.bits,
+                bits: self.bits(),
                 w4_until: self.w4_until,
             },
             ranks: usize::from(self.tensor_parallel),
@@ -282,11 +317,16 @@ impl Args {
         })
     }
 
-    fn print_plan(&self, checkpoint: &Arc<Checkpoint>, plans: &[QuantizePlan]) -> anyhow::Result<i32> {
+    fn print_plan(
+        &self,
+        checkpoint: &Arc<Checkpoint>,
+        plans: &[QuantizePlan],
+        calibration: Option<&Calibration>,
+        allocated: Option<&Allocated>,
+    ) -> anyhow::Result<i32> {
         let (plan, ranks) = (&plans[0], plans.len());
-        let calibration = self.evidence.read(&self.model)?;
         let calibration = calibration
-            .map(|c| forecast::forecast(checkpoint, plans, &c, self.threads))
+            .map(|c| forecast::forecast(checkpoint, plans, c, self.threads))
             .transpose()?;
         let estimate = estimate::estimate(checkpoint, plan, self.threads)?;
         let classes = plan_classes(plan);
@@ -303,6 +343,7 @@ impl Args {
                 "estimated_seconds": estimate.total_seconds(),
                 "calibration": calibration,
                 "classes": classes,
+                "allocation": allocated,
             }))?;
             return Ok(0);
         }
@@ -317,11 +358,12 @@ impl Args {
             ]);
         }
         print(&format!(
-            "Plan for {}{} (nothing is written):\n{}\n{}{}",
+            "Plan for {}{} (nothing is written):\n{}\n{}{}{}",
             self.model.display(),
             of_ranks(ranks),
             table.render(),
             untied_line(plan),
+            allocated.map(target::table).unwrap_or_default(),
             totals_line(plan, &estimate)
                 + &calibration
                     .as_ref()

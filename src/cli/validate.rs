@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use console::{Term, style};
 
+use super::server::{ServerArgs, device};
 use super::tasks::{AskArgs, table, task_and_data};
 use super::{print, print_json, size, wants_progress};
 use crate::report::text::{self, Look};
@@ -24,6 +25,7 @@ Examples:
   qtool validate MODEL INT4 --task perplexity=text.txt --task divergence=text.txt --max-kl 0.05
   qtool validate MODEL INT4 --task question-matching=DuQM/ --shots dev.tsv --max-drop question-matching=1
   qtool validate MODEL INT4 --task classification=test.txt --ask generate --bad-cases bad_case.txt
+  qtool validate --endpoint http://127.0.0.1:8000 --model ernie --task qa=qa.jsonl --chat
 
 Exit status: 0 done or within the limits, 1 a limit does not hold, 3 the items do not decide, 2 error."
 }
@@ -33,13 +35,15 @@ Exit status: 0 done or within the limits, 1 a limit does not hold, 3 the items d
 #[command(after_help = after())]
 pub struct Args {
     /// The base, then the models to compare with it: checkpoints or artifacts
-    #[arg(required = true, value_name = "BASE OUT")]
+    #[arg(required_unless_present = "endpoint", value_name = "BASE OUT")]
     pub models: Vec<PathBuf>,
     /// What to evaluate, and its data
     #[arg(long = "task", value_name = "TASK=DATA", required = true)]
     pub tasks: Vec<String>,
     #[command(flatten)]
     ask: AskArgs,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Most points a task's first metric may drop, such as question-matching=1
     #[arg(long, value_name = "TASK=POINTS", help_heading = "Limits")]
     pub max_drop: Vec<String>,
@@ -103,7 +107,13 @@ impl Args {
             );
         }
         Ok(Plan {
-            models: self.models.iter().cloned().map(Place::Folder).collect(),
+            models: self
+                .models
+                .iter()
+                .cloned()
+                .map(Place::Folder)
+                .chain(self.server.places())
+                .collect(),
             tasks,
             seed: self.ask.seed,
             resamples: self.resamples,
@@ -112,7 +122,7 @@ impl Args {
             work: self.work.clone().or_else(|| validate::work_beside(&self.reports)),
             resume: self.resume,
             show_progress: wants_progress(self.json, self.quiet),
-            device: super::predict::device(),
+            device: device(),
         })
     }
 
@@ -143,8 +153,9 @@ impl Args {
         if self.dry_run {
             return self.rehearse(&plan);
         }
-        let outcome =
-            crate::quantize::with_threads(self.threads, || validate::run(&plan, &super::predict::open))?;
+        let outcome = crate::quantize::with_threads(self.threads, || {
+            validate::run(&plan, &|place| self.server.open(place, self.ask.seed))
+        })?;
         let mut report = outcome.report;
         let labels: Vec<String> = report.models.iter().map(|m| m.label.clone()).collect();
         report.verdict = verdict::judge(&limits, &labels, &report.tasks)?;
@@ -174,8 +185,9 @@ impl Args {
     }
 
     fn rehearse(&self, plan: &Plan) -> anyhow::Result<i32> {
-        let found =
-            crate::quantize::with_threads(self.threads, || rehearsal::run(plan, &super::predict::open))?;
+        let found = crate::quantize::with_threads(self.threads, || {
+            rehearsal::run(plan, &|place| self.server.open(place, self.ask.seed))
+        })?;
         if self.json {
             print_json(&found)?;
             return Ok(0);

@@ -9,6 +9,7 @@
 //! | [`block`] | one block |
 //! | [`batch`] | token rows that run together |
 //! | [`encoder`] | encoders: texts to labels or vectors |
+//! | [`stack`] | either kind, layer by layer, for calibration |
 //! | [`shared`] | many sequences behind one prefix; answers behind one prompt |
 //! | [`slots`] | several sequences that grow together |
 
@@ -23,6 +24,7 @@ pub mod mlp;
 pub mod rope;
 pub mod shared;
 pub mod slots;
+pub mod stack;
 
 use std::ops::Range;
 use std::sync::Arc;

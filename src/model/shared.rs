@@ -121,13 +121,15 @@ impl<B: Backend> Model<B> {
             },
             ..self.place(&layout.batch)
         };
-        for (index, block) in self.blocks.iter().enumerate() {
-            let memory = Memory::Behind {
-                prefix: prefix.and_then(|cache| cache.blocks.get(index)),
-                room: &mut room,
-            };
-            block.run(&self.backend, &self.decoder, &mut x, &place, memory, None);
-        }
+        self.backend.within(|| {
+            for (index, block) in self.blocks.iter().enumerate() {
+                let memory = Memory::Behind {
+                    prefix: prefix.and_then(|cache| cache.blocks.get(index)),
+                    room: &mut room,
+                };
+                block.run(&self.backend, &self.decoder, &mut x, &place, memory, None);
+            }
+        });
         Ok(x)
     }
 }

@@ -87,10 +87,12 @@ impl<B: Backend> Model<B> {
             target: Target::Rows(rows),
             ..self.place(&batch)
         };
-        for (block, kept) in self.blocks.iter().zip(&mut slots.blocks) {
-            let memory = Memory::Kept(kept);
-            block.run(&self.backend, &self.decoder, &mut x, &place, memory, None);
-        }
+        self.backend.within(|| {
+            for (block, kept) in self.blocks.iter().zip(&mut slots.blocks) {
+                let memory = Memory::Kept(kept);
+                block.run(&self.backend, &self.decoder, &mut x, &place, memory, None);
+            }
+        });
         for &(slot, ids) in tokens {
             slots.slots[slot].1 += ids.len();
         }

@@ -221,6 +221,10 @@ fn choose(
 }
 
 impl Scorer for EndpointScorer {
+    fn notes(&self) -> Vec<String> {
+        EndpointScorer::notes(self)
+    }
+
     fn abilities(&self) -> Abilities {
         Abilities {
             likelihoods: self.modes.any(),

@@ -54,18 +54,21 @@ impl<'a> Planted<'a> {
     }
 }
 
-/// Answers questions, in the order of batches.
+/// Answers the questions `open`, in the order of batches. Batches are those of all questions, and each runs whole
+/// when one of its questions is open.
 pub fn likelihoods<B: Backend>(
     scorer: &LocalScorer<B>,
     splits: &[Answer<Split>],
+    open: &[usize],
     on_answer: OnAnswer<'_, Likelihoods>,
 ) -> Result<()> {
+    let is_open = |index: usize| open.binary_search(&index).is_ok();
     let mut asked = Vec::new();
     for (index, split) in splits.iter().enumerate() {
         match split {
             Ok(split) => asked.push((index, split)),
             Err(miss) => {
-                if on_answer(index, Err(miss.clone())).is_break() {
+                if is_open(index) && on_answer(index, Err(miss.clone())).is_break() {
                     return Ok(());
                 }
             }
@@ -73,16 +76,22 @@ pub fn likelihoods<B: Backend>(
     }
     let contexts: Vec<&[u32]> = asked.iter().map(|(_, s)| s.context.as_slice()).collect();
     for group in scorer.groups(&contexts) {
+        if !group.items.iter().any(|&i| is_open(asked[i].0)) {
+            continue;
+        }
         let prefix = scorer.prefix(&contexts[group.items[0]][..group.prefix])?;
         let planted = |i: usize| Planted::new(asked[i].1, group.prefix);
         let rows = |i: usize| planted(i).tree().rows();
         for batch in batches(&group.items, rows, scorer.options().batch_tokens, MOST) {
+            if !batch.iter().any(|&i| is_open(asked[i].0)) {
+                continue;
+            }
             let trees: Vec<Planted<'_>> = batch.iter().map(|&i| planted(i)).collect();
             let splits: Vec<&Split> = batch.iter().map(|&i| asked[i].1).collect();
             let found = run(scorer, prefix.as_deref(), &trees, &splits)?;
             for (&i, nats) in batch.iter().zip(found) {
                 let (index, split) = asked[i];
-                if on_answer(index, answer(split, nats)).is_break() {
+                if is_open(index) && on_answer(index, answer(split, nats)).is_break() {
                     return Ok(());
                 }
             }

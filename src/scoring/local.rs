@@ -196,8 +196,18 @@ impl<B: Backend> Scorer for LocalScorer<B> {
     }
 
     fn likelihoods(&self, questions: &[Question], on_answer: OnAnswer<'_, Likelihoods>) -> Result<()> {
+        let all: Vec<usize> = (0..questions.len()).collect();
+        self.likelihoods_of(questions, &all, on_answer)
+    }
+
+    fn likelihoods_of(
+        &self,
+        questions: &[Question],
+        open: &[usize],
+        on_answer: OnAnswer<'_, Likelihoods>,
+    ) -> Result<()> {
         let splits = self.split(questions, |q| (&q.prompt, &q.answers, 0))?;
-        likelihood::likelihoods(self, &splits, on_answer)
+        likelihood::likelihoods(self, &splits, open, on_answer)
     }
 
     fn replies(&self, requests: &[Request], on_answer: OnAnswer<'_, Reply>) -> Result<()> {

@@ -3,6 +3,7 @@
 //! | Page | Idea |
 //! |---|---|
 //! | [`local`] | a causal model run here |
+//! | [`encoder`] | an encoder run here |
 //! | [`endpoint`] | a served model |
 //! | [`border`] | where a prompt ends and an answer begins, in tokens; what is cut when both are too long |
 //! | [`sharing`] | which prompts share a prefix, and which run in one batch |
@@ -11,9 +12,32 @@
 //! | [`softmax`] | ln p of one token in a row of logits |
 
 pub mod border;
+pub mod encoder;
 pub mod endpoint;
 pub mod greedy;
 pub mod likelihood;
 pub mod local;
 pub mod sharing;
 pub mod softmax;
+
+use std::path::Path;
+
+use qtool_kernels::Backend;
+
+use crate::Result;
+use crate::model::architectures::is_encoder;
+use crate::scorer::Scorer;
+use crate::source::Source;
+
+/// Opens the model of a folder, checkpoint or artifact, language model or encoder, as its config says.
+pub fn open<B: Backend + 'static>(
+    backend: B,
+    folder: &Path,
+    options: local::Options,
+) -> Result<Box<dyn Scorer>> {
+    if is_encoder(&Source::open(folder)?) {
+        Ok(Box::new(encoder::EncoderScorer::open(backend, folder, options)?))
+    } else {
+        Ok(Box::new(local::LocalScorer::open(backend, folder, options)?))
+    }
+}

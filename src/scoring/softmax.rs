@@ -1,16 +1,15 @@
 //! ln p of tokens from rows of logits.
 
-/// ln p of each of `tokens` under softmax of `logits` (V), in nats; the sum over the vocabulary is in f64.
+use qtool_kernels::{Isa, absmax, log_sum_exp};
+
+/// ln p of each of `tokens` under softmax of `logits` (V), in nats; the sum over the vocabulary is within 1e-6.
 /// NaN for all of them when a logit is not finite.
 pub fn log_p(logits: &[f32], tokens: &[u32]) -> Vec<f64> {
-    // Times zero: finite numbers vanish, NaN and infinities turn to NaN and stay.
-    let finite = logits.iter().map(|l| l * 0.0).sum::<f32>() == 0.0;
-    if !finite {
+    let isa = Isa::best();
+    if !absmax(isa, logits).is_finite() {
         return vec![f64::NAN; tokens.len()];
     }
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|l| f64::from((l - top).exp())).sum();
-    let norm = f64::from(top) + sum.ln();
+    let norm = log_sum_exp(isa, logits);
     let one = |&t: &u32| logits.get(t as usize).map_or(f64::NAN, |&l| f64::from(l) - norm);
     tokens.iter().map(one).collect()
 }

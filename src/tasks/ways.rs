@@ -189,16 +189,15 @@ impl Way {
             Self::Loglik {
                 questions, blanks, ..
             } => {
-                let all: Vec<&Question> = questions.iter().chain(blanks).collect();
-                let asked: Vec<Question> = open.iter().map(|&i| all[i].clone()).collect();
-                scorer.likelihoods(&asked, &mut |i, answer| {
+                let all: Vec<Question> = questions.iter().chain(blanks).cloned().collect();
+                scorer.likelihoods_of(&all, &open, &mut |i, answer| {
                     let said = match answer {
                         Ok(l) if !l.nats.iter().all(|n| n.is_finite()) => {
                             non_finite("a log-likelihood is not finite")
                         }
                         answer => said(answer, Said::Likelihoods),
                     };
-                    answers.put(model, open[i], said)
+                    answers.put(model, i, said)
                 })
             }
             Self::Generate { requests, .. } => {

@@ -137,6 +137,14 @@ pub fn run(plan: &Plan, open: Open<'_>) -> Result<Outcome> {
             }
         }
     }
+    if let Some(first) = reports.first_mut() {
+        for model in &models {
+            let notes = model.scorer.notes().into_iter();
+            first
+                .warnings
+                .extend(notes.map(|note| format!("{}: {note}", model.entry.label)));
+        }
+    }
     let report = Report {
         report_version: REPORT_VERSION,
         tool: TOOL.to_owned(),
@@ -191,9 +199,9 @@ fn opened(plan: &Plan, open: Open<'_>) -> Result<Vec<Asked>> {
 
 fn served(url: &str, name: &str) -> ModelEntry {
     ModelEntry {
-        label: name.to_owned(),
+        label: if name.is_empty() { "SERVED" } else { name }.to_owned(),
         path: url.to_owned(),
-        kind: format!("served {name}"),
+        kind: format!("served {name}").trim_end().to_owned(),
         bytes: None,
         bits_per_weight: None,
         digest: None,

@@ -6,6 +6,7 @@ use qtool_formats::artifact::Artifact;
 use qtool_formats::{Dtype, FloatDtype};
 
 use super::{findings, quantized, rotated};
+use crate::cli::qtool;
 use crate::flow::with_recipe;
 use crate::model::{Tensor, read_model, sample, write_model};
 
@@ -65,6 +66,13 @@ fn what_cannot_be_rotated_is_refused() {
     assert!(Artifact::open(&out).is_ok());
     let found = findings(&out, &base);
     assert!(found.iter().any(|f| f.contains("relative MSE")), "{found:?}");
+    let elsewhere = r#""transform": { "scales": { "file": "../elsewhere" },"#;
+    std::fs::write(&path, text.replace("\"transform\": {", elsewhere)).unwrap();
+    let refused = Artifact::open(&out).unwrap_err().to_string();
+    assert!(
+        refused.contains("scales of the transform") && refused.contains("elsewhere"),
+        "{refused}"
+    );
     std::fs::write(&path, text.replace("hadamard", "hadamart")).unwrap();
     let refused = qtool::verify::run(&out, Some(&base), false)
         .unwrap_err()
@@ -73,4 +81,42 @@ fn what_cannot_be_rotated_is_refused() {
         refused.contains("hadamart") && refused.contains("qtool that made it"),
         "{refused}"
     );
+}
+
+#[test]
+fn the_command_line_says_what_rewriting_costs_and_what_it_does_not_go_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (sample("tiny-ernie45"), dir.path().join("out"));
+    let run = |options: &[&str]| {
+        let out = out.to_str().unwrap();
+        let mut args = vec!["quantize", model.to_str().unwrap(), "-o", out, "--bits", "4"];
+        args.extend(options);
+        qtool(&args)
+    };
+    let plan = run(&["--rotate", "--dry-run"]);
+    assert_eq!(plan.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&plan.stdout).into_owned();
+    assert!(
+        text.contains("tensor of its own") && text.contains("untied"),
+        "{text}"
+    );
+    assert!(!run(&["--dry-run"]).stdout.windows(6).any(|w| w == b"untied"));
+    for (options, expected) in [
+        (
+            &["--rotate", "--non-finite", "keep"][..],
+            "does not go with --rotate",
+        ),
+        (&["--awq"], "--calib"),
+        (&["--rotate=many"], "invalid value"),
+        (
+            &["--awq", "--calib", "x.txt", "--format", "fastdeploy"],
+            "--awq does not go with --format fastdeploy",
+        ),
+    ] {
+        let refused = run(options);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{options:?}: {text}");
+        assert!(text.contains(expected), "{options:?}: {text}");
+        assert!(!out.exists());
+    }
 }

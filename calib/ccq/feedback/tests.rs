@@ -1,6 +1,7 @@
 //! Error feedback against a slow version in f64, and what descent may not do.
 
 use super::*;
+use crate::hessian::cost;
 use crate::hessian::tests::{correlated, noise, slow_factor};
 
 /// Columns of the tests: three groups.
@@ -51,7 +52,7 @@ fn slow(v: &[f64], row: &Row) -> Vec<u8> {
 #[test]
 fn feedback_is_that_of_the_slow_version() {
     let (stats, prepared, mut rows) = begun();
-    let v = slow_factor(&stats, prepared.factor.order());
+    let v = slow_factor(&stats, prepared.factor.order(), shrinkage(2));
     let expected: Vec<Vec<u8>> = rows.iter().map(|row| slow(&v, row)).collect();
     prepared.feed_back(Isa::best(), &mut rows);
     for (row, expected) in rows.iter().zip(expected) {

@@ -1,7 +1,7 @@
 """The rows of the table: a name, what it is, and how it is made.  Add a row here.
 
 A qtool row is the options of `qtool quantize`; CALIB in them stands for the
-calibration text.  A script row is a script of this folder with its options.
+calibration text, or for statistics measured on it (`run.py --calib`).  A script row is a script of this folder with its options.
 BARS are the figures that rows are held to.
 """
 
@@ -89,7 +89,7 @@ def bits2():
 def mixed():
     for bits in ("2.5", "3", "4"):
         name = f"target-{bits}"
-        yield qtool(name, f"--target-bpw {bits}", "--bits", "2", *WITH_CALIB, "--target-bpw", bits)
+        yield qtool(name, f"--target-bpw {bits}", *WITH_CALIB, "--target-bpw", bits)
 
 
 ROWS = [*bits8(), *bits4(), *bits3(), *bits2(), *mixed()]

@@ -1,6 +1,6 @@
 """Runs the benchmark: makes what is missing, measures every row, writes the table.
 
-    python run.py --work DIR [--rows REGEX] [--again REGEX] [--strict]
+    python run.py --work DIR [--rows REGEX] [--again REGEX] [--calib STATS] [--strict]
 
 Results are lines of DIR/results.jsonl; a row that is there with the same
 commands is not run again (--again REGEX runs it anyway).  A row whose command
@@ -34,25 +34,22 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 
 
-def prepared(work):
-    """Makes the base, the texts and the second moments unless they are there."""
+def prepared(work, rows):
+    """Makes the base, the texts and, for rows of other tools, the second moments unless they are there."""
     prepare.prepare(work)
     if not (work / "text.json").exists():
         text.prepare(work)
-    if not (work / "hessians.safetensors").exists():
+    if any(row.script for row in rows) and not (work / "hessians.safetensors").exists():
         subprocess.run([sys.executable, str(HERE / "second_moments.py"), "--work", str(work)], check=True)
 
 
-def options(row, work):
-    return [str(work / "calib.txt") if option == CALIB else option for option in row.quantize]
-
-
-def key(row):
+def key(row, calib):
     """What a stored result must have been made by to be taken for this row's."""
-    return " ".join(row.quantize or row.script)
+    text = " ".join(row.quantize or row.script)
+    return text if calib is None else text.replace(CALIB, "STATISTICS")
 
 
-def make(row, work, folder, qtool):
+def make(row, work, folder, qtool, calib):
     """Makes the candidate; returns (its folder, figures of cost and size)."""
     out = folder / "bf16"
     if row.script:
@@ -61,20 +58,21 @@ def make(row, work, folder, qtool):
         size = json.loads(cost.pop("stdout").splitlines()[-1])
         return out, {**cost, **size}
     artifact = folder / "artifact"
-    command = [qtool, "quantize", str(work / "smollm2"), "-o", str(artifact), *options(row, work), "--quiet"]
+    options = [str(calib or work / "calib.txt") if option == CALIB else option for option in row.quantize]
+    command = [qtool, "quantize", str(work / "smollm2"), "-o", str(artifact), *options, "--quiet"]
     cost = measure.run(command)
     cost.pop("stdout")
     measure.run([qtool, "export", str(artifact), "--to", "bf16", "-o", str(out), "--quiet"])
     return out, {**cost, **candidate.bits(work, artifact)}
 
 
-def one(row, work, qtool, keep):
+def one(row, work, qtool, calib, keep):
     """The result of one row, as stored."""
     folder = work / "rows" / row.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        out, figures = make(row, work, folder, qtool)
+        out, figures = make(row, work, folder, qtool, calib)
         figures["texts"] = evaluate.evaluate(work, out)
     finally:
         if not keep:
@@ -82,16 +80,16 @@ def one(row, work, qtool, keep):
     model = json.loads((work / "smollm2" / "prepared.json").read_text())["model_sha256"]
     date = datetime.date.today().isoformat()
     tool = None if row.script else measure.run([qtool, "--version"])["stdout"].strip()
-    return {"row": row.name, "key": key(row), "tool": tool, "base": model, "date": date, **figures}
+    return {"row": row.name, "key": key(row, calib), "tool": tool, "base": model, "date": date, **figures}
 
 
-def stored(work):
+def stored(work, calib):
     """{row: result}: the newest of each row that this base and these commands made."""
     path = work / "results.jsonl"
     if not path.exists():
         return {}
     model = json.loads((work / "smollm2" / "prepared.json").read_text())["model_sha256"]
-    keys = {row.name: key(row) for row in ROWS}
+    keys = {row.name: key(row, calib) for row in ROWS}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return {r["row"]: r for r in lines if r["base"] == model and keys.get(r["row"]) == r["key"]}
 
@@ -120,6 +118,11 @@ def main():
     parser.add_argument("--qtool", default=str(ROOT / "target" / "release" / "qtool"))
     parser.add_argument("--rows", default=".", help="run only the rows whose name this regular expression finds")
     parser.add_argument("--again", help="run these even if they are there")
+    parser.add_argument(
+        "--calib",
+        type=Path,
+        help="a folder of `qtool calibrate`, to be used instead of the text: measured once for all rows",
+    )
     parser.add_argument("--keep", action="store_true", help="keep artifacts and candidates below DIR/rows")
     parser.add_argument("--strict", action="store_true", help="fail when a row is not available")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the page")
@@ -127,15 +130,15 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    prepared(args.work)
-    results, missing = stored(args.work), {}
+    prepared(args.work, [row for row in ROWS if re.search(args.rows, row.name)])
+    results, missing = stored(args.work, args.calib), {}
     for row in ROWS:
         again = args.again and re.search(args.again, row.name)
         if not re.search(args.rows, row.name) or (row.name in results and not again):
             continue
-        print(f"{row.name}: {key(row)}", file=sys.stderr, flush=True)
+        print(f"{row.name}: {key(row, args.calib)}", file=sys.stderr, flush=True)
         try:
-            result = one(row, args.work, args.qtool, args.keep)
+            result = one(row, args.work, args.qtool, args.calib, args.keep)
         except measure.Failed as error:
             missing[row.name] = str(error)
             print(f"  not available: {error}", file=sys.stderr, flush=True)

@@ -91,7 +91,7 @@ unsafe impl Send for ViewMut<'_> {}
 impl<'a> ViewMut<'a> {
     /// All of `data`, row-major.
     pub(crate) fn new(data: &'a mut [f32], columns: usize) -> Self {
-        let rows = if columns == 0 { 0 } else { data.len() / columns };
+        let rows = data.len().checked_div(columns).unwrap_or(0);
         assert_eq!(rows * columns, data.len(), "whole rows");
         Self {
             at: data.as_mut_ptr(),

@@ -2,7 +2,7 @@
 
 use qtool_kernels::backend::{Activation, Backend, RopeStyle, RopeTable};
 use qtool_kernels::reference::forward as reference;
-use qtool_kernels::{CpuBackend, Isa, IsaKind, Matrix};
+use qtool_kernels::{CpuBackend, Isa, IsaKind, Matrix, log_sum_exp};
 
 use crate::{Random, assert_same};
 
@@ -294,4 +294,30 @@ fn rows_move_exactly() {
         }
     }
     assert!(cases >= COLUMNS.len());
+}
+
+#[test]
+fn logarithms_of_sums_of_exponentials() {
+    let mut random = Random(26);
+    let mut cases = 0;
+    for n in [1, 15, 16, 17, 63, 64, 65, 127, 129, 1000, 49_152] {
+        for (size, shift) in [
+            (1.0f32, 0.0f32),
+            (30.0, 0.0),
+            (5.0, 1e4),
+            (0.0, -3.0),
+            (300.0, -1e3),
+        ] {
+            let mut x = numbers(n, size, &mut random);
+            x.iter_mut().for_each(|x| *x += shift);
+            let truth = reference::log_sum_exp(&x);
+            for isa in Isa::available() {
+                let off = (log_sum_exp(isa, &x) - truth).abs();
+                assert!(off <= 1e-6, "{n} of {size} about {shift} on {isa}: {off:e}");
+                cases += 1;
+            }
+        }
+    }
+    assert_eq!(log_sum_exp(Isa::best(), &[]), f64::NEG_INFINITY);
+    assert!(cases >= 11 * 5);
 }

@@ -81,9 +81,9 @@ fn products_in_every_form_are_within_the_bound() {
                 }
             }
         }
-        assert!(shapes >= 4, "{form}: {shapes}");
+        assert!(shapes >= 3, "{form}: {shapes}");
     }
-    assert!(cases >= FORMS.len() * 4 * ROWS.len());
+    assert!(cases >= FORMS.len() * 3 * ROWS.len());
 }
 
 /// A row's product is the same in any company of its kind: few rows, or many.
@@ -203,7 +203,7 @@ fn embedding_is_decoding() {
             }
         }
     }
-    assert!(cases >= FORMS.len() * 4);
+    assert!(cases >= FORMS.len() * 3);
 }
 
 #[test]

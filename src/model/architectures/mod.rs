@@ -64,7 +64,7 @@ pub fn decoder(source: &dyn WeightSource) -> Result<Decoder> {
         return Err(Error::Source {
             path: source.path().join("config.json"),
             reason: format!(
-                "the encoder {:?} cannot be run as a language model: it does not continue text, and is not calibrated; quantize it without --calib, and ask it to classify or embed",
+                "the encoder {:?} cannot be run as a language model: it does not continue text; ask it to classify or embed",
                 model_type(source)
             ),
         });
@@ -89,6 +89,16 @@ pub fn encoder(source: &dyn WeightSource) -> Result<Shape> {
     let listed: Vec<&str> = ENCODERS.iter().flat_map(|a| a.model_types).copied().collect();
     let architecture = found.ok_or_else(|| not_listed(source, "an encoder", &listed))?;
     (architecture.read)(&Fields::of(source), source)
+}
+
+/// Most tokens of a sequence and rows of the vocabulary, of either kind of model.
+pub fn bounds(source: &dyn WeightSource) -> Result<(usize, usize)> {
+    if is_encoder(source) {
+        let shape = encoder(source)?;
+        return Ok((shape.context, shape.vocabulary));
+    }
+    let decoder = decoder(source)?;
+    Ok((decoder.context, decoder.vocabulary))
 }
 
 fn model_type(source: &dyn WeightSource) -> &str {
