@@ -167,7 +167,11 @@ impl Args {
                 self.model.display()
             );
         }
-        let mut calibration = self.evidence.read(&self.model)?;
+        // A target needs the evidence now; without one, what cannot be done is refused before a text is read.
+        let mut calibration = None;
+        if self.target.given() {
+            calibration = self.evidence.read(&self.model)?;
+        }
         let coverage = self.evidence.rows.min_coverage;
         let applied = self.target.apply(
             &checkpoint,
@@ -181,6 +185,9 @@ impl Args {
                 .transform
                 .fastdeploy_plans(&checkpoint, &self.request(&options)?)?,
         };
+        if calibration.is_none() {
+            calibration = self.evidence.read(&self.model)?;
+        }
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
             return self.print_plan(
