@@ -167,6 +167,14 @@ impl Args {
                 self.model.display()
             );
         }
+        // What FastDeploy has no place for is refused before a text is read.
+        let foreign = match self.format {
+            Format::Qtool => None,
+            Format::Fastdeploy => Some(
+                self.transform
+                    .fastdeploy_plans(&checkpoint, &self.request(&options)?)?,
+            ),
+        };
         let mut calibration = self.evidence.read(&self.model)?;
         let coverage = self.evidence.rows.min_coverage;
         if let (true, Some(option)) = (self.target.given(), self.transform.typed()) {
@@ -180,11 +188,9 @@ impl Args {
             &mut calibration,
             coverage,
         )?;
-        let mut plans = match self.format {
-            Format::Qtool => vec![self.transform.plan(&checkpoint, &options)?],
-            Format::Fastdeploy => self
-                .transform
-                .fastdeploy_plans(&checkpoint, &self.request(&options)?)?,
+        let mut plans = match foreign {
+            Some(plans) => plans,
+            None => vec![self.transform.plan(&checkpoint, &options)?],
         };
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
