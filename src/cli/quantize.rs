@@ -167,15 +167,11 @@ impl Args {
                 self.model.display()
             );
         }
-        // What FastDeploy has no place for is refused before a text is read.
-        let foreign = match self.format {
-            Format::Qtool => None,
-            Format::Fastdeploy => Some(
-                self.transform
-                    .fastdeploy_plans(&checkpoint, &self.request(&options)?)?,
-            ),
-        };
-        let mut calibration = self.evidence.read(&self.model)?;
+        // A target needs the evidence now; without one, what cannot be done is refused before a text is read.
+        let mut calibration = None;
+        if self.target.given() {
+            calibration = self.evidence.read(&self.model)?;
+        }
         let coverage = self.evidence.rows.min_coverage;
         if let (true, Some(option)) = (self.target.given(), self.transform.typed()) {
             anyhow::bail!(
@@ -188,10 +184,15 @@ impl Args {
             &mut calibration,
             coverage,
         )?;
-        let mut plans = match foreign {
-            Some(plans) => plans,
-            None => vec![self.transform.plan(&checkpoint, &options)?],
+        let mut plans = match self.format {
+            Format::Qtool => vec![self.transform.plan(&checkpoint, &options)?],
+            Format::Fastdeploy => self
+                .transform
+                .fastdeploy_plans(&checkpoint, &self.request(&options)?)?,
         };
+        if calibration.is_none() {
+            calibration = self.evidence.read(&self.model)?;
+        }
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
             return self.print_plan(

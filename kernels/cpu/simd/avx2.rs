@@ -3,6 +3,7 @@
 //! page only names the instructions.
 
 use super::{Kernel, LANES, Vector};
+use crate::cpu::isa::IsaKind;
 use std::arch::x86_64::*;
 
 /// The proof that this machine has AVX2, FMA and F16C. Made only by [`Avx2::detect`].
@@ -43,6 +44,8 @@ macro_rules! registers {
 
 impl Vector for Avx2 {
     type F = Pair;
+
+    const KIND: IsaKind = IsaKind::Avx2;
 
     #[inline]
     fn enter<K: Kernel>(self, kernel: K) -> K::Output {

@@ -3,6 +3,7 @@
 //! instructions.
 
 use super::{Kernel, LANES, Vector};
+use crate::cpu::isa::IsaKind;
 use std::arch::x86_64::*;
 
 /// The proof that this machine has AVX-512 F, BW, DQ, VL, AVX2 and FMA. Made only by [`Avx512::detect`].
@@ -43,6 +44,8 @@ macro_rules! registers {
 
 impl Vector for Avx512 {
     type F = __m512;
+
+    const KIND: IsaKind = IsaKind::Avx512;
 
     #[inline]
     fn enter<K: Kernel>(self, kernel: K) -> K::Output {

@@ -18,6 +18,8 @@ pub(crate) mod portable;
 pub(crate) mod tile;
 pub(crate) mod view;
 
+use super::isa::IsaKind;
+
 /// Lanes of a vector, on every instruction set.
 pub(crate) const LANES: usize = 16;
 
@@ -39,6 +41,9 @@ pub(crate) trait Kernel {
 pub(crate) trait Vector: Copy {
     /// 16 lanes of f32.
     type F: Copy;
+
+    /// Which instruction set this is.
+    const KIND: IsaKind;
 
     /// Runs a kernel in a function compiled for this instruction set.
     fn enter<K: Kernel>(self, kernel: K) -> K::Output;

@@ -3,6 +3,7 @@
 //! a library call would stop that (rounding, conversion), bit arithmetic with the same result is used.
 
 use super::{Kernel, LANES, Vector};
+use crate::cpu::isa::IsaKind;
 use half::f16;
 
 /// The token of the portable vectors; anyone may make one.
@@ -21,6 +22,8 @@ const TWO_112: f32 = f32::from_bits((112 + 127) << 23);
 
 impl Vector for Portable {
     type F = [f32; LANES];
+
+    const KIND: IsaKind = IsaKind::Portable;
 
     #[inline(always)]
     fn enter<K: Kernel>(self, kernel: K) -> K::Output {
