@@ -173,11 +173,6 @@ impl Args {
             calibration = self.evidence.read(&self.model)?;
         }
         let coverage = self.evidence.rows.min_coverage;
-        if let (true, Some(option)) = (self.target.given(), self.transform.typed()) {
-            anyhow::bail!(
-                "--target-bpw does not go with {option}: it measures the model as it is; give --bits and --rule instead"
-            );
-        }
         let applied = self.target.apply(
             &checkpoint,
             (&mut options, self.effort.as_deref()),
@@ -237,6 +232,11 @@ impl Args {
         {
             anyhow::bail!("--w4-until, --tensor-parallel and --kv-cache go with --format fastdeploy only");
         }
+        self.transform.check(
+            self.format == Format::Fastdeploy,
+            self.target.given(),
+            self.non_finite == OnNonFinite::Keep,
+        )?;
         if self.format == Format::Fastdeploy && self.target.given() {
             anyhow::bail!(
                 "--target-bpw does not go with --format fastdeploy: its layout leaves no choice but --bits and --w4-until, which gives all experts up to a layer 4 bits instead of 2"

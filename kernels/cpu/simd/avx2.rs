@@ -205,11 +205,11 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn lookup(self, low: u32, high: u32, shifts: &[u32; LANES], table: Pair) -> Pair {
+    fn lookup(self, words: u64, shifts: &[u32; LANES], table: Pair) -> Pair {
         let (first, second) = (&shifts[..8], &shifts[8..]);
         (
-            lookup_half(self, low, first, table),
-            lookup_half(self, high, second, table),
+            lookup_half(self, words as u32, first, table),
+            lookup_half(self, (words >> 32) as u32, second, table),
         )
     }
 

@@ -171,10 +171,14 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    fn lookup(self, low: u32, high: u32, shifts: &[u32; LANES], table: Self::F) -> Self::F {
+    fn lookup(self, words: u64, shifts: &[u32; LANES], table: Self::F) -> Self::F {
         let mut a = [0.0; LANES];
         for i in 0..LANES {
-            let word = if i < LANES / 2 { low } else { high };
+            let word = if i < LANES / 2 {
+                words as u32
+            } else {
+                (words >> 32) as u32
+            };
             a[i] = table[(word >> (shifts[i] & 31) & 15) as usize];
         }
         a
