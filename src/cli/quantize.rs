@@ -242,6 +242,8 @@ impl Args {
                 "--target-bpw does not go with --format fastdeploy: its layout leaves no choice but --bits and --w4-until, which gives all experts up to a layer 4 bits instead of 2"
             );
         }
+        // Under a target it is for those tensors that get WINT2.
+        let effort = self.effort.as_deref().filter(|_| !self.target.given());
         let partial = PartialOptions {
             bits: Some(self.bits()),
             grouping: self.group_size.as_deref().map(parse_grouping).transpose()?,
@@ -252,7 +254,7 @@ impl Args {
             },
             method: self.method()?,
             scale: self.scale_dtype.as_deref().map(parse_scale).transpose()?,
-            effort: self.effort.as_deref().map(parse_effort).transpose()?,
+            effort: effort.map(parse_effort).transpose()?,
             calibrated: !self.evidence.calib.is_empty(),
         };
         let default = match self.format {
