@@ -19,6 +19,9 @@ use qtool::source::Source;
 use qtool_kernels::{Backend, CpuBackend, Isa};
 use serde_json::{Value, json};
 
+/// Answers one line.
+type Answer = Box<dyn Fn(&Value) -> anyhow::Result<Value>>;
+
 fn main() -> anyhow::Result<()> {
     let folder: PathBuf = std::env::args_os()
         .nth(1)
@@ -26,7 +29,7 @@ fn main() -> anyhow::Result<()> {
         .into();
     let source = Arc::new(Source::open(&folder)?);
     let backend = CpuBackend::new(Isa::best());
-    let answer: Box<dyn Fn(&Value) -> anyhow::Result<Value>> = if is_encoder(source.as_ref()) {
+    let answer: Answer = if is_encoder(source.as_ref()) {
         let encoder = Encoder::open(backend, source)?.load()?;
         Box::new(move |line| encode(&encoder, line))
     } else {

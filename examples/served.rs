@@ -53,6 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(serde_json::from_str)
         .collect::<Result<_, _>>()?;
     let scorer = EndpointScorer::open(&options)?;
+    eprintln!("asking {}", scorer.model());
     let begun = Instant::now();
     let mut lines = vec![String::new(); jobs.len()];
     if jobs.first().is_some_and(|job| job.get("answers").is_some()) {

@@ -103,7 +103,7 @@ impl Orthogonal {
         format!("{kind} {}", names.join(" x "))
     }
 
-    /// Q[i][j] by the formula.
+    /// `Q[i][j]` by the formula.
     pub fn entry(&self, i: usize, j: usize) -> f64 {
         let (mut row, mut column, mut value) = (i, j, self.signs[i]);
         for factor in self.factors.iter().rev() {
@@ -141,7 +141,7 @@ impl Orthogonal {
 }
 
 impl Factor {
-    /// to[j] = sum over i of from[i] * F[i][j], for runs of `stride` values.
+    /// `to[j] = sum over i of from[i] * F[i][j]`, for runs of `stride` values.
     fn apply(&self, from: &[f64], to: &mut [f64], stride: usize) {
         to.fill(0.0);
         for (from, row) in from.chunks_exact(stride).zip(self.values.chunks_exact(self.len)) {

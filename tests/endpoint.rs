@@ -49,8 +49,14 @@ fn plain(act: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Server {
     Server::start(move |asked| match asked.path.as_str() {
         "/v1/models" => models(),
         _ if asked.body.get("logprobs").is_some() => Act::Status(400, "", "no logprobs here".to_owned()),
+        _ if is_probe(asked) => Act::Json(completion("ten")),
         _ => act(asked),
     })
+}
+
+/// Whether this is a question of the first meeting.
+fn is_probe(asked: &Asked) -> bool {
+    asked.body["max_tokens"] == 1
 }
 
 fn request(text: String) -> Request {
@@ -121,7 +127,7 @@ fn a_misbehaving_server_costs_only_what_it_spoils() {
     let scorer = open(&server);
     assert_eq!((scorer.model(), scorer.context()), ("little", Some(512)));
     let requests: Vec<Request> = (0..60).map(|n| request(format!("item {n}"))).collect();
-    let begun = Instant::now();
+    let (begun, met) = (Instant::now(), scorer.tokens_run());
     let found = replies(&scorer, &requests);
     assert!(begun.elapsed() < TIMEOUT * 10, "{:?}", begun.elapsed());
     let mut kinds: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -157,12 +163,13 @@ fn a_misbehaving_server_costs_only_what_it_spoils() {
     let tries = |n: usize| {
         let asked = log
             .iter()
+            .filter(|a| !is_probe(a))
             .filter(|a| a.path == "/v1/completions" && a.body.get("logprobs").is_none());
         asked.filter(|a| number(a) == n).count()
     };
     let counted = [3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 31].map(tries);
     assert_eq!(counted, [3, 3, 3, 1, 2, 3, 1, 1, 1, 2, 1]);
-    assert_eq!(scorer.tokens_run(), 5 * (60 - 9));
+    assert_eq!(scorer.tokens_run() - met, 5 * (60 - 9));
 }
 
 #[test]
@@ -327,6 +334,28 @@ fn models_are_named_or_chosen() {
     assert!(nowhere.contains("no URL of a server"), "{nowhere}");
 }
 
+/// A penalty of repetitions is switched off where the server lets us.
+#[test]
+fn penalties_are_switched_off() {
+    for lenient in [true, false] {
+        let server = Server::start(move |asked| match asked.path.as_str() {
+            "/v1/models" => models(),
+            _ if asked.body.get("repeat_penalty").is_some() && !lenient => {
+                Act::Status(400, "", "unknown field repeat_penalty".to_owned())
+            }
+            _ => Act::Json(completion("x")),
+        });
+        let scorer = open(&server);
+        replies(&scorer, &[request("a".to_owned())]).remove(0).unwrap();
+        let body = server.log().last().unwrap().body.clone();
+        for name in ["repeat_penalty", "repetition_penalty"] {
+            assert_eq!(body.get(name), lenient.then(|| json!(1.0)).as_ref(), "{name}");
+        }
+        let told = scorer.notes().iter().any(|n| n.contains("punishes repetitions"));
+        assert_eq!(told, !lenient);
+    }
+}
+
 /// `json_schema`, then `json_object`, then nothing, as far as a server goes along.
 #[test]
 fn replies_are_held_to_a_schema_where_the_server_can() {
@@ -335,6 +364,12 @@ fn replies_are_held_to_a_schema_where_the_server_can() {
         let server = plain(move |asked| match asked.body.pointer("/response_format/type") {
             None => Act::Json(chat("{\"result\": 0}")),
             Some(form) if form == understands => Act::Json(chat("{\"result\": 1}")),
+            // A server that tells of it with another status than one would think.
+            Some(form) if form == "json_object" => Act::Status(
+                500,
+                "",
+                "{\"error\": \"1 validation error: response_format\"}".to_owned(),
+            ),
             Some(_) => Act::Status(422, "", "{\"detail\": \"unknown response_format\"}".to_owned()),
         });
         let scorer = open(&server);

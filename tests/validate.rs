@@ -23,7 +23,7 @@ fn pairs(folder: &Path, count: usize) -> PathBuf {
     let line = |i: usize| {
         format!(
             "how do I install package {i}\thow is package {i} set up\t{}\n",
-            usize::from(i % 3 == 0)
+            usize::from(i.is_multiple_of(3))
         )
     };
     fs::write(&path, (0..count).map(line).collect::<String>()).unwrap();

@@ -130,7 +130,7 @@ impl Walk<'_> {
         for (i, e) in e.iter().enumerate() {
             left[i..].iter_mut().zip(v.line(i)).for_each(|(l, v)| *l += e * v);
         }
-        best.cost = left.iter().map(|l| f64::from(l * l)).sum::<f64>() * (1.0 - WORTH);
+        best.cost = left.iter().map(|l| f64::from(*l).powi(2)).sum::<f64>() * (1.0 - WORTH);
         let task = Task {
             scheme: self.scheme,
             v,

@@ -97,6 +97,12 @@ impl Row {
     }
 }
 
+fn overflowed() -> CalibError {
+    CalibError::Statistics {
+        reason: "error feedback overflowed; the inputs' second moment is too unbalanced".to_owned(),
+    }
+}
+
 /// Takes rows through the columns of one weight.
 pub(super) struct Walk<'a> {
     pub(super) scheme: AffineScheme,
@@ -147,10 +153,13 @@ impl Walk<'_> {
                     };
                     let chosen = &mut row.scales[self.group_at(at)];
                     best.cost = f64::INFINITY;
-                    if self.known.blocks.is_empty() {
-                        task.round(isa, *chosen, f64::INFINITY, &mut best);
+                    let found = if self.known.blocks.is_empty() {
+                        task.round(isa, *chosen, f64::INFINITY, &mut best)
                     } else {
-                        task.search(isa, &FACTORS, ZERO_REACH, chosen, &mut best, &mut scratch);
+                        task.search(isa, &FACTORS, ZERO_REACH, chosen, &mut best, &mut scratch)
+                    };
+                    if !found {
+                        return Err(overflowed());
                     }
                     row.codes[at..to].copy_from_slice(&best.codes);
                     row.e[at..to].copy_from_slice(&best.e);
@@ -172,9 +181,7 @@ impl Walk<'_> {
     ) -> Result<GroupScale> {
         let targets = self.targets(row, columns);
         if first_non_finite(&targets).is_some() {
-            return Err(CalibError::Statistics {
-                reason: "error feedback overflowed; the inputs' second moment is too unbalanced".to_owned(),
-            });
+            return Err(overflowed());
         }
         if targets.iter().all(|t| *t == 0.0) {
             return Ok(GroupScale {

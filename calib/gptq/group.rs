@@ -67,13 +67,12 @@ impl<T: Triangle> Task<'_, T> {
                 out.codes[j] = code as u8;
                 (out.e[j], e[j - from]) = (error, error);
                 let left = out.r[j] + error * line[0];
-                out.cost += f64::from(left * left);
+                out.cost += f64::from(left).powi(2);
                 for c in j + 1..to {
                     out.r[c] += error * line[c - j];
                 }
             }
-            // A cost that is not a number is refused here, too.
-            if !(out.cost < limit) {
+            if out.cost.is_nan() || out.cost >= limit {
                 return false;
             }
             if to < len {

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use super::functions::exp;
 use super::gemv::{FEW, dot_rows};
-use super::isa::{Isa, IsaKind};
+use super::isa::Isa;
 use super::matmul::{by_panels, to_panels};
 use super::scratch;
 use super::simd::tile::{Start, multiply, panel_columns};
@@ -115,7 +115,6 @@ pub(super) fn attention(isa: Isa, call: Call<'_>, segments: &[Segment], out: &mu
             ],
             |[q, scores, acc, state, panels, strip]| {
                 isa.run(Attend {
-                    isa: isa.kind(),
                     call,
                     task: &mut task,
                     q,
@@ -131,7 +130,6 @@ pub(super) fn attention(isa: Isa, call: Call<'_>, segments: &[Segment], out: &mu
 }
 
 struct Attend<'a, 'b, 'c> {
-    isa: IsaKind,
     call: Call<'a>,
     task: &'a mut Task<'b, 'c>,
     /// (R, D padded to quads), scaled.
@@ -197,11 +195,11 @@ impl Kernel for Attend<'_, '_, '_> {
                 let scores = &mut self.scores[..rows * keys];
                 let mut out = ViewMut::new(scores, keys);
                 if rows <= FEW {
-                    dot_rows(v, self.isa, self.q, dim, k, here.start, &mut out);
+                    dot_rows(v, self.q, dim, k, here.start, &mut out);
                 } else {
-                    to_panels(v, self.isa, k, here.start, keys, 0, dim, self.strip, self.panels);
+                    to_panels(v, k, here.start, keys, 0, dim, self.strip, self.panels);
                     let q = View::new(self.q, padded, rows, dim);
-                    by_panels(v, self.isa, q, self.panels, &mut out, Start::Zero);
+                    by_panels(v, q, self.panels, &mut out, Start::Zero);
                 }
                 for (r, scores) in scores.chunks_exact_mut(keys).enumerate() {
                     let visible = seen(queries.start + r / group, keys, before, is_own);
@@ -225,18 +223,11 @@ impl Kernel for Attend<'_, '_, '_> {
                 let p = View::new(scores, keys, rows, keys);
                 let values = self.call.values.view(here, at, dim);
                 let mut acc = ViewMut::new(self.acc, dim);
-                let width = panel_columns(self.isa);
+                let width = panel_columns(V::KIND);
                 for from in (0..dim).step_by(width) {
                     let columns = width.min(dim - from);
                     let panel = values.part(0, keys, from, columns);
-                    multiply(
-                        v,
-                        self.isa,
-                        p,
-                        panel,
-                        &mut acc.part(0, rows, from, columns),
-                        Start::Sum,
-                    );
+                    multiply(v, p, panel, &mut acc.part(0, rows, from, columns), Start::Sum);
                 }
             }
         }

@@ -74,15 +74,14 @@ impl<R: Rows> Kernel for DotRows<'_, '_, R> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         let DotRows(d, rows) = self;
-        dot_rows(v, d.isa.kind(), d.x, d.k, rows, d.from, d.out);
+        dot_rows(v, d.x, d.k, rows, d.from, d.out);
     }
 }
 
-/// `out[m][n]` = x[m] . row `from + n`, for all columns n of `out`. x is (M, K padded to quads).
+/// `out[m][n] = x[m] . row(from + n)` for all columns n of `out`. x is (M, K padded to quads).
 #[inline(always)]
 pub(super) fn dot_rows<V: Vector, R: Rows>(
     v: V,
-    isa: IsaKind,
     x: &[f32],
     k: usize,
     rows: R,
@@ -90,7 +89,7 @@ pub(super) fn dot_rows<V: Vector, R: Rows>(
     out: &mut ViewMut<'_>,
 ) {
     // As many rows of x as leave their accumulators in registers.
-    let together = match isa {
+    let together = match V::KIND {
         IsaKind::Avx512 => 4,
         IsaKind::Avx2 => 2,
         IsaKind::Portable => 1,

@@ -12,7 +12,7 @@
 
 use rayon::prelude::*;
 
-use super::isa::{Isa, IsaKind};
+use super::isa::Isa;
 use super::scratch;
 use super::simd::tile::{Start, multiply, panel_columns};
 use super::simd::view::{View, ViewMut};
@@ -50,7 +50,6 @@ pub(super) fn matmul(isa: Isa, x: View<'_>, w: &CpuWeight, out: ViewMut<'_>) {
                         };
                         w.with_rows(decode);
                         isa.run(Multiply {
-                            isa: isa.kind(),
                             x: x.part(0, x.rows(), at, columns),
                             panels: &*panels,
                             out: &mut out,
@@ -96,17 +95,7 @@ impl<R: Rows> Kernel for DecodeRows<'_, R> {
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
         let DecodeRows(d, rows) = self;
-        to_panels(
-            v,
-            d.isa.kind(),
-            rows,
-            d.from,
-            d.rows,
-            d.at,
-            d.columns,
-            d.strip,
-            d.panels,
-        );
+        to_panels(v, rows, d.from, d.rows, d.at, d.columns, d.strip, d.panels);
     }
 }
 
@@ -115,7 +104,6 @@ impl<R: Rows> Kernel for DecodeRows<'_, R> {
 #[allow(clippy::too_many_arguments)]
 pub(super) fn to_panels<V: Vector, R: Rows>(
     v: V,
-    isa: IsaKind,
     rows: R,
     from: usize,
     count: usize,
@@ -124,7 +112,7 @@ pub(super) fn to_panels<V: Vector, R: Rows>(
     strip: &mut [f32],
     panels: &mut [f32],
 ) {
-    let width = panel_columns(isa);
+    let width = panel_columns(V::KIND);
     let (quads, full) = (columns.div_ceil(QUAD), columns / QUAD);
     for top in (0..count).step_by(LANES) {
         let here = LANES.min(count - top);
@@ -159,7 +147,6 @@ pub(super) fn to_panels<V: Vector, R: Rows>(
 }
 
 struct Multiply<'a, 'b> {
-    isa: IsaKind,
     x: View<'a>,
     panels: &'a [f32],
     out: &'a mut ViewMut<'b>,
@@ -171,28 +158,21 @@ impl Kernel for Multiply<'_, '_> {
 
     #[inline(always)]
     fn run<V: Vector>(self, v: V) {
-        by_panels(v, self.isa, self.x, self.panels, self.out, self.start);
+        by_panels(v, self.x, self.panels, self.out, self.start);
     }
 }
 
 /// `out` (M, C) = or += x (M, K) times panels (K, 32), side by side.
 #[inline(always)]
-pub(super) fn by_panels<V: Vector>(
-    v: V,
-    isa: IsaKind,
-    x: View<'_>,
-    panels: &[f32],
-    out: &mut ViewMut<'_>,
-    start: Start,
-) {
-    let (width, k) = (panel_columns(isa), x.columns());
+pub(super) fn by_panels<V: Vector>(v: V, x: View<'_>, panels: &[f32], out: &mut ViewMut<'_>, start: Start) {
+    let (width, k) = (panel_columns(V::KIND), x.columns());
     for top in (0..x.rows()).step_by(ROWS) {
         let rows = ROWS.min(x.rows() - top);
         let x = x.part(top, rows, 0, k);
         for (p, from) in (0..out.columns()).step_by(width).enumerate() {
             let columns = width.min(out.columns() - from);
             let panel = View::new(&panels[p * width * k..], width, k, columns);
-            multiply(v, isa, x, panel, &mut out.part(top, rows, from, columns), start);
+            multiply(v, x, panel, &mut out.part(top, rows, from, columns), start);
         }
     }
 }

@@ -42,9 +42,11 @@ impl Row for Nf4Row<'_> {
     fn quad<V: Vector, const FULL: bool>(&self, v: V, q: usize) -> [V::F; 4] {
         const { assert!(QUAD == GROUP && LEVELS.len() == LANES) };
         let values = v.mul(v.load(&LEVELS), v.splat(self.1[q]));
-        std::array::from_fn(|b| {
-            let (low, high, shifts) = words::<4, FULL>(self.0, (4 * q + b) * 8);
-            v.lookup(low, high, &shifts, values)
-        })
+        let mut out = [values; 4];
+        for (b, out) in out.iter_mut().enumerate() {
+            let (words, shifts) = words::<4, FULL>(self.0, (4 * q + b) * 8);
+            *out = v.lookup(words, &shifts, values);
+        }
+        out
     }
 }

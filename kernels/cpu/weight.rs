@@ -337,37 +337,32 @@ impl<const BITS: usize> Row for CodesRow<'_, BITS> {
                 values = table(group);
             }
             let at = (4 * q + b) * 2 * BITS;
-            let (low, high, shifts) = words::<BITS, FULL>(self.codes, at);
-            *out = v.lookup(low, high, &shifts, values);
+            let (words, shifts) = words::<BITS, FULL>(self.codes, at);
+            *out = v.lookup(words, &shifts, values);
         }
         out
     }
 }
 
-/// Where the codes of 16 columns lie, of which byte `at` is the first: a word for the first eight, a word for the
-/// others, and how far each is shifted.
+/// Where the codes of 16 columns lie, of which byte `at` is the first: a word for the first eight in the lower half,
+/// a word for the others in the upper half, and how far each code is shifted in its word.
 #[inline(always)]
-pub(crate) fn words<const BITS: usize, const FULL: bool>(
-    codes: &[u8],
-    at: usize,
-) -> (u32, u32, [u32; LANES]) {
-    let word = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+pub(crate) fn words<const BITS: usize, const FULL: bool>(codes: &[u8], at: usize) -> (u64, [u32; LANES]) {
     let shift = |i: usize, from: usize| (i * BITS - if i < 8 { 0 } else { from }) as u32;
     match BITS {
         4 => {
-            let bytes = bytes_at::<8, FULL>(codes, at);
-            let shifts = std::array::from_fn(|i| shift(i, 32));
-            (word(&bytes[..4]), word(&bytes[4..]), shifts)
+            let words = u64::from_le_bytes(bytes_at::<8, FULL>(codes, at));
+            (words, std::array::from_fn(|i| shift(i, 32)))
         }
         3 => {
             // 48 bits; the second word begins at the 16th, so that the codes of columns 8 to 15 lie whole in it.
-            let bytes = bytes_at::<6, FULL>(codes, at);
-            let shifts = std::array::from_fn(|i| shift(i, 16));
-            (word(&bytes[..4]), word(&bytes[2..]), shifts)
+            let [a, b, c, d, e, f] = bytes_at::<6, FULL>(codes, at);
+            let words = u64::from_le_bytes([a, b, c, d, c, d, e, f]);
+            (words, std::array::from_fn(|i| shift(i, 16)))
         }
         _ => {
-            let bytes = bytes_at::<4, FULL>(codes, at);
-            (word(&bytes), word(&bytes), std::array::from_fn(|i| shift(i, 0)))
+            let word = u64::from(u32::from_le_bytes(bytes_at::<4, FULL>(codes, at)));
+            (word | word << 32, std::array::from_fn(|i| shift(i, 0)))
         }
     }
 }

@@ -167,13 +167,12 @@ impl Args {
                 self.model.display()
             );
         }
-        let mut calibration = self.evidence.read(&self.model)?;
-        let coverage = self.evidence.rows.min_coverage;
-        if let (true, Some(option)) = (self.target.given(), self.transform.typed()) {
-            anyhow::bail!(
-                "--target-bpw does not go with {option}: it measures the model as it is; give --bits and --rule instead"
-            );
+        // A target needs the evidence now; without one, what cannot be done is refused before a text is read.
+        let mut calibration = None;
+        if self.target.given() {
+            calibration = self.evidence.read(&self.model)?;
         }
+        let coverage = self.evidence.rows.min_coverage;
         let applied = self.target.apply(
             &checkpoint,
             (&mut options, self.effort.as_deref()),
@@ -186,6 +185,9 @@ impl Args {
                 .transform
                 .fastdeploy_plans(&checkpoint, &self.request(&options)?)?,
         };
+        if calibration.is_none() {
+            calibration = self.evidence.read(&self.model)?;
+        }
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
             return self.print_plan(
@@ -230,11 +232,18 @@ impl Args {
         {
             anyhow::bail!("--w4-until, --tensor-parallel and --kv-cache go with --format fastdeploy only");
         }
+        self.transform.check(
+            self.format == Format::Fastdeploy,
+            self.target.given(),
+            self.non_finite == OnNonFinite::Keep,
+        )?;
         if self.format == Format::Fastdeploy && self.target.given() {
             anyhow::bail!(
                 "--target-bpw does not go with --format fastdeploy: its layout leaves no choice but --bits and --w4-until, which gives all experts up to a layer 4 bits instead of 2"
             );
         }
+        // Under a target it is for those tensors that get WINT2.
+        let effort = self.effort.as_deref().filter(|_| !self.target.given());
         let partial = PartialOptions {
             bits: Some(self.bits()),
             grouping: self.group_size.as_deref().map(parse_grouping).transpose()?,
@@ -245,7 +254,7 @@ impl Args {
             },
             method: self.method()?,
             scale: self.scale_dtype.as_deref().map(parse_scale).transpose()?,
-            effort: self.effort.as_deref().map(parse_effort).transpose()?,
+            effort: effort.map(parse_effort).transpose()?,
             calibrated: !self.evidence.calib.is_empty(),
         };
         let default = match self.format {

@@ -10,7 +10,7 @@ use crate::calibrate::balance;
 use crate::calibrate::pipeline::Calibration;
 use crate::fastdeploy::{self, Request};
 use crate::plan::QuantizePlan;
-use crate::quantize::{self, NonFinite, Options};
+use crate::quantize::{self, Options};
 use crate::source::Source;
 use crate::transform::{Transform, rotation};
 
@@ -32,14 +32,32 @@ impl TransformArgs {
         rotate.or_else(|| self.awq.then_some("--awq"))
     }
 
-    /// The plan of our own artifact, for the model as it is or transformed.
-    pub fn plan(&self, checkpoint: &Arc<Checkpoint>, options: &Options) -> anyhow::Result<QuantizePlan> {
-        let plan = quantize::with_threads(options.threads, || quantize::plan(checkpoint, options))?;
-        if let (Some(option), NonFinite::Keep) = (self.typed(), options.non_finite) {
+    /// Refuses what these options do not go with, before anything is read.
+    pub fn check(&self, fastdeploy: bool, target: bool, keep_non_finite: bool) -> anyhow::Result<()> {
+        let Some(option) = self.typed() else {
+            return Ok(());
+        };
+        if keep_non_finite {
             anyhow::bail!(
                 "--non-finite keep does not go with {option}: a tensor that is left as it is would not fit the others"
             );
         }
+        if target {
+            anyhow::bail!(
+                "--target-bpw does not go with {option}: it measures the model as it is; give --bits and --rule instead"
+            );
+        }
+        if fastdeploy && self.awq {
+            anyhow::bail!(
+                "--awq does not go with --format fastdeploy: its fused weights are not priced yet; leave --awq out, or leave --format out for qtool's own artifact"
+            );
+        }
+        Ok(())
+    }
+
+    /// The plan of our own artifact, for the model as it is or transformed.
+    pub fn plan(&self, checkpoint: &Arc<Checkpoint>, options: &Options) -> anyhow::Result<QuantizePlan> {
+        let plan = quantize::with_threads(options.threads, || quantize::plan(checkpoint, options))?;
         Ok(match self.rotation(checkpoint)? {
             None => plan,
             Some(rotation) => plan.transformed(checkpoint, &options.recipe, rotation)?,
@@ -52,11 +70,6 @@ impl TransformArgs {
         checkpoint: &Arc<Checkpoint>,
         request: &Request,
     ) -> anyhow::Result<Vec<QuantizePlan>> {
-        if self.awq {
-            anyhow::bail!(
-                "--awq does not go with --format fastdeploy: its fused weights are not priced yet; leave --awq out, or leave --format out for qtool's own artifact"
-            );
-        }
         let rotation = self.rotation(checkpoint)?;
         Ok(fastdeploy::transformed_plans(
             checkpoint,

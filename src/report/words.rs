@@ -225,7 +225,7 @@ mod tests {
             }),
         ];
         assert_eq!(
-            [0.0123, 0.000_4567, 1.5].map(|x| Style::of(&kl).value(x)),
+            [0.0123, 0.000_456_7, 1.5].map(|x| Style::of(&kl).value(x)),
             ["0.0123", "0.000457", "1.50"]
         );
         let delta = accuracy.deltas[3].unwrap();

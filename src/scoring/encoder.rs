@@ -1,4 +1,4 @@
-//! An encoder run here, as a [`Scorer`](crate::scorer::Scorer): logits of its classification head, and mean-pooled
+//! An encoder run here, as a [`Scorer`]: logits of its classification head, and mean-pooled
 //! vectors. It continues no text, so it has neither likelihoods nor replies.
 
 use std::path::Path;

@@ -85,6 +85,8 @@ struct Server {
     tokens: AtomicU64,
     /// How far the server follows schemas; `reply` knows the values.
     schemas: AtomicU8,
+    /// Whether it is told to punish no repetitions.
+    neutral: AtomicBool,
 }
 
 impl Server {
@@ -149,7 +151,9 @@ impl EndpointScorer {
             model,
             tokens: AtomicU64::new(0),
             schemas: AtomicU8::new(reply::UNTRIED),
+            neutral: AtomicBool::new(true),
         });
+        reply::probe(&server);
         let modes = Modes::probe(&server).map_err(|f| fault(f.detail))?;
         Ok(Self {
             server,
@@ -167,7 +171,7 @@ impl EndpointScorer {
     /// What was found out about the server, a sentence each.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.modes.notes();
-        notes.extend(reply::note(&self.server));
+        notes.extend(reply::notes(&self.server));
         notes
     }
 

@@ -130,14 +130,11 @@ fn run<B: Backend>(
             row: from + tree.trunk.len() - 1,
             tokens: split.answers.iter().map(|a| a[0]).collect(),
         });
-        let mut row = from + tree.trunk.len();
-        for token in split.answers.iter().flat_map(|a| &a[1..]) {
-            wants.push(Want {
-                row,
-                tokens: vec![*token],
-            });
-            row += 1;
-        }
+        let others = split.answers.iter().flat_map(|a| &a[1..]);
+        wants.extend((from + tree.trunk.len()..).zip(others).map(|(row, token)| Want {
+            row,
+            tokens: vec![*token],
+        }));
         from += tree.rows();
     }
     let mut found = read(scorer, &x, &wants).into_iter();

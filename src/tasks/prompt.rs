@@ -272,7 +272,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn fields(value: Value) -> Map<String, Value> {
+    fn fields(value: &Value) -> Map<String, Value> {
         value.as_object().unwrap().clone()
     }
 
@@ -287,7 +287,7 @@ mod tests {
     fn a_built_in_prompt_as_it_is_seen() {
         let template = Template::open("question-matching", None, Language::En).unwrap();
         let shots = json!([{"text_a": "c", "text_b": "d", "answer": "yes"}]);
-        let item = fields(json!({"ask": "loglik", "text_a": "a", "text_b": "b", "shots": shots}));
+        let item = fields(&json!({"ask": "loglik", "text_a": "a", "text_b": "b", "shots": shots}));
         let rendered = template.render(&item).unwrap();
         assert_eq!(
             rendered.text,
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(rendered.answer("yes", false), " yes");
         assert_eq!(rendered.answer("yes", true), "yes");
         let template = Template::open("multiple-choice", None, Language::En).unwrap();
-        let item = fields(json!({
+        let item = fields(&json!({
             "ask": "loglik", "question": "q", "choices": ["x", "y"], "letters": ["A", "B"], "shots": []
         }));
         let text = template.render(&item).unwrap().text;
@@ -321,7 +321,7 @@ mod tests {
                     "text_a": "a", "text_b": "b", "text": "t", "question": "q", "choices": ["x"], "context": "c",
                     "answer": "SHOT"
                 });
-                let mut item = fields(shot.clone());
+                let mut item = fields(&shot);
                 for (name, value) in [
                     ("ask", json!(ask)),
                     ("shots", json!([shot])),

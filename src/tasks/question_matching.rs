@@ -212,7 +212,7 @@ fn report(choice: &Choice, decisions: &[Decisions], how: &Reporting) -> TaskRepo
     let (metrics, warnings) = labelled.accuracy(how, 2);
     let mut tables: Vec<DetailTable> = Vec::new();
     let groups = &choice.data.groups;
-    for model in 0..decisions.len() {
+    for (model, decided) in decisions.iter().enumerate() {
         let cells = |group: Option<usize>| {
             let c = &labelled.confusion(group)[model];
             [(1, 1), (0, 0), (0, 1), (1, 0)]
@@ -235,7 +235,7 @@ fn report(choice: &Choice, decisions: &[Decisions], how: &Reporting) -> TaskRepo
             rows,
         });
         tables.push(labelled.confusion(None)[model].table(model, &choice.data.labels));
-        if let Some((threshold, share)) = decisions[model].threshold {
+        if let Some((threshold, share)) = decided.threshold {
             tables.push(DetailTable {
                 name: "cosine threshold".to_owned(),
                 model,

@@ -15,7 +15,7 @@
 //! | [`folding`] | what becomes of one tensor, and its arithmetic |
 //! | [`rotation`] | the foldings of a rotation |
 //! | [`scales`] | those of channel scales, and their file |
-//! | [`planned`] | the plan of a transformed model |
+//! | `planned` | the plan of a transformed model |
 //! | [`weights`] | rows of a checkpoint as transformed |
 //! | [`model`] | the transformed model, to be run |
 //! | [`evidence`] | statistics of the original as those of the transformed model |

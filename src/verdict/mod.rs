@@ -47,7 +47,7 @@ fn find<'a>(limit: &Limit, tasks: &'a [TaskReport]) -> Result<(&'a TaskReport, &
         let mut distinct: Vec<&str> = Vec::new();
         there.into_iter().for_each(|t| {
             if !distinct.contains(&t) {
-                distinct.push(t)
+                distinct.push(t);
             }
         });
         wrong(

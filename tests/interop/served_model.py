@@ -9,7 +9,7 @@ Run by hand; the build is too long for every change. What is checked:
 
 * what the first meeting finds out. This server's echo is off by one position
   (each token is given the log-probability that it has one step later), so qtool
-  must refuse it and fall back to next tokens
+  must refuse it and fall back to next tokens; its repetition penalty is switched off
 * ln p of single-token answers, texts and chats, against llama.cpp itself in a
   process of its own: logits of the last position, log-softmax in f64
 * greedy replies against the same, token by token
@@ -173,8 +173,10 @@ def main():
 
             given, out = folder / "jobs.jsonl", folder / "killed.jsonl"
             given.write_text("".join(json.dumps(j) + "\n" for j in jobs))
-            asking = subprocess.Popen([str(args.example), url, str(given), str(out), "8", "2"], stdout=subprocess.PIPE, text=True)
-            time.sleep(4)
+            command = [str(args.example), url, str(given), str(out), "8", "2"]
+            asking = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            asking.stderr.readline()  # it has met the server
+            time.sleep(max(2, met["seconds"] / 3))
             server.send_signal(signal.SIGKILL)
             asking.communicate(timeout=300)
             found = [json.loads(line) for line in out.read_text().splitlines()]

@@ -112,6 +112,10 @@ fn the_command_line_says_what_rewriting_costs_and_what_it_does_not_go_with() {
             &["--awq", "--calib", "x.txt", "--format", "fastdeploy"],
             "--awq does not go with --format fastdeploy",
         ),
+        (
+            &["--awq", "--calib", "x.txt", "--non-finite", "keep"],
+            "does not go with --awq",
+        ),
     ] {
         let refused = run(options);
         let text = String::from_utf8_lossy(&refused.stderr).into_owned();

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parents[3]
 ARTIFACTS = {"int8": ["--bits", "8"], "int4-g64": ["--bits", "4", "--group-size", "64"], "wint2": ["--bits", "2"]}
-PROMPT, STEPS = 512, 64
+PROMPT, STEPS = 512, 32
 
 
 class Qtool:
@@ -117,6 +117,7 @@ def ratio(seconds, name, base):
 
 
 def main():
+    sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--qtool", default=ROOT / "target/release/qtool")

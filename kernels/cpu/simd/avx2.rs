@@ -3,6 +3,7 @@
 //! page only names the instructions.
 
 use super::{Kernel, LANES, Vector};
+use crate::cpu::isa::IsaKind;
 use std::arch::x86_64::*;
 
 /// The proof that this machine has AVX2, FMA and F16C. Made only by [`Avx2::detect`].
@@ -43,6 +44,8 @@ macro_rules! registers {
 
 impl Vector for Avx2 {
     type F = Pair;
+
+    const KIND: IsaKind = IsaKind::Avx2;
 
     #[inline]
     fn enter<K: Kernel>(self, kernel: K) -> K::Output {
@@ -202,11 +205,11 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn lookup(self, low: u32, high: u32, shifts: &[u32; LANES], table: Pair) -> Pair {
+    fn lookup(self, words: u64, shifts: &[u32; LANES], table: Pair) -> Pair {
         let (first, second) = (&shifts[..8], &shifts[8..]);
         (
-            lookup_half(self, low, first, table),
-            lookup_half(self, high, second, table),
+            lookup_half(self, words as u32, first, table),
+            lookup_half(self, (words >> 32) as u32, second, table),
         )
     }
 

@@ -3,6 +3,7 @@
 //! instructions.
 
 use super::{Kernel, LANES, Vector};
+use crate::cpu::isa::IsaKind;
 use std::arch::x86_64::*;
 
 /// The proof that this machine has AVX-512 F, BW, DQ, VL, AVX2 and FMA. Made only by [`Avx512::detect`].
@@ -43,6 +44,8 @@ macro_rules! registers {
 
 impl Vector for Avx512 {
     type F = __m512;
+
+    const KIND: IsaKind = IsaKind::Avx512;
 
     #[inline]
     fn enter<K: Kernel>(self, kernel: K) -> K::Output {
@@ -163,10 +166,12 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
-    fn lookup(self, low: u32, high: u32, shifts: &[u32; LANES], table: __m512) -> __m512 {
+    fn lookup(self, words: u64, shifts: &[u32; LANES], table: __m512) -> __m512 {
         // SAFETY: `shifts` is 64 readable bytes, the load needs no alignment, the token proves the instructions.
         unsafe {
-            let words = _mm512_mask_set1_epi32(_mm512_set1_epi32(low as i32), 0xff00, high as i32);
+            let halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+            let words = _mm512_castsi128_si512(_mm_cvtsi64_si128(words as i64));
+            let words = _mm512_permutexvar_epi32(halves, words);
             let index = _mm512_srlv_epi32(words, _mm512_loadu_si512(shifts.as_ptr().cast()));
             _mm512_permutexvar_ps(index, table)
         }

@@ -18,6 +18,8 @@ pub(crate) mod portable;
 pub(crate) mod tile;
 pub(crate) mod view;
 
+use super::isa::IsaKind;
+
 /// Lanes of a vector, on every instruction set.
 pub(crate) const LANES: usize = 16;
 
@@ -39,6 +41,9 @@ pub(crate) trait Kernel {
 pub(crate) trait Vector: Copy {
     /// 16 lanes of f32.
     type F: Copy;
+
+    /// Which instruction set this is.
+    const KIND: IsaKind;
 
     /// Runs a kernel in a function compiled for this instruction set.
     fn enter<K: Kernel>(self, kernel: K) -> K::Output;
@@ -100,9 +105,9 @@ pub(crate) trait Vector: Copy {
     /// 16 little-endian BF16 numbers, exact.
     fn load_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::F;
 
-    /// Lane i is lane `(word >> shifts[i]) mod 16` of the table; the word is `low` for the first eight lanes and
-    /// `high` for the others. Shifts are below 32.
-    fn lookup(self, low: u32, high: u32, shifts: &[u32; LANES], table: Self::F) -> Self::F;
+    /// Lane i is lane `(word >> shifts[i]) mod 16` of the table; the word is the lower half of `words` for the first
+    /// eight lanes and the upper half for the others. Shifts are below 32.
+    fn lookup(self, words: u64, shifts: &[u32; LANES], table: Self::F) -> Self::F;
 
     /// Of the whole parts of lanes 4q to 4q + 3, 15 bits each, the four windows of WINT2 minus 32: lane 4i + j
     /// is `((code[4q + i] >> (9 - 3j)) & 63) - 32`. Lanes are in 0..2^15, q is below 4.

@@ -3,6 +3,7 @@
 //! a library call would stop that (rounding, conversion), bit arithmetic with the same result is used.
 
 use super::{Kernel, LANES, Vector};
+use crate::cpu::isa::IsaKind;
 use half::f16;
 
 /// The token of the portable vectors; anyone may make one.
@@ -21,6 +22,8 @@ const TWO_112: f32 = f32::from_bits((112 + 127) << 23);
 
 impl Vector for Portable {
     type F = [f32; LANES];
+
+    const KIND: IsaKind = IsaKind::Portable;
 
     #[inline(always)]
     fn enter<K: Kernel>(self, kernel: K) -> K::Output {
@@ -168,10 +171,14 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    fn lookup(self, low: u32, high: u32, shifts: &[u32; LANES], table: Self::F) -> Self::F {
+    fn lookup(self, words: u64, shifts: &[u32; LANES], table: Self::F) -> Self::F {
         let mut a = [0.0; LANES];
         for i in 0..LANES {
-            let word = if i < LANES / 2 { low } else { high };
+            let word = if i < LANES / 2 {
+                words as u32
+            } else {
+                (words >> 32) as u32
+            };
             a[i] = table[(word >> (shifts[i] & 31) & 15) as usize];
         }
         a

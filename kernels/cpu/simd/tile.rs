@@ -14,7 +14,7 @@ use super::view::{View, ViewMut};
 use super::{LANES, Vector};
 use crate::cpu::isa::IsaKind;
 
-/// Columns of a panel on an instruction set: as many as its registers hold beside [`rows_of`] rows.
+/// Columns of a panel on an instruction set: as many as leave registers for the rows of a tile.
 pub(crate) fn panel_columns(isa: IsaKind) -> usize {
     match isa {
         IsaKind::Avx512 => 2 * LANES,
@@ -37,20 +37,13 @@ pub(crate) enum Start {
 ///
 /// If the sizes disagree.
 #[inline(always)]
-pub(crate) fn multiply<V: Vector>(
-    v: V,
-    isa: IsaKind,
-    x: View<'_>,
-    w: View<'_>,
-    out: &mut ViewMut<'_>,
-    start: Start,
-) {
+pub(crate) fn multiply<V: Vector>(v: V, x: View<'_>, w: View<'_>, out: &mut ViewMut<'_>, start: Start) {
     assert_eq!((x.rows(), x.columns()), (out.rows(), w.rows()), "M and K");
     assert!(
-        w.columns() == out.columns() && w.columns() <= panel_columns(isa),
+        w.columns() == out.columns() && w.columns() <= panel_columns(V::KIND),
         "C"
     );
-    match isa {
+    match V::KIND {
         IsaKind::Avx512 if w.columns() > LANES => rows::<V, 12, 2>(v, x, w, out, start),
         IsaKind::Avx512 => rows::<V, 12, 1>(v, x, w, out, start),
         IsaKind::Avx2 => rows::<V, 6, 1>(v, x, w, out, start),

@@ -106,11 +106,14 @@ impl Client {
         let wait = header("retry-after").and_then(|text| text.trim().parse().ok());
         let body = answer.body_mut().with_config().limit(MOST_BYTES).read_to_vec();
         if !status.is_success() {
-            let body = body.unwrap_or_default();
+            let words = words(&body.unwrap_or_default());
+            // A request that is not valid now will not be later, whatever the status says.
+            let invalid = words.contains("validation error");
+            let passing = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
             return Err(Failure {
                 kind: format!("status {}", status.as_u16()),
-                detail: self.hide(format!("the server answered {status}: {}", words(&body))),
-                passing: status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error(),
+                detail: self.hide(format!("the server answered {status}: {words}")),
+                passing: passing && !invalid,
                 wait: wait.map(Duration::from_secs),
             });
         }

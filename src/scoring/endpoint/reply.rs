@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Server;
 use super::http::Failure;
-use crate::scorer::{Answer, Prompt, Reply, Request};
+use crate::scorer::{Answer, Message, Prompt, Reply, Request};
 use crate::scoring::border::{conversation, miss};
 
 /// Nothing was refused yet.
@@ -18,12 +18,20 @@ const OBJECT: u8 = 1;
 /// Both forms were.
 const NONE: u8 = 2;
 
+/// A prompt of the first meeting.
+pub const PROBE: &str = "one two three four five six seven eight nine";
+/// What servers call their penalty of repetitions. Some have one by default, and then temperature 0 is not greedy.
+const PENALTIES: [&str; 2] = ["repeat_penalty", "repetition_penalty"];
+
 /// Most stop strings that OpenAI's protocol takes.
 const STOPS: usize = 4;
 
 /// Path of the method and body for a prompt, without what is asked about it.
 pub fn body(server: &Server, prompt: &Prompt, most: usize) -> (&'static str, Value) {
     let mut body = json!({"model": server.model, "max_tokens": most, "temperature": 0});
+    if server.neutral.load(Ordering::Relaxed) {
+        PENALTIES.iter().for_each(|name| body[name] = json!(1.0));
+    }
     match prompt {
         Prompt::Text(text) => {
             body["prompt"] = json!(text);
@@ -36,8 +44,38 @@ pub fn body(server: &Server, prompt: &Prompt, most: usize) -> (&'static str, Val
     }
 }
 
-/// What the schemas of this run came to.
-pub fn note(server: &Server) -> Option<String> {
+/// Finds out whether the server takes the fields that switch penalties off: OpenAI's own refuses what it does not
+/// know, llama-cpp-python punishes repetitions unless told not to.
+pub fn probe(server: &Server) {
+    let on = AtomicBool::new(false);
+    let chat = Prompt::Chat(vec![Message {
+        role: "user".to_owned(),
+        content: PROBE.to_owned(),
+    }]);
+    for prompt in [Prompt::Text(PROBE.to_owned()), chat] {
+        for neutral in [true, false] {
+            server.neutral.store(neutral, Ordering::Relaxed);
+            let (path, body) = body(server, &prompt, 1);
+            if server.ask(0, &on, path, &body).is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+/// What the fields of this run came to.
+pub fn notes(server: &Server) -> Vec<String> {
+    let mut notes = Vec::from_iter(schema_note(server));
+    if !server.neutral.load(Ordering::Relaxed) {
+        notes.push(format!(
+            "the server refuses {}; where it punishes repetitions by default, replies are not greedy",
+            PENALTIES.join(" and ")
+        ));
+    }
+    notes
+}
+
+fn schema_note(server: &Server) -> Option<String> {
     match server.schemas.load(Ordering::Relaxed) {
         OBJECT => Some(
             "the server refuses response_format json_schema; json_object with a schema was sent".to_owned(),
@@ -109,9 +147,11 @@ pub fn reply(server: &Server, index: usize, request: &Request, broken_off: &Atom
     Ok(Reply { text, cut: 0 })
 }
 
-/// Whether a failure may be about a field of the body that the server does not know.
+/// Whether a failure may be about a field of the body that the server does not know. llama-cpp-python tells of
+/// it with status 500.
 fn is_refusal(failure: &Failure) -> bool {
     ["status 400", "status 422", "status 501"].contains(&failure.kind.as_str())
+        || (failure.kind.starts_with("status 5") && failure.detail.contains("response_format"))
 }
 
 /// Text of the first choice, of either kind of completion.

@@ -102,7 +102,7 @@ impl SentencePiece {
             match part {
                 Part::Token(id) => ids.push(id),
                 Part::Text(text) => {
-                    self.encode_plain(text, number == 0 || self.every_part_is_first, &mut ids)
+                    self.encode_plain(text, number == 0 || self.every_part_is_first, &mut ids);
                 }
             }
         }
