@@ -67,6 +67,9 @@ pub enum Error {
         /// What is there.
         got: String,
     },
+    /// A device that stopped computing.
+    #[error(transparent)]
+    Device(#[from] qtool_kernels::backend::Fault),
     /// More tokens than a cache has room for.
     #[error("{tokens} tokens do not fit a cache of {capacity}")]
     CacheFull {

@@ -15,7 +15,7 @@ use crate::model::{SAMPLES, sample};
 use crate::paddle::write_paddle;
 
 /// Largest difference of a logit from the reference's, as a share of the largest logit.
-const LOGITS: f32 = 1e-4;
+pub const LOGITS: f32 = 1e-4;
 
 /// Folders of the golden models.
 pub fn golden() -> Vec<PathBuf> {

@@ -13,6 +13,7 @@ mod faults;
 mod flow;
 mod forecast;
 mod forward;
+mod gpu;
 mod head;
 mod hostile;
 mod house;

@@ -19,7 +19,8 @@ extern "C" __global__ void gemv(float *y /* (M, N) */, const float *x /* (M, K) 
             for (i32 i = 0; i < 8; i++)
                 if (i < rows) sums[i] = fma_(x[(i64)(from + i) * w.k + k], value, sums[i]);
         }
-        for (i32 i = 0; i < rows; i++) {
+        for (i32 i = 0; i < 8; i++) { // a fixed count, so that the sums stay in registers
+            if (i >= rows) break;
             float sum = warp_sum(sums[i]);
             if (lane == 0) y[(i64)(from + i) * w.n + n] = sum;
         }

@@ -201,12 +201,15 @@ impl<B: Backend> Model<B> {
                 self.run(block, &mut x, &place, None);
             }
         });
+        self.backend.fault()?;
         Ok(x)
     }
 
     /// Logits of all rows of a batch, (M, V). The model must be loaded.
     pub fn forward(&self, batch: &Batch) -> Result<B::Tensor> {
-        Ok(self.logits(&self.hidden(batch)?, None))
+        let logits = self.logits(&self.hidden(batch)?, None);
+        self.backend.fault()?;
+        Ok(logits)
     }
 
     /// Keys and values of `rows` tokens for one block, all zeros.
@@ -232,7 +235,9 @@ impl<B: Backend> Model<B> {
     /// the cache is too small, or an id is beyond the vocabulary.
     pub fn extend(&self, cache: &mut Cache<B>, ids: &[u32]) -> Result<B::Tensor> {
         let x = self.append(cache, ids)?;
-        Ok(self.logits(&x, Some(&[ids.len() - 1])))
+        let logits = self.logits(&x, Some(&[ids.len() - 1]));
+        self.backend.fault()?;
+        Ok(logits)
     }
 
     /// The same, up to what the last block gives, (M, hidden).
