@@ -5,7 +5,7 @@
 //! Our own form asks only that K is a multiple of 64. FastDeploy's form lies by columns and asks for
 //! K % 128 and N % 256; FastDeploy takes it for routed experts only.
 
-use super::{Family, Part, Role};
+use super::{Family, Part, Role, whole_groups};
 use crate::dtype::Dtype;
 use crate::packing::{self, HIGH_NIBBLES, Packing, wint2};
 use crate::{FormatError, Result};
@@ -33,29 +33,7 @@ pub fn parts(family: Family, n: usize, k: usize) -> Result<Vec<Part>> {
 
 /// The same for any block of rows of a weight, which FastDeploy's rule about N does not concern.
 pub fn rows_of_parts(family: Family, n: usize, k: usize) -> Result<Vec<Part>> {
-    let refuse = |reason: String| {
-        Err(FormatError::SchemeShape {
-            scheme: NAME.to_owned(),
-            n,
-            k,
-            reason,
-        })
-    };
-    if n == 0 || k == 0 {
-        return refuse("the weight is empty".to_owned());
-    }
-    if n.checked_mul(k)
-        .and_then(|weights| weights.checked_mul(8))
-        .is_none()
-    {
-        return refuse("its size overflows".to_owned());
-    }
-    if !k.is_multiple_of(wint2::GROUP) {
-        return refuse(format!(
-            "K = {k} is not a multiple of {}; quantize it to 4 or 8 bits, or keep it",
-            wint2::GROUP
-        ));
-    }
+    whole_groups(NAME, (n, k), wint2::GROUP)?;
     let by_columns = family == Family::FastDeploy;
     let matrix = |role, layout, bits, width: usize| Part {
         role,

@@ -2,7 +2,7 @@
 //! weight and two bytes per output channel. What the words mean is told in [`crate::packing::wint25`]; this page says
 //! how a weight is stored. It has one form, ours: no configuration of FastDeploy reaches it.
 
-use super::{Family, Part, Role};
+use super::{Family, Part, Role, whole_groups};
 use crate::dtype::Dtype;
 use crate::packing::{self, wint25};
 use crate::{FormatError, Result};
@@ -17,32 +17,15 @@ pub const FORMULA: &str = "word(i) = codes[n][10 * (k / 64) + i]; i = k % 64; \
 
 /// The stored tensors of a weight of `n` x `k`. Fails for FastDeploy's forms, and when K is no multiple of 64.
 pub fn parts(family: Family, n: usize, k: usize) -> Result<Vec<Part>> {
-    let refuse = |reason: String| {
-        Err(FormatError::SchemeShape {
+    if family == Family::FastDeploy {
+        return Err(FormatError::SchemeShape {
             scheme: NAME.to_owned(),
             n,
             k,
-            reason,
-        })
-    };
-    if family == Family::FastDeploy {
-        return refuse("no FastDeploy configuration loads it; it loads wint2 for routed experts".to_owned());
+            reason: "no FastDeploy configuration loads it; it loads wint2 for routed experts".to_owned(),
+        });
     }
-    if n == 0 || k == 0 {
-        return refuse("the weight is empty".to_owned());
-    }
-    if n.checked_mul(k)
-        .and_then(|weights| weights.checked_mul(8))
-        .is_none()
-    {
-        return refuse("its size overflows".to_owned());
-    }
-    if !k.is_multiple_of(wint25::GROUP) {
-        return refuse(format!(
-            "K = {k} is not a multiple of {}; quantize it to 4 or 8 bits, or keep it",
-            wint25::GROUP
-        ));
-    }
+    whole_groups(NAME, (n, k), wint25::GROUP)?;
     let part = |role, dtype: Dtype, width: usize| Part {
         role,
         layout: packing::ROWS,

@@ -185,6 +185,26 @@ impl Scheme {
     }
 }
 
+/// Fails when rows of `k` columns are not groups of `group`, when there are none, or when sizes overflow.
+fn whole_groups(scheme: &str, (n, k): (usize, usize), group: usize) -> Result<()> {
+    let fits = n.checked_mul(k).and_then(|weights| weights.checked_mul(32));
+    let reason = if n == 0 || k == 0 {
+        "the weight is empty; keep it as it is".to_owned()
+    } else if fits.is_none() {
+        "its size overflows".to_owned()
+    } else if !k.is_multiple_of(group) {
+        format!("K = {k} is not a multiple of {group}; quantize it to 4 or 8 bits, or keep it")
+    } else {
+        return Ok(());
+    };
+    Err(FormatError::SchemeShape {
+        scheme: scheme.to_owned(),
+        n,
+        k,
+        reason,
+    })
+}
+
 impl std::fmt::Display for Scheme {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

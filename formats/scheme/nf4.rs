@@ -8,7 +8,7 @@
 //! Source: QLoRA (arXiv 2305.14314), appendix E; the levels are the constants of bitsandbytes'
 //! `functional.py`.
 
-use super::{Family, Part, Role};
+use super::{Family, Part, Role, whole_groups};
 use crate::dtype::Dtype;
 use crate::packing::{self, LSB_ROWS, Packing};
 use crate::{FormatError, Result};
@@ -49,31 +49,15 @@ pub const FORMULA: &str = "value[n][k] = [-1.0, -0.6961928, -0.52507305, -0.3949
 
 /// The stored tensors of a weight of `n` x `k`. Fails for FastDeploy's forms, and when K is no multiple of 64.
 pub fn parts(family: Family, n: usize, k: usize) -> Result<Vec<Part>> {
-    let refuse = |reason: String| {
-        Err(FormatError::SchemeShape {
+    if family == Family::FastDeploy {
+        return Err(FormatError::SchemeShape {
             scheme: NAME.to_owned(),
             n,
             k,
-            reason,
-        })
-    };
-    if family == Family::FastDeploy {
-        return refuse("FastDeploy does not load it; it loads INT8 and INT4 per channel".to_owned());
+            reason: "FastDeploy does not load it; it loads INT8 and INT4 per channel".to_owned(),
+        });
     }
-    if n == 0 || k == 0 {
-        return refuse("it is empty; keep it as it is".to_owned());
-    }
-    if n.checked_mul(k)
-        .and_then(|weights| weights.checked_mul(32))
-        .is_none()
-    {
-        return refuse("its size overflows".to_owned());
-    }
-    if !k.is_multiple_of(GROUP) {
-        return refuse(format!(
-            "K = {k} is not a multiple of {GROUP}; leave it out with --skip, or quantize it with another method"
-        ));
-    }
+    whole_groups(NAME, (n, k), GROUP)?;
     let part = |role, layout, bits, dtype: Dtype, width: usize| Part {
         role,
         layout,
