@@ -42,8 +42,10 @@ Examples:
   qtool verify OUT --base MODEL               every byte and every figure, checked again
   qtool inspect OUT                           what is in there, worst tensors first
   qtool export OUT --to bf16 -o DIR           decoded weights for any library
+  qtool validate MODEL OUT --task divergence=text.txt --max-kl 0.05   may OUT be deployed?
 
-Exit status: 0 done or passed, 1 a check found something, 2 error, 130 interrupted.
+Exit status: 0 done or passed, 1 a check found something or a limit is broken, 2 error,
+3 a limit can neither be said to hold nor to be broken, 130 interrupted.
 The progress line appears on a terminal only; NO_COLOR=1 turns colours off.";
 
 /// The command line.
