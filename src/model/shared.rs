@@ -130,6 +130,7 @@ impl<B: Backend> Model<B> {
                 block.run(&self.backend, &self.decoder, &mut x, &place, memory, None);
             }
         });
+        self.backend.fault()?;
         Ok(x)
     }
 }

@@ -96,6 +96,8 @@ impl<B: Backend> Model<B> {
         for &(slot, ids) in tokens {
             slots.slots[slot].1 += ids.len();
         }
-        Ok(self.logits(&x, Some(&last)))
+        let logits = self.logits(&x, Some(&last));
+        self.backend.fault()?;
+        Ok(logits)
     }
 }

@@ -7,7 +7,7 @@ use qtool_kernels::backend::Activation;
 use qtool_kernels::cuda::probe;
 use qtool_kernels::{Backend, CudaBackend};
 
-use crate::{both, numbers};
+use crate::{both, numbers, skipped};
 
 /// What is said when a failure ends the work as it should.
 const CLEAN: &str = "ended cleanly:";
@@ -58,7 +58,10 @@ fn every_failure_is_one_sentence() {
         return;
     };
     if gpu.device().name() != "host shim" {
-        eprintln!("SKIPPED every_failure_is_one_sentence: a real driver does not fail when told to");
+        skipped(
+            "every_failure_is_one_sentence",
+            &"a real driver does not fail when told to",
+        );
         return;
     }
     let count_file = tempfile::NamedTempFile::new().unwrap();
@@ -103,7 +106,7 @@ fn what_cannot_be_used_is_said() {
         return;
     };
     if gpu.device().name() != "host shim" {
-        eprintln!("SKIPPED what_cannot_be_used_is_said: a real driver does not pretend");
+        skipped("what_cannot_be_used_is_said", &"a real driver does not pretend");
         return;
     }
     for (key, value, expected) in [

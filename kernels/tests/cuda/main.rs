@@ -6,6 +6,7 @@ mod failures;
 mod operations;
 mod products;
 
+use std::io::Write;
 use std::sync::Arc;
 
 use qtool_kernels::cuda::device::Device;
@@ -27,10 +28,15 @@ pub fn both(test: &str) -> Option<(CudaBackend, CpuBackend)> {
         Err(reason) => {
             let required = std::env::var_os("QTOOL_REQUIRE_CUDA").is_some_and(|v| v == "1");
             assert!(!required, "QTOOL_REQUIRE_CUDA=1, and {reason}");
-            eprintln!("SKIPPED {test}: {reason}");
+            skipped(test, &reason);
             None
         }
     }
+}
+
+/// Says so past the test harness, which swallows what a passing test prints.
+pub fn skipped(test: &str, reason: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
 }
 
 /// Numbers of a seed, about -1 to 1.

@@ -111,6 +111,7 @@ impl<B: Backend> Encoder<B> {
         for layer in &self.layers {
             self.run(layer, &mut x, batch, None);
         }
+        self.backend.fault()?;
         Ok(x)
     }
 
@@ -126,7 +127,9 @@ impl<B: Backend> Encoder<B> {
         })?;
         let x = self.hidden(batch)?;
         let firsts: Vec<usize> = batch.sequences().iter().map(|rows| rows.start).collect();
-        Ok(head.run(&self.backend, &self.backend.gather(&x, &firsts)))
+        let logits = head.run(&self.backend, &self.backend.gather(&x, &firsts));
+        self.backend.fault()?;
+        Ok(logits)
     }
 
     /// Mean of the last hidden states over each sequence's tokens, special ones included, (sequences, hidden),
@@ -142,6 +145,7 @@ impl<B: Backend> Encoder<B> {
             weights.extend(tokens.clone().map(|_| 1.0 / tokens.len() as f32));
         }
         self.backend.scatter_add(&mut means, &rows, &x, &weights);
+        self.backend.fault()?;
         Ok(means)
     }
 }
