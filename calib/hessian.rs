@@ -12,6 +12,8 @@
 //! H is shrunk toward its diagonal: H' = (1 - a) H + a diag(H), with a from [`shrinkage`]. In the quantized model the
 //! layer's input is off by the errors of all layers before it, and those have little in common with the moment that
 //! was measured: a cancellation between columns that H promises is kept only in part. The fewer the bits, the less.
+//! Of inputs that were rotated after measuring, the diagonal means nothing: there the original's diagonal, rotated,
+//! stands in its place ([`LayerStats::independent`]).
 //!
 //! Damping: `damp` times the mean of the diagonal is added to it; when the factorisation fails, ten times as much,
 //! up to [`MOST_DAMPING`]; after that there is no factor, and callers go by the diagonal alone. An input that is
@@ -44,6 +46,8 @@ pub struct Factor {
     order: Vec<usize>,
     h: Vec<f32>,
     v: Vec<f32>,
+    /// What H was shrunk toward, in the same order, unless it is the diagonal.
+    independent: Option<Vec<f32>>,
     damping: f64,
     shrinkage: f64,
 }
@@ -59,19 +63,31 @@ impl Factor {
             return None;
         }
 
+        let independent = stats.independent();
+        let toward = |i: usize, j: usize| match &independent {
+            Some(sums) => sums[order[i] * k + order[j]] / mean,
+            None if i == j => moment[order[i] * k + order[j]] / mean,
+            None => 0.0,
+        };
         let at = |i: usize, j: usize| {
-            moment[order[i] * k + order[j]] / mean * if i == j { 1.0 } else { 1.0 - shrink }
+            if independent.is_none() && i == j {
+                return toward(i, j);
+            }
+            moment[order[i] * k + order[j]] / mean * (1.0 - shrink) + shrink * toward(i, j)
         };
         let mut damping = damp;
         while damping <= MOST_DAMPING * 1.000_001 {
             let damped = |i: usize, j: usize| at(i, j) + if i == j { damping } else { 0.0 };
             if let Some(v) = upper_factor(k, damped) {
                 let h = (0..k * k).map(|at| damped(at / k, at % k) as f32).collect();
+                let places = || (0..k * k).map(|at| toward(at / k, at % k) as f32).collect();
+                let independent = independent.as_ref().map(|_| places());
                 return Some(Self {
                     k,
                     order,
                     h,
                     v,
+                    independent,
                     damping,
                     shrinkage: shrink,
                 });
@@ -124,6 +140,11 @@ impl Factor {
                 .map(|(i, square)| square * by(f64::from(self.h[i * self.k + i])))
                 .sum()
         };
+        if let Some(independent) = &self.independent {
+            let shrunk =
+                cost(isa, self, e) - self.damping * e.iter().map(|e| f64::from(*e).powi(2)).sum::<f64>();
+            return (shrunk - self.shrinkage * quadratic(isa, independent, e)) / (1.0 - self.shrinkage);
+        }
         let apart = cost(isa, self, e) - diagonal(&|h| h);
         apart / (1.0 - self.shrinkage) + diagonal(&|h| h - self.damping)
     }
@@ -131,17 +152,27 @@ impl Factor {
 
 /// e H e^T of errors in the factor's order.
 pub fn cost(isa: Isa, factor: &Factor, e: &[f32]) -> f64 {
-    let gradient = gradient(isa, factor, e);
-    gradient
+    quadratic(isa, &factor.h, e)
+}
+
+/// e H.
+pub fn gradient(isa: Isa, factor: &Factor, e: &[f32]) -> Vec<f32> {
+    product(isa, &factor.h, factor.columns(), e)
+}
+
+/// e M e^T, M (K, K).
+fn quadratic(isa: Isa, m: &[f32], e: &[f32]) -> f64 {
+    let product = product(isa, m, e.len(), e);
+    product
         .iter()
         .zip(e)
         .map(|(g, e)| f64::from(*g) * f64::from(*e))
         .sum()
 }
 
-/// e H.
-pub fn gradient(isa: Isa, factor: &Factor, e: &[f32]) -> Vec<f32> {
-    let k = factor.columns();
+/// e M, M (K, K).
+fn product(isa: Isa, m: &[f32], k: usize, e: &[f32]) -> Vec<f32> {
+    let row = |i: usize| &m[i * k..(i + 1) * k];
     let mut out = vec![0f32; k];
     for i in (0..k).step_by(4) {
         let scale = std::array::from_fn(|d| e.get(i + d).copied().unwrap_or(0.0));
@@ -149,7 +180,7 @@ pub fn gradient(isa: Isa, factor: &Factor, e: &[f32]) -> Vec<f32> {
             add_scaled(
                 isa,
                 scale,
-                std::array::from_fn(|d| factor.h((i + d).min(k - 1))),
+                std::array::from_fn(|d| row((i + d).min(k - 1))),
                 &mut out,
             );
         }
@@ -308,6 +339,23 @@ pub(crate) mod tests {
         }
         let fast = factor.measured_cost(Isa::best(), &e);
         assert!((fast / slow - 1.0).abs() < 1e-4, "{fast} {slow}");
+
+        // Shrunk toward another matrix than the diagonal; what was measured comes out again.
+        let toward = correlated(24, 30, 8, false).hessian().unwrap();
+        let rows = stats.rows() as f64;
+        let rotated = stats.clone();
+        let rotated = rotated
+            .with_independent(toward.iter().map(|h| h * rows).collect())
+            .unwrap();
+        let factor = Factor::new(&rotated, factor.order().to_vec(), DAMPING, 0.3).unwrap();
+        for (i, j) in [(2, 5), (3, 3)] {
+            let at = factor.order()[i] * k + factor.order()[j];
+            let damping = if i == j { factor.damping() } else { 0.0 };
+            let expected = (0.7 * moment[at] + 0.3 * toward[at]) / mean + damping;
+            assert!((f64::from(factor.h(i)[j]) - expected).abs() < 1e-5, "{i} {j}");
+        }
+        let fast = factor.measured_cost(Isa::best(), &e);
+        assert!((fast / slow - 1.0).abs() < 1e-3, "{fast} {slow}");
     }
 
     #[test]

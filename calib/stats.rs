@@ -25,6 +25,7 @@ pub struct LayerStats {
     rows: u64,
     moment: Moment,
     absmax: Vec<f32>,
+    independent: Option<Vec<f64>>,
 }
 
 impl LayerStats {
@@ -40,6 +41,7 @@ impl LayerStats {
             rows: 0,
             moment,
             absmax: vec![0.0; k],
+            independent: None,
         }
     }
 
@@ -65,6 +67,7 @@ impl LayerStats {
             rows,
             moment: Moment::Diagonal(vec![]),
             absmax,
+            independent: None,
         };
         if let Some(at) = sums.iter().position(|s| !s.is_finite()) {
             return bad(format!("the sum at {at} is not finite"));
@@ -141,23 +144,48 @@ impl LayerStats {
         }
     }
 
+    /// With the sums (K, K) that inputs would have which are independent in the basis they were measured in, when
+    /// that is not the basis of the columns: a rotated diagonal.
+    pub fn with_independent(mut self, sums: Vec<f64>) -> Result<Self> {
+        if sums.len() != self.k * self.k || sums.iter().any(|s| !s.is_finite()) {
+            return Err(CalibError::Statistics {
+                reason: format!(
+                    "expected {} finite sums of independent inputs, got {}",
+                    self.k * self.k,
+                    sums.len()
+                ),
+            });
+        }
+        self.independent = Some(sums);
+        Ok(self)
+    }
+
+    /// H of independent inputs, (K, K); `None` when it is the diagonal of H.
+    pub fn independent(&self) -> Option<Vec<f64>> {
+        let rows = self.rows.max(1) as f64;
+        let sums = self.independent.as_ref()?;
+        Some(sums.iter().map(|h| h / rows).collect())
+    }
+
     /// The statistics of these columns alone, as a layer sees them that reads a part of the input.
     ///
     /// # Panics
     ///
     /// When the range goes beyond K.
     pub fn columns_in(&self, range: std::ops::Range<usize>) -> Self {
+        let part = |h: &[f64]| -> Vec<f64> {
+            let row = |r: usize| &h[r * self.k + range.start..r * self.k + range.end];
+            range.clone().flat_map(row).copied().collect()
+        };
         let moment = match &self.moment {
             Moment::Diagonal(d) => Moment::Diagonal(d[range.clone()].to_vec()),
-            Moment::Full(h) => {
-                let row = |r: usize| &h[r * self.k + range.start..r * self.k + range.end];
-                Moment::Full(range.clone().flat_map(row).copied().collect())
-            }
+            Moment::Full(h) => Moment::Full(part(h)),
         };
         Self {
             k: range.len(),
             rows: self.rows,
             moment,
+            independent: self.independent.as_deref().map(part),
             absmax: self.absmax[range].to_vec(),
         }
     }
@@ -166,13 +194,14 @@ impl LayerStats {
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         let (sums, more) = match (&mut self.moment, &other.moment) {
             (Moment::Full(a), Moment::Full(b)) | (Moment::Diagonal(a), Moment::Diagonal(b))
-                if a.len() == b.len() =>
+                if a.len() == b.len() && self.independent.is_none() && other.independent.is_none() =>
             {
                 (a, b)
             }
             _ => {
                 return Err(CalibError::Statistics {
-                    reason: "statistics of different widths or kinds cannot be merged".to_owned(),
+                    reason: "statistics of different widths or kinds, or of rotated inputs, cannot be merged"
+                        .to_owned(),
                 });
             }
         };

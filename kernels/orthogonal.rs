@@ -138,9 +138,35 @@ impl Orthogonal {
             }
         }
     }
+
+    /// As [`rotate`](Self::rotate), by the transposed matrix: x Q^T, which undoes it up to rounding.
+    ///
+    /// # Panics
+    ///
+    /// As [`rotate`](Self::rotate).
+    pub fn rotate_back(&self, data: &mut [f64], inner: usize) {
+        let unsigned = Self {
+            signs: vec![1.0; self.len()],
+            factors: self.factors.iter().map(Factor::transposed).collect(),
+        };
+        unsigned.rotate(data, inner);
+        for matrix in data.chunks_exact_mut(self.len() * inner) {
+            for (row, sign) in matrix.chunks_exact_mut(inner).zip(&self.signs) {
+                row.iter_mut().for_each(|x| *x *= sign);
+            }
+        }
+    }
 }
 
 impl Factor {
+    fn transposed(&self) -> Self {
+        let at = |at: usize| self.values[at % self.len * self.len + at / self.len];
+        Self {
+            values: (0..self.len * self.len).map(at).collect(),
+            ..self.clone()
+        }
+    }
+
     /// `to[j] = sum over i of from[i] * F[i][j]`, for runs of `stride` values.
     fn apply(&self, from: &[f64], to: &mut [f64], stride: usize) {
         to.fill(0.0);
@@ -282,6 +308,25 @@ mod tests {
         (172, false),
         (576, true),
     ];
+
+    #[test]
+    fn turned_back() {
+        for (len, _) in SIZES {
+            let q = Orthogonal::seeded(len, 5);
+            let before: Vec<f64> = (0..2 * len * 3).map(|i| ((i * 37 + 11) % 101) as f64).collect();
+            let mut data = before.clone();
+            q.rotate(&mut data, 3);
+            assert!(
+                len < 3 || data.iter().zip(&before).any(|(a, b)| (a - b).abs() > 1.0),
+                "{len}"
+            );
+            q.rotate_back(&mut data, 3);
+            assert!(
+                data.iter().zip(&before).all(|(a, b)| (a - b).abs() < 1e-10),
+                "{len}"
+            );
+        }
+    }
 
     #[test]
     fn orthogonal_to_the_last_digits() {

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
 use qtool_formats::packing::wint2::Channel;
 use qtool_formats::packing::{LSB_ROWS, Packing};
 use qtool_formats::weight::{AffineWeight, CcqWeight};
@@ -111,6 +113,31 @@ fn product(bencher: Bencher, isa: Isa, form: &str, m: usize) {
 #[divan::bench(args = FORMS, consts = [1, 4, 8, 512])]
 fn best<const M: usize>(bencher: Bencher, form: &str) {
     product(bencher, Isa::best(), form, M);
+}
+
+/// The product `best` does with a weight in f32, by faer on one thread and on all of rayon's: what qtool would call if it
+/// did not need sums that no tiling changes. faer chooses its blocks by the shape of the whole product and splits it by
+/// the number of threads.
+#[divan::bench(args = [1, 8, 512], consts = [1, 0])]
+fn faer<const THREADS: usize>(bencher: Bencher, m: usize) {
+    let par = if THREADS == 1 { Par::Seq } else { Par::rayon(0) };
+    let x = vec![0.25f32; m * HIDDEN];
+    let w = vec![0.5f32; MLP * HIDDEN];
+    let mut y = vec![0.0f32; m * MLP];
+    bencher
+        .counter(ItemsCount::new(m * MLP * HIDDEN))
+        .bench_local(|| {
+            let x = MatRef::from_row_major_slice(black_box(&x[..]), m, HIDDEN);
+            let w = MatRef::from_row_major_slice(&w[..], MLP, HIDDEN);
+            matmul(
+                MatMut::from_row_major_slice_mut(&mut y, m, MLP),
+                Accum::Replace,
+                x,
+                w.transpose(),
+                1.0,
+                par,
+            );
+        });
 }
 
 /// The same one instruction set down.

@@ -33,6 +33,7 @@ use crate::model::stack::{Stack, StackLayer};
 use crate::plan::{Action, Quantization, QuantizePlan};
 use crate::progress::Progress;
 use crate::source::{Overlay, Source, WeightSource};
+use crate::transform::evidence::MeasuredTransformed;
 use crate::transform::model::Transformed;
 use crate::transform::weights::Weights;
 use crate::{Error, Result, TOOL, interrupt, quantize};
@@ -170,6 +171,8 @@ impl Job<'_> {
     }
 
     fn decide(&self, names: &[&str], observed: &Observed) -> Result<Vec<Decision>> {
+        let transform = self.plans.first().and_then(|plan| plan.transform.as_deref());
+        let observed = MeasuredTransformed::new(observed, transform);
         let mut decided = Vec::new();
         let mut workshops: HashMap<usize, Workshop<'_>> = HashMap::new();
         for (rank, index) in self.tensors_of(names) {
@@ -177,7 +180,7 @@ impl Job<'_> {
             let plan = &self.plans[rank];
             let workshop = workshops
                 .entry(rank)
-                .or_insert_with(|| Workshop::new(Codes::Informed(observed), rank));
+                .or_insert_with(|| Workshop::new(Codes::Informed(&observed), rank));
             let ready = workshop.turn_to(plan, std::iter::once(index))?;
             let tensor = &plan.tensors[index];
             if let (Action::Quantize(q), Some(ready)) = (&tensor.action, ready.get(&index)) {

@@ -11,11 +11,16 @@
 //! what the other channels leave of it is shared evenly among such channels.
 //!
 //! Largest magnitudes turn into bounds: of a sum, the sum of the magnitudes.
+//!
+//! Methods shrink H toward what independent inputs would give, its diagonal. Behind a rotation that is T^T diag(H) T: inputs
+//! are as good as independent in the model's own basis, and in a rotated one nothing is. It goes with the statistics.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use qtool_calib::LayerStats;
 use qtool_calib::stats::Moment;
+use qtool_kernels::Orthogonal;
 
 use super::Transform;
 use super::folding::{Folding, Step};
@@ -78,6 +83,75 @@ impl EvidenceSource for TransformedEvidence<'_> {
     }
 }
 
+/// Evidence that was measured on the transformed model itself, told what its inputs were independent in.
+pub struct MeasuredTransformed<'a> {
+    measured: &'a dyn EvidenceSource,
+    transform: Option<&'a Transform>,
+}
+
+impl<'a> MeasuredTransformed<'a> {
+    /// What `measured` says of a model that went through `transform`.
+    pub fn new(measured: &'a dyn EvidenceSource, transform: Option<&'a Transform>) -> Self {
+        Self { measured, transform }
+    }
+}
+
+impl EvidenceSource for MeasuredTransformed<'_> {
+    fn evidence(&self, tensor: &str) -> Result<Option<Found>> {
+        let Some(found) = self.measured.evidence(tensor)? else {
+            return Ok(None);
+        };
+        let steps = self.transform.and_then(|t| t.folding(tensor, tensor));
+        let steps = steps.map_or(&[][..], |folding| &folding.columns);
+        let Some(sums) = independent_before(&found.stats, steps) else {
+            return Ok(Some(found));
+        };
+        let stats = LayerStats::clone(&found.stats).with_independent(sums);
+        let stats = stats.map_err(Error::Option)?;
+        Ok(Some(Found {
+            stats: Arc::new(stats),
+            ..found
+        }))
+    }
+}
+
+/// The diagonal that `stats` had before the first rotation of `steps`, brought through the steps again. `None` without
+/// a rotation or a whole moment.
+fn independent_before(stats: &LayerStats, steps: &[Step]) -> Option<Vec<f64>> {
+    let first = steps.iter().position(|s| matches!(s, Step::Rotate { .. }))?;
+    let Moment::Full(h) = stats.moment() else {
+        return None;
+    };
+    let (k, mut h) = (stats.columns(), h.clone());
+    let scale = |h: &mut [f64], by: &dyn Fn(usize) -> f64| {
+        for (r, row) in h.chunks_exact_mut(k).enumerate() {
+            row.iter_mut().enumerate().for_each(|(c, h)| *h *= by(r) * by(c));
+        }
+    };
+    for step in steps[first..].iter().rev() {
+        match step {
+            Step::Set(_) => {}
+            Step::Scale(by) => scale(&mut h, &|c| by[c]),
+            Step::Rotate { by, range } => {
+                for row in h.chunks_exact_mut(k) {
+                    by.rotate_back(&mut row[range.clone()], 1);
+                }
+                by.rotate_back(&mut h[range.start * k..range.end * k], k);
+            }
+        }
+    }
+    let mut h = alone(&Moment::Full(h), k)?;
+    for step in &steps[first..] {
+        match step {
+            Step::Set(_) => {}
+            Step::Scale(by) => scale(&mut h, &|c| if by[c] == 0.0 { 0.0 } else { 1.0 / by[c] }),
+            Step::Rotate { by, range } => rotate(&mut h, by, range, k),
+        }
+    }
+    make_symmetric(&mut h, k);
+    Some(h)
+}
+
 /// Whether both change their inputs in the same way.
 fn same_input(a: &Folding, b: &Folding) -> bool {
     let same = |(a, b): (&Step, &Step)| match (a, b) {
@@ -105,10 +179,17 @@ pub fn transformed(stats: &LayerStats, folding: &Folding, tensor: &str) -> Resul
     let rows = stats.rows();
     let mut moment = stats.moment().clone();
     let mut tops: Vec<f64> = stats.absmax().iter().map(|&t| f64::from(t)).collect();
+    let rotated = folding.columns.iter().any(|s| matches!(s, Step::Rotate { .. }));
+    let mut independent = rotated.then(|| alone(&moment, k)).flatten().map(Moment::Full);
     for step in &folding.columns {
         match step {
             Step::Set(_) => {}
-            Step::Scale(by) => divide(&mut moment, &mut tops, by, rows),
+            Step::Scale(by) => {
+                if let Some(independent) = &mut independent {
+                    divide(independent, &mut tops.clone(), by, rows);
+                }
+                divide(&mut moment, &mut tops, by, rows);
+            }
             Step::Rotate { by, range } => {
                 let Moment::Full(h) = &mut moment else {
                     return Err(wrong(
@@ -121,10 +202,10 @@ pub fn transformed(stats: &LayerStats, folding: &Folding, tensor: &str) -> Resul
                         range.end
                     )));
                 }
-                for row in h.chunks_exact_mut(k) {
-                    by.rotate(&mut row[range.clone()], 1);
+                rotate(h, by, range, k);
+                if let Some(Moment::Full(independent)) = &mut independent {
+                    rotate(independent, by, range, k);
                 }
-                by.rotate(&mut h[range.start * k..range.end * k], k);
                 for block in tops[range.clone()].chunks_exact_mut(by.len()) {
                     let bound = |j| (0..by.len()).map(|i| block[i] * by.entry(i, j).abs()).sum();
                     let bounds: Vec<f64> = (0..by.len()).map(bound).collect();
@@ -133,18 +214,49 @@ pub fn transformed(stats: &LayerStats, folding: &Folding, tensor: &str) -> Resul
             }
         }
     }
-    if let Moment::Full(h) = &mut moment {
-        // Both sides were rounded one after the other: what must be equal is made equal.
-        for r in 0..k {
-            for c in r + 1..k {
-                let mean = (h[r * k + c] + h[c * k + r]) / 2.0;
-                (h[r * k + c], h[c * k + r]) = (mean, mean);
-            }
-            h[r * k + r] = h[r * k + r].max(0.0);
+    for sums in [Some(&mut moment), independent.as_mut()].into_iter().flatten() {
+        if let Moment::Full(h) = sums {
+            make_symmetric(h, k);
         }
     }
     let tops = tops.into_iter().map(|t| t as f32).collect();
-    LayerStats::new(k, rows, moment, tops).map_err(|e| wrong(e.to_string()))
+    let made = LayerStats::new(k, rows, moment, tops);
+    let made = made.and_then(|made| match independent {
+        Some(Moment::Full(sums)) => made.with_independent(sums),
+        _ => Ok(made),
+    });
+    made.map_err(|e| wrong(e.to_string()))
+}
+
+/// The diagonal of whole second moments, as a matrix (K, K).
+fn alone(moment: &Moment, k: usize) -> Option<Vec<f64>> {
+    let Moment::Full(h) = moment else {
+        return None;
+    };
+    let mut diagonal = vec![0.0; k * k];
+    for c in 0..k {
+        diagonal[c * k + c] = h[c * k + c];
+    }
+    Some(diagonal)
+}
+
+/// Q^T H Q in the columns of `range`.
+fn rotate(h: &mut [f64], by: &Orthogonal, range: &Range<usize>, k: usize) {
+    for row in h.chunks_exact_mut(k) {
+        by.rotate(&mut row[range.clone()], 1);
+    }
+    by.rotate(&mut h[range.start * k..range.end * k], k);
+}
+
+/// Both sides were rounded one after the other: what must be equal is made equal, and no square negative.
+fn make_symmetric(h: &mut [f64], k: usize) {
+    for r in 0..k {
+        for c in r + 1..k {
+            let mean = (h[r * k + c] + h[c * k + r]) / 2.0;
+            (h[r * k + c], h[c * k + r]) = (mean, mean);
+        }
+        h[r * k + r] = h[r * k + r].max(0.0);
+    }
 }
 
 /// Columns of x divided by `by`; where that is 0, see the module's text.
@@ -182,7 +294,6 @@ fn divide(moment: &mut Moment, tops: &mut [f64], by: &[f64], rows: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qtool_kernels::Orthogonal;
 
     fn of_rows(x: &[Vec<f64>]) -> LayerStats {
         let k = x[0].len();
@@ -249,6 +360,21 @@ mod tests {
         for (a, b) in turned.hessian().unwrap().iter().zip(direct.hessian().unwrap()) {
             assert!((a - b).abs() < 1e-12);
         }
+        // What is independent: the diagonal before, turned; and the same from the rotated moment alone.
+        let independent = turned.independent().unwrap();
+        let before = truth.hessian().unwrap();
+        let rows = truth.rows() as f64;
+        let found = independent_before(&direct, &rotation.columns).unwrap();
+        for i in 0..k {
+            for j in 0..k {
+                let slow: f64 = (0..k)
+                    .map(|c| q.entry(c, i) * before[c * k + c] * q.entry(c, j))
+                    .sum();
+                assert!((independent[i * k + j] - slow).abs() < 1e-12, "{i} {j}");
+                assert!((found[i * k + j] / rows - slow).abs() < 1e-12, "{i} {j}");
+            }
+        }
+        assert_eq!(unscaled.independent(), None, "a scaled diagonal is one");
         assert!(
             turned
                 .absmax()

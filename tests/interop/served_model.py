@@ -89,13 +89,20 @@ class Reference:
         return self.model.detokenize([token]).decode(errors="replace")
 
     def greedy(self, text, most):
+        """Token by token on the cache, as the server does: a prompt run anew at every step gives other last bits, and
+        with this model's 4-bit weights other favourites where two are 0.1 nats apart."""
+        import numpy as np
+
         ids = self.ids(text)
+        self.model.reset()
+        self.model.eval(ids)
         own = []
-        for _ in range(most):
-            token = int(self.last(ids + own).argmax())
+        while len(own) < most:
+            token = int(np.argmax(self.model.scores[len(ids) + len(own) - 1]))
             if token == self.model.token_eos():
                 break
             own.append(token)
+            self.model.eval([token])
         return self.model.detokenize(own).decode()
 
 

@@ -1,15 +1,18 @@
 """The rows of the table: a name, what it is, and how it is made.  Add a row here.
 
-A qtool row is the options of `qtool quantize`; CALIB in them stands for the
-calibration text, or for statistics measured on it (`run.py --calib`).  A script row is a script of this folder with its options.
+A qtool row is the options of `qtool quantize`.  STATISTICS and DIAGONAL in them stand for what `qtool
+calibrate` measured on the calibration text, in one pass over the original model; TEXT for the text itself,
+measured anew block by block behind quantized blocks (sequential).  A script row is a script of this folder with its options.
 BARS are the figures that rows are held to.
 """
 
 from dataclasses import dataclass
 
-CALIB = "{calib}"  # replaced by the path of the calibration text
-WITH_CALIB = ("--calib", CALIB)
+STATISTICS, DIAGONAL, TEXT = "{statistics}", "{diagonal}", "{text}"  # replaced by paths
+MEASURED = {STATISTICS: (), DIAGONAL: ("--diagonal",)}  # options of `qtool calibrate`
+WITH_CALIB = ("--calib", STATISTICS)
 GPTQ = (*WITH_CALIB, "--method", "gptq")
+SEQUENTIAL = ("--calib", TEXT)
 AWQ = (*WITH_CALIB, "--awq", "--method", "mse")
 AWQ_GPTQ = (*WITH_CALIB, "--awq", "--method", "gptq")
 CCQ = (*WITH_CALIB, "--method", "ccq")
@@ -38,7 +41,9 @@ def bits8():
     yield qtool("rtn8", "RTN INT8", "--bits", "8")
     yield qtool("mse8", "MSE clip INT8", "--bits", "8", "--clip", "mse")
     yield qtool("gptq8", "GPTQ INT8", "--bits", "8", *GPTQ)
+    yield qtool("gptq8-sequential", "GPTQ INT8, sequential", "--bits", "8", *SEQUENTIAL)
     yield qtool("awq8", "AWQ INT8", "--bits", "8", *AWQ)
+    yield qtool("rotate8", "GPTQ INT8, rotated", "--bits", "8", *GPTQ, "--rotate")
     yield llama("Q8_0")
 
 
@@ -59,7 +64,12 @@ def bits4():
     for method, method_label, method_options in methods:
         for grid, grid_label, grid_options in grids:
             yield qtool(f"{method}-{grid}", f"{method_label} {grid_label}", *grid_options, *method_options)
+    for grid, grid_label, grid_options in (grids[0], grids[2]):
+        label = f"GPTQ {grid_label}, sequential"
+        yield qtool(f"gptq4-{grid}-sequential", label, *grid_options, *SEQUENTIAL)
     yield qtool("rotate4-g64", "GPTQ INT4 g64, rotated", "--bits", "4", *GPTQ, "--rotate")
+    yield qtool("rotateawq4-g64", "AWQ and GPTQ INT4 g64, rotated", "--bits", "4", *AWQ_GPTQ, "--rotate")
+    yield qtool("qtool-nf4", "NF4", "--bits", "4", "--method", "nf4")
     yield Row("nf4", "NF4, double quantization (bitsandbytes)", script=("nf4.py",))
     yield llama("Q4_K")
     yield llama("Q4_K", "--no-importance")
@@ -79,9 +89,15 @@ def bits2():
     yield qtool("awq2", "AWQ INT2 g64", *plain, *AWQ)
     wint2 = ("--bits", "2")
     yield qtool("ccq", "ccq (WINT2), data-free", *wint2)
-    yield qtool("ccq-diagonal", "ccq, diagonal", *wint2, *CCQ, "--hessian", "diagonal")
+    yield qtool("ccq-diagonal", "ccq, diagonal", *wint2, "--calib", DIAGONAL)
     yield qtool("ccq-full", "ccq, full Hessian", *wint2, *CCQ)
+    yield qtool("ccq-best", "ccq, full Hessian, effort best", *wint2, *CCQ, "--effort", "best")
+    yield qtool("ccq-sequential", "ccq, full Hessian, sequential", *wint2, *SEQUENTIAL)
     yield qtool("ccq-rotate", "ccq, full Hessian, rotated", *wint2, *CCQ, "--rotate")
+    yield qtool("ccq-awq", "ccq, full Hessian, scaled (awq)", *wint2, *CCQ, "--awq")
+    yield qtool("ccq-rotate-awq", "ccq, full Hessian, rotated and scaled", *wint2, *CCQ, "--rotate", "--awq")
+    yield qtool("ccq-rotate-sequential", "ccq, full Hessian, rotated, sequential", *wint2, *SEQUENTIAL, "--rotate")
+    yield qtool("ccq25", "ccq25 (WINT2.5), full Hessian", *wint2, *WITH_CALIB, "--method", "ccq25")
     for kind in ("Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS"):
         yield llama(kind)
 
@@ -115,5 +131,6 @@ BARS = [
     Bar("ccq-rotate", 1.1),
     Bar("target-3", 0.60),
 ]
-SECONDS = Bar("ccq-full", 15 * 60, figure="seconds")
-MEMORY = Bar("ccq-full", 2e9, figure="peak_anonymous")
+# Of calibrating and quantizing together.
+SECONDS = Bar("ccq-sequential", 15 * 60, figure="seconds")
+MEMORY = Bar("ccq-sequential", 2e9, figure="peak_anonymous")

@@ -1,6 +1,6 @@
 """Runs the benchmark: makes what is missing, measures every row, writes the table.
 
-    python run.py --work DIR [--rows REGEX] [--again REGEX] [--calib STATS] [--strict]
+    python run.py --work DIR [--rows REGEX] [--again REGEX] [--strict]
 
 Results are lines of DIR/results.jsonl; a row that is there with the same
 commands is not run again (--again REGEX runs it anyway).  A row whose command
@@ -28,7 +28,7 @@ import measure
 import prepare
 import table
 import text
-from rows import CALIB, ROWS
+from rows import MEASURED, ROWS, TEXT
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -43,13 +43,31 @@ def prepared(work, rows):
         subprocess.run([sys.executable, str(HERE / "second_moments.py"), "--work", str(work)], check=True)
 
 
-def key(row, calib):
+def key(row):
     """What a stored result must have been made by to be taken for this row's."""
-    text = " ".join(row.quantize or row.script)
-    return text if calib is None else text.replace(CALIB, "STATISTICS")
+    return " ".join(row.quantize or row.script)
 
 
-def make(row, work, folder, qtool, calib):
+def measured(work, qtool, placeholder):
+    """The folder of statistics that a placeholder stands for, made when first asked for, with its cost beside it."""
+    folder = work / placeholder.strip("{}")
+    if not folder.exists():
+        print(f"{folder.name}: qtool calibrate", file=sys.stderr, flush=True)
+        command = [qtool, "calibrate", str(work / "smollm2"), "--data", str(work / "calib.txt"), "-o", str(folder)]
+        cost = measure.run([*command, *MEASURED[placeholder], "--quiet"])
+        cost.pop("stdout")
+        cost["stored_bytes"] = sum(file.stat().st_size for file in folder.iterdir())
+        (work / f"{folder.name}.json").write_text(json.dumps(cost))
+    return folder
+
+
+def filled(options, work, qtool):
+    """Options with their placeholders replaced by paths."""
+    paths = {TEXT: lambda: work / "calib.txt", **{name: lambda n=name: measured(work, qtool, n) for name in MEASURED}}
+    return [str(paths[option]()) if option in paths else option for option in options]
+
+
+def make(row, work, folder, qtool):
     """Makes the candidate; returns (its folder, figures of cost and size)."""
     out = folder / "bf16"
     if row.script:
@@ -58,7 +76,7 @@ def make(row, work, folder, qtool, calib):
         size = json.loads(cost.pop("stdout").splitlines()[-1])
         return out, {**cost, **size}
     artifact = folder / "artifact"
-    options = [str(calib or work / "calib.txt") if option == CALIB else option for option in row.quantize]
+    options = filled(row.quantize, work, qtool)
     command = [qtool, "quantize", str(work / "smollm2"), "-o", str(artifact), *options, "--quiet"]
     cost = measure.run(command)
     cost.pop("stdout")
@@ -66,13 +84,13 @@ def make(row, work, folder, qtool, calib):
     return out, {**cost, **candidate.bits(work, artifact)}
 
 
-def one(row, work, qtool, calib, keep):
+def one(row, work, qtool, keep):
     """The result of one row, as stored."""
     folder = work / "rows" / row.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        out, figures = make(row, work, folder, qtool, calib)
+        out, figures = make(row, work, folder, qtool)
         figures["texts"] = evaluate.evaluate(work, out)
     finally:
         if not keep:
@@ -80,16 +98,16 @@ def one(row, work, qtool, calib, keep):
     model = json.loads((work / "smollm2" / "prepared.json").read_text())["model_sha256"]
     date = datetime.date.today().isoformat()
     tool = None if row.script else measure.run([qtool, "--version"])["stdout"].strip()
-    return {"row": row.name, "key": key(row, calib), "tool": tool, "base": model, "date": date, **figures}
+    return {"row": row.name, "key": key(row), "tool": tool, "base": model, "date": date, **figures}
 
 
-def stored(work, calib):
+def stored(work):
     """{row: result}: the newest of each row that this base and these commands made."""
     path = work / "results.jsonl"
     if not path.exists():
         return {}
     model = json.loads((work / "smollm2" / "prepared.json").read_text())["model_sha256"]
-    keys = {row.name: key(row, calib) for row in ROWS}
+    keys = {row.name: key(row) for row in ROWS}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return {r["row"]: r for r in lines if r["base"] == model and keys.get(r["row"]) == r["key"]}
 
@@ -103,9 +121,11 @@ def machine():
     return f"Measured on {os.cpu_count()} cores of {model}."
 
 
-def write(out, results, missing):
+def write(work, out, results, missing):
     date = datetime.date.today().isoformat()
-    page = table.page(results, missing, date, machine())
+    costs = {name.strip("{}"): work / f"{name.strip('{}')}.json" for name in MEASURED}
+    statistics = {name: json.loads(path.read_text()) for name, path in costs.items() if path.exists()}
+    page = table.page(results, missing, statistics, date, machine())
     (out / f"results-{date}.md").write_text(page)
     ordered = [results[row.name] for row in ROWS if row.name in results]
     (out / f"results-{date}.json").write_text(json.dumps(ordered, indent=1) + "\n")
@@ -118,11 +138,6 @@ def main():
     parser.add_argument("--qtool", default=str(ROOT / "target" / "release" / "qtool"))
     parser.add_argument("--rows", default=".", help="run only the rows whose name this regular expression finds")
     parser.add_argument("--again", help="run these even if they are there")
-    parser.add_argument(
-        "--calib",
-        type=Path,
-        help="a folder of `qtool calibrate`, to be used instead of the text: measured once for all rows",
-    )
     parser.add_argument("--keep", action="store_true", help="keep artifacts and candidates below DIR/rows")
     parser.add_argument("--strict", action="store_true", help="fail when a row is not available")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the page")
@@ -131,14 +146,14 @@ def main():
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     prepared(args.work, [row for row in ROWS if re.search(args.rows, row.name)])
-    results, missing = stored(args.work, args.calib), {}
+    results, missing = stored(args.work), {}
     for row in ROWS:
         again = args.again and re.search(args.again, row.name)
         if not re.search(args.rows, row.name) or (row.name in results and not again):
             continue
-        print(f"{row.name}: {key(row, args.calib)}", file=sys.stderr, flush=True)
+        print(f"{row.name}: {key(row)}", file=sys.stderr, flush=True)
         try:
-            result = one(row, args.work, args.qtool, args.calib, args.keep)
+            result = one(row, args.work, args.qtool, args.keep)
         except measure.Failed as error:
             missing[row.name] = str(error)
             print(f"  not available: {error}", file=sys.stderr, flush=True)
@@ -148,8 +163,8 @@ def main():
             file.write(json.dumps(result) + "\n")
         for name, figures in result["texts"].items():
             print(f"  {evaluate.line(name, figures)}", file=sys.stderr, flush=True)
-        write(args.out, results, missing)
-    print(write(args.out, results, missing))
+        write(args.work, args.out, results, missing)
+    print(write(args.work, args.out, results, missing))
     if missing and args.strict:
         sys.exit(1)
 

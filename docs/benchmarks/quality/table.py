@@ -4,6 +4,11 @@ from rows import BARS, MEMORY, ROWS, SECONDS
 
 TITLES = {"handbook": "Debian handbook, the held-out chapter", "news": "BBC news, another domain"}
 
+COST = """Of `qtool quantize`, or of the script that stands for it. Rows that are not sequential use statistics measured
+once, which are rows of their own here; sequential ones measure within. Processor time is summed over cores; rows without it
+were measured before it was recorded.
+"""
+
 
 def _markdown(head, lines):
     rule = ["---", *["---:"] * (len(head) - 1)]
@@ -25,14 +30,16 @@ def _quality(results, missing, text):
     return _markdown(head, lines)
 
 
-def _cost(results):
-    head = ["row", "model, MB", "seconds", "peak anonymous, MB", "peak resident, MB"]
+def _cost(results, statistics):
+    """`statistics`: {folder: its cost}, what rows that are not sequential share."""
+    head = ["row", "stored, MB", "seconds", "processor s", "peak anonymous, MB", "peak resident, MB"]
+    costs = [(f"`qtool calibrate`: {name}", cost) for name, cost in statistics.items()]
+    costs += [(row.label, results[row.name]) for row in ROWS if row.name in results]
     lines = []
-    for row in ROWS:
-        if row.name in results:
-            r = results[row.name]
-            sizes = [f"{r[k] / 1e6:.0f}" for k in ("peak_anonymous", "peak_rss")]
-            lines.append([row.label, f"{r['stored_bytes'] / 1e6:.1f}", f"{r['seconds']:.1f}", *sizes])
+    for label, r in costs:
+        sizes = [f"{r[k] / 1e6:.0f}" for k in ("peak_anonymous", "peak_rss")]
+        processor = f"{r['processor_seconds']:.1f}" if "processor_seconds" in r else ""
+        lines.append([label, f"{r['stored_bytes'] / 1e6:.1f}", f"{r['seconds']:.1f}", processor, *sizes])
     return _markdown(head, lines)
 
 
@@ -61,8 +68,8 @@ def _bars(results, texts):
     return _markdown(["row", "figure", "text", "at most", "found", "bar"], lines)
 
 
-def page(results, missing, date, machine):
-    """The page.  `results`: {row: result}; `missing`: {row: why it is not available}."""
+def page(results, missing, statistics, date, machine):
+    """The page.  `results`: {row: result}; `missing`: {row: why it is not available}; `statistics`: {folder: cost}."""
     texts = sorted({text for r in results.values() for text in r["texts"]})
     parts = [
         f"# Quality on SmolLM2-135M, {date}\n",
@@ -75,8 +82,8 @@ def page(results, missing, date, machine):
         parts.append(f"## {TITLES.get(text, text)}\n")
         parts.append(f"{some['tokens']} tokens, perplexity of the base {some['base_perplexity']:.2f}.\n")
         parts.append(_quality(results, missing, text))
-    parts += ["## Cost\n", "Of `qtool quantize`, calibration included, or of the script that stands for it.\n"]
-    parts += [_cost(results), "## Bars\n", _bars(results, texts)]
+    parts += ["## Cost\n", COST]
+    parts += [_cost(results, statistics), "## Bars\n", _bars(results, texts)]
     if missing:
         parts.append("## Not available\n")
         parts.append("".join(f"- {row}: {why}\n" for row, why in missing.items()))
