@@ -169,7 +169,8 @@ impl Artifact {
             .map(|(part, form)| Ok(part_rows(self.stored(&part.tensor)?.bytes(), form, hull.clone())))
             .collect::<Result<Vec<Cow<'_, [u8]>>>>()?;
         let parts: Vec<&[u8]> = parts.iter().map(AsRef::as_ref).collect();
-        let weight = QuantizedWeight::decode_in(family, record.scheme, hull.len(), record.columns, &parts)
+        let dims = (hull.len(), record.columns);
+        let weight = QuantizedWeight::decode_rows(family, record.scheme, first, dims, &parts)
             .map_err(|error| self.locate(record, error))?;
         if hull.len() == count {
             return Ok(weight);
@@ -205,10 +206,10 @@ impl Artifact {
 
 /// The given rows of a stored part, one after the other.
 fn part_rows<'a>(bytes: &'a [u8], part: &Part, rows: Range<usize>) -> Cow<'a, [u8]> {
-    let cut = |from: usize, to: usize| bytes.get(from..to).unwrap_or_default();
     if !part.by_columns {
-        return Cow::Borrowed(cut(rows.start * part.row_bytes, rows.end * part.row_bytes));
+        return Cow::Borrowed(part.bytes_of(bytes, rows));
     }
+    let cut = |from: usize, to: usize| bytes.get(from..to).unwrap_or_default();
     let width = part.dtype.bitsize() / 8;
     let mut out = vec![0u8; rows.len() * part.row_bytes];
     for column in 0..part.row_bytes / width.max(1) {

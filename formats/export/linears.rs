@@ -14,15 +14,16 @@ use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
 use crate::checkpoint::shards::read_json;
 use crate::checkpoint::{Naming, Orientation};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, FloatDtype};
 use crate::replace::Staging;
-use crate::scheme::{AffineScheme, Scheme};
+use crate::scheme::{AffineScheme, Role, Scheme};
 use crate::shard_writer::{ShardWriter, StoredTensor};
 use crate::tensor::byte_len;
 use crate::weight::QuantizedWeight;
+use crate::weight::nested::NestedScales;
 use crate::{FormatError, Result};
 
-pub(crate) use values::{affine, not_half, scale_bytes, scales_and_zeros, turned_zeros};
+pub(crate) use values::{affine, nested_scales, not_half, scale_bytes, scales_and_zeros, turned_zeros};
 
 /// One tensor a linear weight becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +37,7 @@ pub struct Form {
 }
 
 /// What is laid out: a weight of `n` x `k`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Subject {
     /// What its codes mean.
     pub scheme: Scheme,
@@ -46,6 +47,8 @@ pub struct Subject {
     pub k: usize,
     /// Element type of the source.
     pub dtype: Dtype,
+    /// What is added to every quantized scale; zero where scales are not quantized.
+    pub offset: f32,
 }
 
 impl Subject {
@@ -111,6 +114,14 @@ pub trait LinearFormat: Sync {
     /// none) of the whole weight.
     fn rest(&self, weight: &Subject, scales: &[f32], zeros: &[u8]) -> Result<Vec<Vec<u8>>>;
 
+    /// The same of quantized scales. Fails in formats that have none.
+    fn rest_nested(&self, weight: &Subject, _scales: &NestedScales) -> Result<Vec<Vec<u8>>> {
+        Err(FormatError::Scheme {
+            got: weight.scheme.to_string(),
+            expected: format!("{} has no quantized scales", self.name()),
+        })
+    }
+
     /// `quantization_config` of `config.json`, or why these weights cannot stand together in one folder.
     fn config(&self, linears: &Linears) -> std::result::Result<Value, String>;
 
@@ -149,7 +160,7 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
             .map_err(|reason| refusal(artifact, reason))?;
         for (record, quantized) in quantized(artifact) {
             let named = |reason: String| refusal(artifact, format!("{}: {reason}", record.name));
-            let weight = subject(record, quantized);
+            let weight = subject(artifact, record, quantized)?;
             self.0.forms(&weight).map_err(named)?;
             let (scales, _) = scales_and_zeros(artifact, quantized)?;
             if let Some(reason) = self.0.refuses_values(&weight, &scales) {
@@ -197,10 +208,16 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
                     index += 1;
                 }
                 Stored::Quantized(quantized) => {
-                    let weight = subject(record, quantized);
+                    let weight = subject(artifact, record, quantized)?;
                     append(index, &packed_codes(artifact, format, quantized, &weight)?)?;
-                    let (scales, zeros) = scales_and_zeros(artifact, quantized)?;
-                    for rest in format.rest(&weight, &scales, &zeros)? {
+                    let rests = match nested_scales(artifact, quantized)? {
+                        Some(nested) => format.rest_nested(&weight, &nested)?,
+                        None => {
+                            let (scales, zeros) = scales_and_zeros(artifact, quantized)?;
+                            format.rest(&weight, &scales, &zeros)?
+                        }
+                    };
+                    for rest in rests {
                         index += 1;
                         append(index, &rest)?;
                     }
@@ -223,7 +240,17 @@ pub fn lay_out(
     dtype: Dtype,
 ) -> Result<Vec<(Form, Vec<u8>)>> {
     let ((n, k), scheme) = (weight.dims(), weight.scheme());
-    let subject = Subject { scheme, n, k, dtype };
+    let nested = match weight {
+        QuantizedWeight::Nf4(w) => w.nested(),
+        _ => None,
+    };
+    let subject = Subject {
+        scheme,
+        n,
+        k,
+        dtype,
+        offset: nested.map_or(0.0, |nested| nested.nested().offset()),
+    };
     let fault = |reason: String| FormatError::Scheme {
         got: format!("{scheme} of {n} x {k} as {}", format.name()),
         expected: reason,
@@ -241,7 +268,10 @@ pub fn lay_out(
     let first = forms.first().and_then(|f| byte_len(f.dtype, &f.shape));
     let mut codes = vec![0u8; first.unwrap_or(0)];
     format.codes(weight, 0, n, &mut codes)?;
-    let rest = format.rest(&subject, scales, zeros)?;
+    let rest = match nested {
+        Some(nested) => format.rest_nested(&subject, nested)?,
+        None => format.rest(&subject, scales, zeros)?,
+    };
     Ok(forms
         .into_iter()
         .zip(std::iter::once(codes).chain(rest))
@@ -284,7 +314,7 @@ fn stored_tensors(artifact: &Artifact, format: &dyn LinearFormat) -> Result<Vec<
             Stored::Kept { .. } => add(record.name.clone(), record.dtype, record.shape.clone()),
             Stored::Quantized(quantized) => {
                 let forms = format
-                    .forms(&subject(record, quantized))
+                    .forms(&subject(artifact, record, quantized)?)
                     .map_err(|reason| refusal(artifact, format!("{}: {reason}", record.name)))?;
                 for form in forms {
                     add(
@@ -314,13 +344,17 @@ fn quantized(artifact: &Artifact) -> impl Iterator<Item = (&TensorRecord, &Quant
         })
 }
 
-fn subject(record: &TensorRecord, quantized: &QuantizedRecord) -> Subject {
-    Subject {
+fn subject(artifact: &Artifact, record: &TensorRecord, quantized: &QuantizedRecord) -> Result<Subject> {
+    let offset = quantized.parts.iter().find(|part| part.role == Role::Offset);
+    let offset = offset.map(|part| Ok(FloatDtype::F32.widen(artifact.stored(&part.tensor)?.bytes())));
+    let offset: Option<Vec<f32>> = offset.transpose()?;
+    Ok(Subject {
         scheme: quantized.scheme,
         n: quantized.rows,
         k: quantized.columns,
         dtype: record.dtype,
-    }
+        offset: offset.and_then(|all| all.first().copied()).unwrap_or(0.0),
+    })
 }
 
 /// The linear weights of an artifact, or why it cannot become a folder of this kind.

@@ -6,24 +6,26 @@
 //! |---|---|---|
 //! | INT8 symmetric, groups of 32 or more | Q8_0 | 8.5 |
 //! | INT4 symmetric or narrow, groups of 32 or more | Q4_0 | 4.5 |
-//! | INT4 with zero points, groups of 256 or more | Q4_K | 4.5 |
+//! | `q4-k`; INT4 with zero points, groups of 256 or more | Q4_K | 4.5 |
 //! | INT4 with zero points, groups of 32 to 128 | Q4_1, where each scale times zero point is an F16 value | 5 |
 //! | INT3 symmetric or narrow, groups of 256 or more | Q3_K | 3.44 |
-//! | INT2, groups of 256 or more | Q2_K | 2.63 |
+//! | `q2-k`; INT2, groups of 256 or more | Q2_K | 2.63 |
 //!
 //! Kept matrices stay in their type, vectors become F32, as llama.cpp wants them. `docs/formats/gguf.md` is the
 //! page about it; `model` has names and dimensions, `tokens` the tokenizer, `file` the container.
 
+mod bert;
 mod bpe;
 pub mod file;
 pub mod model;
 mod sentencepiece;
 pub mod tokens;
+mod wordpiece;
 
 use serde_json::Value as Json;
 
 use self::file::{Entry, Value, Writer};
-use self::model::{Model, pair_rows, tensor_name};
+use self::model::{Model, pair_rows};
 use super::linears::not_half;
 use super::{Exporter, OnBytes, card, interrupted, refusal, write_provenance};
 use crate::Result;
@@ -32,9 +34,9 @@ use crate::artifact::{Artifact, Stored, TensorRecord};
 use crate::checkpoint::Naming;
 use crate::checkpoint::shards::read_json;
 use crate::dtype::FloatDtype;
-use crate::packing::ggml::{GgmlType, offset};
+use crate::packing::ggml::{GgmlType, offset, pack_k};
 use crate::replace::Staging;
-use crate::scheme::{AffineScheme, Scheme};
+use crate::scheme::{AffineScheme, KQuant, Scheme};
 use crate::weight::QuantizedWeight;
 
 /// The exporter's only value.
@@ -46,6 +48,9 @@ pub struct Gguf;
 
 /// Name of the file.
 pub const FILE: &str = "model.gguf";
+
+/// Matrices whose rows llama.cpp adds to others, for which it wants F32.
+const ADDED: [&str; 2] = ["position_embd.weight", "token_types.weight"];
 
 /// Values handled at a time, about.
 const BLOCK: usize = 1 << 20;
@@ -81,10 +86,13 @@ impl Exporter for Gguf {
     }
 
     fn summary(&self) -> &'static str {
-        "one file for llama.cpp: INT8 and INT4 in groups of 32 or more, INT3 and INT2 in groups of 256 or more"
+        "one file for llama.cpp: q4-k, q2-k, INT8 and INT4 in groups of 32 or more, INT3 and INT2 in groups of 256 or more"
     }
 
     fn refuses(&self, scheme: &Scheme) -> Option<String> {
+        if let Scheme::K(_) = scheme {
+            return None;
+        }
         // A row is taken for a multiple of the block here; check() knows its length.
         if let Scheme::Affine(s) = scheme
             && GgmlType::of(*s, 512).is_some()
@@ -92,7 +100,7 @@ impl Exporter for Gguf {
             return None;
         }
         Some(format!(
-            "gguf holds w8-sym, w4-sym and w4-narrow in groups of 32 or more and w4-zp, w3-sym and w2 in groups of 256 or 512, all with F16 scales, not {scheme}; quantize with --bits 4 --group-size 32 --scale-dtype f16, or with --bits 2 --method mse --group-size 256 --scale-dtype f16"
+            "gguf holds q4-k, q2-k, w8-sym, w4-sym and w4-narrow in groups of 32 or more and w4-zp, w3-sym and w2 in groups of 256 or 512, all with F16 scales, not {scheme}; quantize with --bits 4 --method q4-k, with --bits 4 --group-size 32 --scale-dtype f16, or with --bits 2 --method q2-k"
         ))
     }
 
@@ -208,8 +216,15 @@ fn write_tensor(
         }
         Source::Packed(q, kind) => (0..q.rows).step_by(step).try_for_each(|at| {
             let mut out = Vec::with_capacity(step * row);
-            if let QuantizedWeight::Affine(weight) = artifact.weight_rows(q, at, step)? {
-                kind.pack(&weight, &mut out);
+            match artifact.weight_rows(q, at, step)? {
+                QuantizedWeight::Affine(weight) => kind.pack(&weight, &mut out),
+                QuantizedWeight::K(weight) => pack_k(&weight, &mut out),
+                other => {
+                    return Err(refusal(
+                        artifact,
+                        format!("{}: gguf has no block for {}", record.name, other.scheme()),
+                    ));
+                }
             }
             emit(out)
         }),
@@ -226,8 +241,13 @@ fn plan(artifact: &Artifact) -> Result<Plan<'_>> {
         ));
     }
     let config: Json = read_json(&artifact.folder().join("config.json"))?;
-    let model = Model::of(&config).map_err(refused)?;
-    let embedding = artifact.record("model.embed_tokens.weight")?;
+    let headed = manifest.tensors.iter().any(|t| bert::is_head(&t.name));
+    let model = Model::of(&config, headed).map_err(refused)?;
+    let is_embedding = |t: &&TensorRecord| model.name_of(&t.name).as_deref() == Some("token_embd.weight");
+    let embedding = match manifest.tensors.iter().find(is_embedding) {
+        Some(embedding) => embedding,
+        None => artifact.record("model.embed_tokens.weight")?,
+    };
     if embedding.shape.first() != Some(&model.vocabulary) {
         return Err(refused(format!(
             "config.json: expected vocab_size to be the rows of the embedding, {:?}, got {}",
@@ -277,7 +297,7 @@ fn plan(artifact: &Artifact) -> Result<Plan<'_>> {
 }
 
 fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<Planned<'a>, String> {
-    let name = tensor_name(&record.name).ok_or_else(|| {
+    let name = model.name_of(&record.name).ok_or_else(|| {
         format!(
             "gguf's architecture {} has no tensor for it; leave the tensor out of the model, or export --to bf16",
             model.architecture
@@ -296,7 +316,7 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
         Stored::Kept { .. } => {
             let dtype = FloatDtype::from_dtype(record.dtype)
                 .ok_or_else(|| format!("expected BF16, F16 or F32, got {}", record.dtype))?;
-            if record.shape.len() == 1 && dtype != FloatDtype::F32 {
+            if (record.shape.len() == 1 || ADDED.contains(&name.as_str())) && dtype != FloatDtype::F32 {
                 (Source::Widened(dtype), 0, 4 * elements)
             } else {
                 let kind = match dtype {
@@ -307,9 +327,14 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
                 (Source::Copied, kind, elements * dtype.bytes() as u64)
             }
         }
+        Stored::Quantized(_) if ADDED.contains(&name.as_str()) => {
+            return Err("llama.cpp wants it as F32; keep it with --skip".to_owned());
+        }
         Stored::Quantized(q) => {
             let kind = match q.scheme {
                 Scheme::Affine(scheme) => GgmlType::of(scheme, q.columns),
+                Scheme::K(KQuant::Q4) => Some(GgmlType::Q4K),
+                Scheme::K(KQuant::Q2) => Some(GgmlType::Q2K),
                 _ => None,
             };
             let kind = kind.ok_or_else(|| {
