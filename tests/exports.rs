@@ -1,5 +1,6 @@
 //! Exports to other ecosystems' formats: the laws every exporter keeps, and what is refused.
 
+mod folders;
 mod golden;
 
 use std::collections::BTreeMap;

@@ -196,6 +196,36 @@ impl Artifact {
         }
     }
 
+    /// Reads every byte stored for a tensor and fails when its digest is not the manifest's.
+    pub fn check_digests(&self, record: &TensorRecord) -> Result<()> {
+        let stored: Vec<(&str, Option<&str>)> = match &record.stored {
+            Stored::Kept { digest, .. } => {
+                let digest = digest.as_deref().or(record.source_digest.as_deref());
+                vec![(&record.name, digest)]
+            }
+            Stored::Quantized(quantized) => {
+                let parts = quantized.parts.iter();
+                parts
+                    .map(|p| (p.tensor.as_str(), Some(p.digest.as_str())))
+                    .collect()
+            }
+        };
+        for (name, expected) in stored {
+            let got = self.digest(name)?;
+            if expected.is_some_and(|expected| expected != got) {
+                return Err(FormatError::Manifest {
+                    path: self.folder.join(self.files.file_of(name).unwrap_or_default()),
+                    what: format!(
+                        "stored tensor {name} is damaged; copy the folder again (`qtool verify` checks all of it): digest"
+                    ),
+                    expected: expected.unwrap_or_default().to_owned(),
+                    got,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Digest of a stored tensor's bytes, read anew.
     pub fn digest(&self, name: &str) -> Result<String> {
         let mut hasher = blake3::Hasher::new();

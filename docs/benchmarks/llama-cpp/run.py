@@ -29,6 +29,7 @@ from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 PROMPTS, LENGTH = 100, 64
+THREADS = 1  # more of them wait for each other on a shared machine
 PERPLEXITY = 0.01  # relative
 LEAD = 0.35  # nats by which the own choice may lead where llama.cpp's differs
 VECTOR = 0.02  # of an encoder: difference as a share of the largest value
@@ -60,7 +61,7 @@ def outputs(args, artifact, rows, *flags):
 def opened(path, **options):
     import llama_cpp
 
-    return llama_cpp.Llama(str(path), n_ctx=512, n_batch=512, verbose=False, n_threads=2, **options)
+    return llama_cpp.Llama(str(path), n_ctx=512, n_batch=512, verbose=False, n_threads=THREADS, n_threads_batch=THREADS, **options)
 
 
 def log_softmax(logits):

@@ -70,6 +70,7 @@ pub(super) fn model(config: &Json, headed: bool) -> Result<Model, String> {
         head_dim: (hidden / heads) as usize,
         keys,
         rope_factors: Vec::new(),
+        experts: 0,
         vocabulary: vocabulary as usize,
     })
 }

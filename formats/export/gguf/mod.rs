@@ -16,16 +16,20 @@
 
 mod bert;
 mod bpe;
+mod experts;
 pub mod file;
 pub mod model;
 mod sentencepiece;
 pub mod tokens;
 mod wordpiece;
 
+use std::borrow::Cow;
+
 use serde_json::Value as Json;
 
 use self::file::{Entry, Value, Writer};
 use self::model::{Model, pair_rows};
+use super::ahead::in_order;
 use super::linears::not_half;
 use super::{Exporter, OnBytes, card, interrupted, refusal, write_provenance};
 use crate::Result;
@@ -49,8 +53,10 @@ pub struct Gguf;
 /// Name of the file.
 pub const FILE: &str = "model.gguf";
 
-/// Matrices whose rows llama.cpp adds to others, for which it wants F32.
-const ADDED: [&str; 2] = ["position_embd.weight", "token_types.weight"];
+/// Matrices for which llama.cpp wants F32: whose rows it adds to others, and routers.
+fn wants_f32(name: &str) -> bool {
+    ["position_embd.weight", "token_types.weight"].contains(&name) || name.ends_with("ffn_gate_inp.weight")
+}
 
 /// Values handled at a time, about.
 const BLOCK: usize = 1 << 20;
@@ -66,8 +72,8 @@ enum Source<'a> {
 }
 
 struct Planned<'a> {
-    record: Option<&'a TensorRecord>,
-    source: Source<'a>,
+    /// Tensors of the artifact whose rows follow each other: one, or all experts of a layer; none for rotary factors.
+    parts: Vec<(&'a TensorRecord, Source<'a>)>,
     /// Rows of a head, where rows are reordered.
     pairs: Option<usize>,
     entry: Entry,
@@ -106,8 +112,8 @@ impl Exporter for Gguf {
 
     fn check(&self, artifact: &Artifact) -> Result<()> {
         let plan = plan(artifact)?;
-        for planned in &plan.tensors {
-            let (Source::Packed(q, kind), Some(record)) = (&planned.source, planned.record) else {
+        for (record, source) in plan.tensors.iter().flat_map(|planned| &planned.parts) {
+            let Source::Packed(q, kind) = source else {
                 continue;
             };
             let Scheme::Affine(scheme) = q.scheme else {
@@ -145,15 +151,14 @@ impl Exporter for Gguf {
                 Err(interrupted(staging))
             }
         };
-        for planned in &plan.tensors {
-            match planned.record {
-                Some(record) => write_tensor(artifact, record, planned, &mut append)?,
-                None => {
-                    let factors = plan.rope_factors.iter().flat_map(|f| f.to_le_bytes());
-                    append(&factors.collect::<Vec<u8>>())?;
-                }
-            }
-        }
+        let pieces = pieces(&plan.tensors);
+        let make = |i: usize| match pieces.get(i) {
+            Some(piece) => make(artifact, piece, &plan.rope_factors),
+            None => Ok(Cow::Borrowed(&[][..])),
+        };
+        in_order(pieces.len(), make, |_, bytes| {
+            bytes.chunks(1 << 23).try_for_each(&mut append)
+        })?;
         writer.finish()?;
         card::write(staging, artifact, self.name(), plan.bytes())?;
         write_provenance(staging, artifact, self.name())
@@ -186,36 +191,68 @@ fn refuses_values(kind: GgmlType, scheme: AffineScheme, scales: &[f32], zeros: &
     }
 }
 
-/// Rows of a tensor one after the other, in pieces.
-fn write_tensor(
-    artifact: &Artifact,
-    record: &TensorRecord,
-    planned: &Planned<'_>,
-    append: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
-    let rows = record.shape.first().copied().unwrap_or(1).max(1);
-    let k = (record.shape.iter().product::<usize>() / rows).max(1);
-    let step = (BLOCK / k).max(1).next_multiple_of(planned.pairs.unwrap_or(1));
-    let row = planned.entry.bytes as usize / rows;
-    let mut emit = |bytes: Vec<u8>| match planned.pairs {
-        Some(head_dim) => append(&pair_rows(&bytes, row, head_dim)),
-        None => append(&bytes),
+/// Some rows of a part of a tensor.
+struct Piece<'p, 'a> {
+    planned: &'p Planned<'a>,
+    part: Option<&'p (&'a TensorRecord, Source<'a>)>,
+    /// The first of them; none stands for the check of the part's digests, which goes before its rows.
+    at: Option<usize>,
+}
+
+fn pieces<'p, 'a>(tensors: &'p [Planned<'a>]) -> Vec<Piece<'p, 'a>> {
+    let mut pieces = Vec::new();
+    for planned in tensors {
+        let (rows, step) = planned.rows();
+        let mut add = |part, at| pieces.push(Piece { planned, part, at });
+        if planned.parts.is_empty() {
+            add(None, Some(0));
+        }
+        for part in &planned.parts {
+            add(Some(part), None);
+            (0..rows).step_by(step).for_each(|at| add(Some(part), Some(at)));
+        }
+    }
+    pieces
+}
+
+impl Planned<'_> {
+    /// Rows of a part, and rows of a piece of it.
+    fn rows(&self) -> (usize, usize) {
+        let experts = self.entry.shape.len() > 2;
+        let of_part = self.entry.shape.get(usize::from(experts)..).unwrap_or_default();
+        let rows = of_part.first().copied().unwrap_or(1).max(1);
+        let k = (of_part.iter().product::<usize>() / rows).max(1);
+        let step = (BLOCK / k).max(1).next_multiple_of(self.pairs.unwrap_or(1));
+        (rows, step)
+    }
+}
+
+/// The bytes of a piece.
+fn make<'a>(artifact: &'a Artifact, piece: &Piece<'_, '_>, rope_factors: &[f32]) -> Result<Cow<'a, [u8]>> {
+    let planned = piece.planned;
+    let Some((record, source)) = piece.part else {
+        let factors = rope_factors.iter().flat_map(|f| f.to_le_bytes());
+        return Ok(Cow::Owned(factors.collect()));
     };
-    match &planned.source {
-        Source::Copied => {
-            let bytes = artifact.stored(&record.name)?.bytes();
-            bytes
-                .chunks((step * row).max(1))
-                .try_for_each(|piece| emit(piece.to_vec()))
-        }
+    let Some(at) = piece.at else {
+        artifact.check_digests(record)?;
+        return Ok(Cow::Borrowed(&[]));
+    };
+    let (rows, step) = planned.rows();
+    let until = rows.min(at + step);
+    let row = planned.entry.bytes as usize / (rows * planned.parts.len());
+    let of = |bytes: &'a [u8]| {
+        let width = bytes.len() / rows;
+        bytes.get(at * width..until * width).unwrap_or_default()
+    };
+    let bytes = match source {
+        Source::Copied => Cow::Borrowed(of(artifact.stored(&record.name)?.bytes())),
         Source::Widened(dtype) => {
-            let bytes = artifact.stored(&record.name)?.bytes();
-            bytes
-                .chunks(step * k * dtype.bytes())
-                .try_for_each(|piece| emit(dtype.widen(piece).iter().flat_map(|v| v.to_le_bytes()).collect()))
+            let values = dtype.widen(of(artifact.stored(&record.name)?.bytes()));
+            Cow::Owned(values.iter().flat_map(|v| v.to_le_bytes()).collect())
         }
-        Source::Packed(q, kind) => (0..q.rows).step_by(step).try_for_each(|at| {
-            let mut out = Vec::with_capacity(step * row);
+        Source::Packed(q, kind) => {
+            let mut out = Vec::with_capacity((until - at) * row);
             match artifact.weight_rows(q, at, step)? {
                 QuantizedWeight::Affine(weight) => kind.pack(&weight, &mut out),
                 QuantizedWeight::K(weight) => pack_k(&weight, &mut out),
@@ -226,9 +263,13 @@ fn write_tensor(
                     ));
                 }
             }
-            emit(out)
-        }),
-    }
+            Cow::Owned(out)
+        }
+    };
+    Ok(match planned.pairs {
+        Some(head_dim) => Cow::Owned(pair_rows(&bytes, row, head_dim)),
+        None => bytes,
+    })
 }
 
 /// What will be written; or why the artifact cannot become a file of this kind.
@@ -260,6 +301,7 @@ fn plan(artifact: &Artifact) -> Result<Plan<'_>> {
         tensors
             .push(planned(record, &model).map_err(|reason| refused(format!("{}: {reason}", record.name)))?);
     }
+    let mut tensors = experts::together(tensors, model.experts).map_err(refused)?;
     if !model.rope_factors.is_empty() {
         let entry = Entry {
             name: "rope_freqs.weight".to_owned(),
@@ -268,8 +310,7 @@ fn plan(artifact: &Artifact) -> Result<Plan<'_>> {
             bytes: 4 * model.rope_factors.len() as u64,
         };
         tensors.push(Planned {
-            record: None,
-            source: Source::Copied,
+            parts: Vec::new(),
             pairs: None,
             entry,
         });
@@ -311,12 +352,16 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
             model.head_dim
         ));
     }
-    let elements = record.shape.iter().product::<usize>() as u64;
+    let mut shape = record.shape.clone();
+    if model.experts > 0 && name.ends_with("exp_probs_b.bias") {
+        shape.retain(|d| *d != 1); // a row in the checkpoint
+    }
+    let elements = shape.iter().product::<usize>() as u64;
     let (source, kind, bytes) = match &record.stored {
         Stored::Kept { .. } => {
             let dtype = FloatDtype::from_dtype(record.dtype)
                 .ok_or_else(|| format!("expected BF16, F16 or F32, got {}", record.dtype))?;
-            if (record.shape.len() == 1 || ADDED.contains(&name.as_str())) && dtype != FloatDtype::F32 {
+            if (shape.len() == 1 || wants_f32(&name)) && dtype != FloatDtype::F32 {
                 (Source::Widened(dtype), 0, 4 * elements)
             } else {
                 let kind = match dtype {
@@ -327,7 +372,7 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
                 (Source::Copied, kind, elements * dtype.bytes() as u64)
             }
         }
-        Stored::Quantized(_) if ADDED.contains(&name.as_str()) => {
+        Stored::Quantized(_) if wants_f32(&name) => {
             return Err("llama.cpp wants it as F32; keep it with --skip".to_owned());
         }
         Stored::Quantized(q) => {
@@ -348,12 +393,11 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
         }
     };
     Ok(Planned {
-        record: Some(record),
-        source,
+        parts: vec![(record, source)],
         pairs,
         entry: Entry {
             name,
-            shape: record.shape.clone(),
+            shape,
             kind,
             bytes,
         },
@@ -363,8 +407,9 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
 /// `general.file_type`: llama.cpp's number for what most quantized weights are, or for BF16.
 fn file_type(tensors: &[Planned<'_>]) -> u32 {
     let packed = |kind: GgmlType| {
-        let of_kind = |t: &&Planned<'_>| matches!(t.source, Source::Packed(_, k) if k == kind);
-        tensors.iter().filter(of_kind).count()
+        let of_kind = |source: &&Source<'_>| matches!(source, Source::Packed(_, k) if *k == kind);
+        let sources = tensors.iter().flat_map(|t| &t.parts).map(|(_, source)| source);
+        sources.filter(of_kind).count()
     };
     let types = [
         (GgmlType::Q4_0, 2),

@@ -10,6 +10,7 @@
 use serde_json::Value as Json;
 
 use super::bert;
+use super::experts;
 use super::file::Value;
 use crate::limits;
 
@@ -26,16 +27,22 @@ pub struct Model {
     pub rope_factors: Vec<f32>,
     /// Tokens there are embeddings for.
     pub vocabulary: usize,
+    /// Routed experts of a layer.
+    pub experts: usize,
 }
 
 /// `model_type` of Hugging Face and architecture of GGUF.
-const ARCHITECTURES: [(&str, &str); 5] = [
+const ARCHITECTURES: [(&str, &str); 6] = [
     ("llama", "llama"),
     ("mistral", "llama"),
     ("qwen2", "qwen2"),
     ("qwen3", "qwen3"),
     ("ernie4_5", "ernie4_5"),
+    ("ernie4_5_moe", MOE),
 ];
+
+/// GGUF's name of ERNIE-4.5 with experts.
+const MOE: &str = "ernie4_5-moe";
 
 impl Model {
     /// Reads a config, or says why it cannot be expressed. `headed` says whether there is a classification head.
@@ -106,6 +113,11 @@ impl Model {
             ("vocab_size", Value::U32(vocabulary)),
         ];
         let rope_factors = rope_scaling(rope, head_dim, base, &mut keys)?;
+        let mut count = 0;
+        if *architecture == MOE {
+            keys.extend(experts::keys(config, need("num_hidden_layers")?)?);
+            count = need("moe_num_experts")? as usize;
+        }
         Ok(Self {
             architecture,
             head_dim: head_dim as usize,
@@ -115,6 +127,7 @@ impl Model {
                 .collect(),
             rope_factors,
             vocabulary: vocabulary as usize,
+            experts: count,
         })
     }
 
@@ -122,6 +135,10 @@ impl Model {
     pub fn name_of(&self, name: &str) -> Option<String> {
         match self.architecture {
             "bert" => bert::tensor_name(name),
+            MOE => tensor_name(name).or_else(|| {
+                let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+                experts::tensor_name(layer.parse().ok()?, rest)
+            }),
             _ => tensor_name(name),
         }
     }
