@@ -350,10 +350,11 @@ def test_gguf_bert(context):
         got = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(expected.shape)
         assert np.array_equal(got, expected), name
     field = lambda key: reader.get_field(f"tokenizer.ggml.{key}").contents()
-    vocabulary = json.loads((model / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
-    tokens = field("tokens")
+    tokenizer = json.loads((model / "tokenizer.json").read_text("utf-8"))
+    vocabulary, tokens = tokenizer["model"]["vocab"], field("tokens")
+    special = {token["content"] for token in tokenizer["added_tokens"] if token["special"]}
     for text, i in vocabulary.items():
-        expected = text if text.startswith("[") else text[2:] if text.startswith("##") else "\u2581" + text
+        expected = text if text in special else text[2:] if text.startswith("##") else "\u2581" + text
         assert tokens[i] == expected, (i, text, tokens[i])
     assert (field("bos_token_id"), field("seperator_token_id")) == (vocabulary["[CLS]"], vocabulary["[SEP]"])
     ROWS.append(("gguf (bert)", scheme(artifact), "gguf-py", "equal", ""))
