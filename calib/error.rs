@@ -27,6 +27,20 @@ pub enum CalibError {
         /// Type it should have been stored in.
         dtype: &'static str,
     },
+    /// A scale is beyond the range of the F16 numbers that a scheme keeps.
+    #[error(
+        "row {row} needs a scale of {scale:e}, beyond the range of F16, in which {scheme} keeps it; quantize with --bits {bits} --method mse --scale-dtype bf16"
+    )]
+    SuperScaleOverflow {
+        /// Row within the block.
+        row: usize,
+        /// The scale before rounding.
+        scale: f32,
+        /// The scheme.
+        scheme: &'static str,
+        /// Bits of its codes.
+        bits: u8,
+    },
     /// A rule or option does not parse.
     #[error("{what}: {reason}")]
     Option {

@@ -11,6 +11,8 @@
 //! | WINT2, the 2-bit convolutional code | [`ccq`] |
 //! | WINT2.5, its 2.5-bit sibling | [`ccq25`] |
 //! | NormalFloat, 16 levels of a normal distribution | [`nf4`] |
+//! | scales that are quantized a second time | [`nested`] |
+//! | GGML's K types, super-blocks of 256 weights | [`kquant`] |
 //! | clip search for the least squared error | [`clip`] |
 //! | a second moment, damped and factored | [`hessian`] |
 //! | rounding with error feedback | [`gptq`] |
@@ -32,7 +34,9 @@ pub mod clip;
 pub mod error;
 pub mod gptq;
 pub mod hessian;
+pub mod kquant;
 pub mod measure;
+pub mod nested;
 pub mod nf4;
 pub mod observe;
 pub mod options;
@@ -95,11 +99,43 @@ pub trait Quantizer: Send + Sync {
         })
     }
 
+    /// Whether something of its results depends on all rows of a weight: then rows are to be quantized by what
+    /// [`surveyed`](Self::surveyed) returns, and [`quantize`](Self::quantize) takes its rows for a whole weight.
+    fn surveys(&self) -> bool {
+        false
+    }
+
+    /// What it has to know of each of these rows. Fails when a value is not finite.
+    fn survey(&self, _isa: Isa, _x: &[f32], _n: usize, _k: usize) -> Result<Vec<f32>> {
+        Ok(Vec::new())
+    }
+
+    /// The same method for one weight, of whose rows of `k` values it was told `notes`, one row's after the other's.
+    fn surveyed(&self, _notes: Vec<f32>, k: usize) -> Result<Box<dyn Quantizer>> {
+        Err(CalibError::Statistics {
+            reason: format!(
+                "the method {:?} has no use for a survey of rows of {k}",
+                self.describe()
+            ),
+        })
+    }
+
     /// Chooses codes for `x`, a block of `n` rows of `k` values, row-major.
     ///
     /// Fails when a value is not finite, or when a scale does not fit the scheme's scale dtype.
     /// Every instruction set gives the same result.
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight>;
+
+    /// The same for the rows of a weight from `first_row` on.
+    fn quantize_rows(
+        &self,
+        isa: Isa,
+        _first_row: usize,
+        x: &[f32],
+        (n, k): (usize, usize),
+    ) -> Result<QuantizedWeight> {
+        self.quantize(isa, x, n, k)
+    }
 }
 
 /// A way of choosing codes, as listed for people.
@@ -122,6 +158,9 @@ pub const METHODS: &[Method] = &[
     ccq::METHOD,
     ccq25::METHOD,
     nf4::METHOD,
+    nf4::DOUBLE_METHOD,
+    kquant::Q4,
+    kquant::Q2,
 ];
 
 /// The method of this name.

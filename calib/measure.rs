@@ -56,7 +56,7 @@ pub fn measure(isa: Isa, x: &[f32], weight: &QuantizedWeight, into: &mut BlockFi
         QuantizedWeight::Affine(affine) => measure_affine(isa, x, affine, into),
         QuantizedWeight::Ccq(ccq) => measure_ccq(isa, x, ccq, into),
         QuantizedWeight::Ccq25(ccq) => measure_ccq25(isa, x, ccq, into),
-        QuantizedWeight::Nf4(_) => measure_values(x, weight, into),
+        QuantizedWeight::Nf4(_) | QuantizedWeight::K(_) => measure_values(x, weight, into),
     }
     code_histogram(weight.codes(), &mut into.histogram);
 }

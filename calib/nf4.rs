@@ -1,13 +1,17 @@
 //! `nf4`: each group of 64 columns is divided by its largest magnitude, and each weight takes the nearest of the 16
 //! levels; of two as near, the lower. bitsandbytes does the same, with thresholds that are the middles between
 //! neighbouring levels.
+//!
+//! `nf4-dq`: the same codes, chosen by the scales as they are; then the scales are quantized ([`nested`](crate::nested)),
+//! which takes a survey of all of them.
 
 use qtool_formats::scheme::nf4::{GROUP, LEVELS, ZERO};
 use qtool_formats::weight::Nf4Weight;
+use qtool_formats::weight::nested::NestedScales;
 use qtool_formats::{QuantizedWeight, Scheme};
 use qtool_kernels::{Isa, absmax_groups, first_non_finite};
 
-use crate::{CalibError, Method, Quantizer, Result, TensorOptions};
+use crate::{CalibError, Method, Quantizer, Result, TensorOptions, nested};
 
 /// The registry entry.
 pub const METHOD: Method = Method {
@@ -15,6 +19,14 @@ pub const METHOD: Method = Method {
     bits: &[4],
     summary: "NormalFloat: 16 quantiles of a normal distribution, a scale for each 64 (bitsandbytes)",
     build,
+};
+
+/// The registry entry with quantized scales.
+pub const DOUBLE_METHOD: Method = Method {
+    name: "nf4-dq",
+    bits: &[4],
+    summary: "NormalFloat with double quantization: its scales quantized to 8 bits, 4.127 bits a weight (bitsandbytes)",
+    build: |_| Ok(Box::new(Double { whole: None })),
 };
 
 fn build(_: &TensorOptions) -> Result<Box<dyn Quantizer>> {
@@ -41,33 +53,95 @@ impl Quantizer for Nf4 {
 
     /// Only the search for the largest magnitude uses the instruction set, and that is exact.
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
-        Scheme::Nf4.parts(n, k)?;
-        let mut scales = vec![0f32; n * (k / GROUP)];
-        absmax_groups(isa, x, GROUP, &mut scales);
-        if scales.iter().any(|scale| !scale.is_finite())
-            && let Some(at) = first_non_finite(x)
-        {
-            return Err(CalibError::NonFinite {
-                row: at / k,
-                column: at % k,
-                value: x[at].to_string(),
-            });
-        }
-        let thresholds = thresholds();
-        let mut codes = Vec::with_capacity(n * k);
-        for (group, scale) in x.chunks_exact(GROUP).zip(&scales) {
-            if *scale == 0.0 {
-                codes.resize(codes.len() + GROUP, ZERO);
-                continue;
-            }
-            // Divided, not multiplied with a reciprocal, which may overflow.
-            codes.extend(group.iter().map(|w| {
-                let share = w / scale;
-                thresholds.iter().map(|t| u8::from(share > *t)).sum::<u8>()
-            }));
-        }
+        let scales = magnitudes(isa, x, n, k)?;
+        let codes = codes(x, &scales);
         Ok(QuantizedWeight::Nf4(Nf4Weight::new(n, k, codes, scales)?))
     }
+}
+
+/// The quantizer with quantized scales; before a survey, and after it.
+#[derive(Debug, Clone)]
+struct Double {
+    whole: Option<NestedScales>,
+}
+
+impl Quantizer for Double {
+    fn scheme(&self) -> Scheme {
+        Scheme::Nf4Double
+    }
+
+    fn describe(&self) -> String {
+        "nf4-dq".to_owned()
+    }
+
+    fn surveys(&self) -> bool {
+        self.whole.is_none()
+    }
+
+    fn survey(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<Vec<f32>> {
+        magnitudes(isa, x, n, k)
+    }
+
+    fn surveyed(&self, notes: Vec<f32>, _k: usize) -> Result<Box<dyn Quantizer>> {
+        let whole = Some(nested::quantize(&notes)?);
+        Ok(Box::new(Self { whole }))
+    }
+
+    fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
+        let notes = self.survey(isa, x, n, k)?;
+        self.surveyed(notes, k)?.quantize_rows(isa, 0, x, (n, k))
+    }
+
+    fn quantize_rows(
+        &self,
+        isa: Isa,
+        first_row: usize,
+        x: &[f32],
+        (n, k): (usize, usize),
+    ) -> Result<QuantizedWeight> {
+        let Some(whole) = &self.whole else {
+            return self.quantize(isa, x, n, k);
+        };
+        let codes = codes(x, &magnitudes(isa, x, n, k)?);
+        let groups = k / GROUP;
+        let scales = whole.cut(first_row * groups..(first_row + n) * groups);
+        Ok(QuantizedWeight::Nf4(Nf4Weight::double(n, k, codes, scales)?))
+    }
+}
+
+/// The largest magnitude of each 64 columns, (N, K/64).
+fn magnitudes(isa: Isa, x: &[f32], n: usize, k: usize) -> Result<Vec<f32>> {
+    Scheme::Nf4.parts(n, k)?;
+    let mut scales = vec![0f32; n * (k / GROUP)];
+    absmax_groups(isa, x, GROUP, &mut scales);
+    if scales.iter().any(|scale| !scale.is_finite())
+        && let Some(at) = first_non_finite(x)
+    {
+        return Err(CalibError::NonFinite {
+            row: at / k,
+            column: at % k,
+            value: x[at].to_string(),
+        });
+    }
+    Ok(scales)
+}
+
+/// The level nearest to each weight, where groups have these largest magnitudes.
+fn codes(x: &[f32], scales: &[f32]) -> Vec<u8> {
+    let thresholds = thresholds();
+    let mut codes = Vec::with_capacity(x.len());
+    for (group, scale) in x.chunks_exact(GROUP).zip(scales) {
+        if *scale == 0.0 {
+            codes.resize(codes.len() + GROUP, ZERO);
+            continue;
+        }
+        // Divided, not multiplied with a reciprocal, which may overflow.
+        codes.extend(group.iter().map(|w| {
+            let share = w / scale;
+            thresholds.iter().map(|t| u8::from(share > *t)).sum::<u8>()
+        }));
+    }
+    codes
 }
 
 #[cfg(test)]

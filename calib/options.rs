@@ -5,7 +5,7 @@ use std::fmt;
 
 use qtool_formats::FloatDtype;
 use qtool_formats::Scheme;
-use qtool_formats::scheme::{AffineScheme, Grid, Grouping};
+use qtool_formats::scheme::{AffineScheme, Grid, Grouping, KQuant};
 
 use crate::ccq::Effort;
 use crate::{CalibError, METHODS, Result};
@@ -17,8 +17,12 @@ pub const BITS: [u8; 4] = [2, 3, 4, 8];
 const CCQ: &str = "ccq";
 /// The method of WINT2.5.
 const CCQ25: &str = "ccq25";
-/// The method of NF4.
+/// The methods of NF4: plain, and with quantized scales.
 const NF4: &str = "nf4";
+const NF4_DQ: &str = "nf4-dq";
+/// The methods of GGML's K types.
+const Q4_K: &str = "q4-k";
+const Q2_K: &str = "q2-k";
 
 /// The methods that round each weight by itself, whose names `--clip` takes.
 const CLIPS: [&str; 2] = ["none", "mse"];
@@ -123,10 +127,18 @@ impl PartialOptions {
         {
             return wrong_width(method.bits);
         }
-        if options.method == NF4 && (self.grouping.is_some() || self.grid.is_some() || self.scale.is_some()) {
+        let normal = [NF4, NF4_DQ].contains(&options.method);
+        if normal && (self.grouping.is_some() || self.grid.is_some() || self.scale.is_some()) {
             return fault(
-                "method nf4",
+                &format!("method {}", options.method),
                 "NF4 fixes groups (64), levels and scale dtype (f32); leave these options out",
+            );
+        }
+        let k_type = [Q4_K, Q2_K].contains(&options.method);
+        if k_type && (self.grouping.is_some() || self.grid.is_some() || self.scale.is_some()) {
+            return fault(
+                &format!("method {}", options.method),
+                "GGML's K types fix groups, minima and scale dtype (f16); leave these options out",
             );
         }
         let convolutional = [CCQ, CCQ25].contains(&options.method);
@@ -181,6 +193,9 @@ impl TensorOptions {
             CCQ => return Ok(Scheme::Ccq),
             CCQ25 => return Ok(Scheme::Ccq25),
             NF4 => return Ok(Scheme::Nf4),
+            NF4_DQ => return Ok(Scheme::Nf4Double),
+            Q4_K => return Ok(Scheme::K(KQuant::Q4)),
+            Q2_K => return Ok(Scheme::K(KQuant::Q2)),
             _ => {}
         }
         let affine = AffineScheme::new(self.bits, self.grid, self.grouping, self.scale)?;
@@ -207,8 +222,8 @@ impl fmt::Display for TensorOptions {
         if self.method == CCQ25 {
             return write!(f, "bits:2,method:{CCQ25}");
         }
-        if self.method == NF4 {
-            return write!(f, "bits:4,method:{NF4}");
+        if [NF4, NF4_DQ, Q4_K, Q2_K].contains(&self.method) {
+            return write!(f, "bits:{},method:{}", self.bits, self.method);
         }
         let group = match self.grouping {
             Grouping::Row => "row".to_owned(),
@@ -319,6 +334,9 @@ mod tests {
             "bits:2,effort:fast",
             "bits:2,method:ccq25",
             "bits:4,method:nf4",
+            "bits:4,method:nf4-dq",
+            "bits:4,method:q4-k",
+            "bits:2,method:q2-k",
             "bits:2,group:64,grid:sym,clip:mse,scale:bf16",
             "bits:3,group:32,grid:zp,method:gptq,scale:f16",
         ] {
@@ -361,9 +379,15 @@ mod tests {
             ("bits:4,method:ccq25", "it is for 2 bits"),
             ("bits:8,method:nf4", "it is for 4 bits"),
             ("bits:4,method:nf4,group:32", "NF4 fixes groups"),
+            ("bits:4,method:nf4-dq,scale:f16", "NF4 fixes groups"),
+            ("bits:2,method:q2-k,group:64", "K types fix groups"),
+            ("bits:4,method:q2-k", "it is for 2 bits"),
             ("bits:2,method:ccq25,group:32", "leave these options out"),
             ("bits:2,method:ccq25,effort:best", "only WINT2"),
-            ("method:magic", "none, mse, gptq, ccq, ccq25, nf4"),
+            (
+                "method:magic",
+                "none, mse, gptq, ccq, ccq25, nf4, nf4-dq, q4-k, q2-k",
+            ),
             ("bits:4,effort:best", "only WINT2"),
         ] {
             let parsed = PartialOptions::parse(text).and_then(|options| options.complete(4));

@@ -3,22 +3,19 @@
 
     python decode.py OUT [--npz FILE]     prints a line a tensor: name, shape, dtype, SHA-256
 
-OUT/qtool.json, the manifest, has a record for every tensor. It is "kept" (as it is, under its own
-name in the safetensors file "file") or "quantized": stored as "parts", each a tensor with N rows,
-one per output. A part's "layout" says where its elements lie: the manifest has the formula under
-"layouts", LAYOUTS below the reader. The record's "scheme" names an entry of "schemes", whose
-"value" is the formula that makes weights of codes: VALUES below. The result is an (N, K) float32
-matrix; where "orientation" is "in_out", the tensor is its transpose. The SHA-256 is of its float32
-little-endian bytes, row-major (of tensors not F32, F16 or BF16: of the stored bytes).
+OUT/qtool.json, the manifest, has a record for every tensor. It is "kept" (as it is, under its own name in the
+safetensors file "file") or "quantized": stored as "parts", each a tensor with N rows, one per output. A part's
+"layout" says where its elements lie: the manifest has the formula under "layouts", LAYOUTS below the reader. The
+record's "scheme" names an entry of "schemes", whose "value" is the formula that makes weights of codes, known by
+its SHA-256 to VALUES below. The result is an (N, K) float32 matrix; where "orientation" is "in_out", the tensor is
+its transpose. The SHA-256 is of its float32 little-endian bytes, row-major (of other types: of the stored bytes).
 """
-import hashlib, json, sys  # noqa: E401
-from pathlib import Path
+import hashlib, json, pathlib, re, sys  # noqa: E401
 
 import numpy as np
 
-NEWEST = 1
-NUMBERS = {"BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4",
-           "I32": "<i4", "U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "F16": "<f2"}
+NUMBERS = dict(BOOL="?", U8="u1", I8="i1", U16="<u2", I16="<i2", U32="<u4", I32="<i4", U64="<u8",
+               I64="<i8", F64="<f8", F32="<f4", F16="<f2")
 
 def need(condition, sentence):
     if not condition:
@@ -32,71 +29,65 @@ def elements(raw, dtype, shape):  # F32, F16 and BF16 become float32; unknown ty
 
 def rows(raw, part, count):
     return elements(np.ascontiguousarray(raw).ravel(), part["dtype"], (len(raw), count))
-
 def lsb_rows(raw, part, count):  # cuts each row's stream of bits every `bits`
     bits, name = part["bits"], part["tensor"]
     need(bits in range(1, 9) and raw.shape[1] == -(-count * bits // 8), f"{name}: row length")
     stream = np.unpackbits(raw, axis=1, count=count * bits, bitorder="little")
     return np.packbits(stream.reshape(len(raw), count, bits), axis=2, bitorder="little")[:, :, 0]
-
 def high_nibbles(raw, part, count):
     return np.stack([raw >> 4, raw & 15], axis=2).reshape(len(raw), -1)[:, :count]
-
 def paddle_int8(raw, part, count):  # of 16 columns the first and the last eight alternate
     tiles = raw.reshape(len(raw) // 2, count // 64, 2, 4, 8, 2)  # pair, tile, row, run, k%8, k%16/8
     return tiles.transpose(0, 2, 1, 3, 5, 4).reshape(len(raw), count)
-
 def paddle_int4(raw, part, count):  # 32 columns are four words of the nibbles 0..7
     nibbles = np.stack([raw & 15, raw >> 4], axis=-1)
     tiles = nibbles.reshape(len(raw) // 4, count // 64, 4, 2, 4, 2, 4)  # .., k%8/2, k%2, k%32/8
     return tiles.transpose(0, 2, 1, 3, 6, 4, 5).reshape(len(raw), count)
 
-LAYOUTS = {"rows": rows, "lsb-rows": lsb_rows, "high-nibbles": high_nibbles, "columns": rows,
-           "columns-high-nibbles": high_nibbles, "paddle-int8": paddle_int8,
-           "paddle-int4": paddle_int4}  # "columns...": the bytes of all rows of a column together
+# "columns...": the bytes of all rows of a column together; "whole": of no row, but of the weight
+LAYOUTS = {"rows": rows, "lsb-rows": lsb_rows, "high-nibbles": high_nibbles, "columns": rows, "whole": rows,
+           "columns-high-nibbles": high_nibbles, "paddle-int8": paddle_int8, "paddle-int4": paddle_int4}
 
 def affine(scheme, columns, part):  # subtracts integers, so there is one rounding
     group = scheme["group"] or columns  # 0 means the whole row
-    need(columns % group == 0, f"groups of {group} do not divide rows of {columns}")
     codes, scales = part("codes", columns), part("scales", columns // group)[:, :, None]
     codes, zeros = codes.reshape(*scales.shape[:2], group).astype("<i4"), scheme.get("zero_point")
     if zeros is None:  # there is one a group
         zeros = part("zero_points", columns // group)[:, :, None].astype("<i4")
     return ((codes - zeros).astype("<f4") * scales).reshape(len(codes), columns)
-
 def wint2(scheme, columns, part):  # a byte gives a 15-bit code, a code four windows of six bits
     codes = part("codes", columns // 4) * part("code_scales", 1) + part("code_zero_points", 1)
     codes = np.floor(codes + np.float32(0.5)).astype("<i4")
     windows = ((codes[:, :, None] >> np.array([9, 6, 3, 0])) & 63).reshape(len(codes), -1, 64)
     scales = part("local_scales", columns // 64) * part("super_scales", 1)
     return ((windows - 32).astype("<f4") * scales[:, :, None]).reshape(len(codes), columns)
-
 def wint25(scheme, columns, part):  # nine words of seven windows, one of a window and a scale
     words = part("codes", columns // 64 * 10).reshape(-1, columns // 64, 10).astype("<i4")
     windows = (words[:, :, :9, None] >> np.array([13, 11, 9, 6, 4, 2, 0])) & 7
     windows = np.append(windows.reshape(*words.shape[:2], 63), words[:, :, 9:] >> 13, axis=2)
     scales = (words[:, :, 9] & 8191).astype("<f4") * part("super_scales", 1)
     return ((windows - 4).astype("<f4") * scales[:, :, None]).reshape(len(words), columns)
+def nf4(scheme, columns, part):  # levels of codes, and of scales that are codes: in the formula
+    lists = re.findall(r"\[(-[^]]*)\]", scheme["value"])
+    levels, *nested = [np.array(json.loads(f"[{each}]"), "<f4") for each in lists]
+    scales = part("scales", columns // 64)
+    if nested:
+        block = (part.row * scales.shape[1] + np.arange(scales.size)) // 256
+        scales = nested[0][scales] * part("nested_scales", 1)[block].reshape(scales.shape) + part("offset", 1)
+    values = levels[part("codes", columns)].reshape(-1, columns // 64, 64)
+    return (values * scales[:, :, None]).reshape(-1, columns)
+def k_type(scheme, columns, part):  # 256 columns have two numbers, which scale those of groups
+    def number(whole, local, groups=columns // scheme["group"]):
+        numbers = part(local, groups).reshape(-1, columns // 256, groups * 256 // columns)
+        return (part(whole, columns // 256)[:, :, None] * numbers.astype("<f4")).reshape(-1, groups, 1)
+    scales, mins = number("super_scales", "local_scales"), number("super_mins", "local_mins")
+    codes = part("codes", columns).reshape(*scales.shape[:2], -1).astype("<f4")
+    return (scales * codes - mins).reshape(-1, columns)
 
-def nf4(scheme, columns, part):  # a code names one of 16 levels, which the formula spells out
-    levels = json.loads(scheme["value"].split(" = ")[1].split("[code")[0])
-    values = np.array(levels, "<f4")[part("codes", columns)].reshape(-1, columns // 64, 64)
-    return (values * part("scales", columns // 64)[:, :, None]).reshape(-1, columns)
+VALUES = {"d09bdd37993f0963": affine, "309303d1248538bb": wint2, "7bae148bd8bbcf24": wint25,
+          "da5132d817a67b1a": nf4, "5f5c83853ea8071b": nf4, "f591d358b54d5e89": k_type, "1fcd813851ced7d5": k_type}
 
-VALUES = {
-    "value[n][k] = (code[n][k] - zero_point[n][k / group]) * scale[n][k / group], in f32": affine,
-    "code = floor(codes[n][k / 4] * code_scales[n] + code_zero_points[n] + 0.5); value[n][k] ="
-    " (((code >> (9 - 3 * (k % 4))) & 63) - 32) * (local_scales[n][k / 64] * super_scales[n]),"
-    " in f32": wint2,
-    "word(i) = codes[n][10 * (k / 64) + i]; i = k % 64; window = i < 63 ? (word(i / 7) >>"
-    " [13, 11, 9, 6, 4, 2, 0][i % 7]) & 7 : word(9) >> 13;"
-    " value[n][k] = (window - 4) * ((word(9) & 8191) * super_scales[n]), in f32": wint25,
-    "value[n][k] = [-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343,"
-    " -0.091050036, 0.0, 0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617,"
-    " 0.72295684, 1.0][code[n][k]] * scale[n][k / 64], in f32": nf4}
-
-def stored(folder, files, file, name):
-    """A tensor of a safetensors file (8 bytes header length, JSON header, data): entry, bytes."""
+def stored(folder, files, file, name):  # entry and bytes of a tensor: 8 bytes header length, JSON header, data
     if file not in files:
         data = np.memmap(folder / file, np.uint8, "r")
         start = 8 + int.from_bytes(data[:8].tobytes(), "little")
@@ -105,43 +96,44 @@ def stored(folder, files, file, name):
     begin, end = header[name]["data_offsets"]
     return header[name], np.array(data[begin:end])
 
-def matrix(folder, files, manifest, record):
-    """The (N, K) matrix of a quantized record, decoded some rows at a time."""
+def matrix(folder, files, manifest, record):  # (N, K) of a quantized record, decoded some rows at a time
     name, n, k = (record[key] for key in ("name", "rows", "columns"))
     scheme = manifest["schemes"].get(record["scheme"], {})
-    need(scheme.get("value") in VALUES, f"{name}: unknown scheme {record['scheme']} {scheme}")
+    formula = hashlib.sha256(scheme.get("value", "").encode()).hexdigest()[:16]
+    need(formula in VALUES, f"{name}: unknown scheme {record['scheme']} {scheme}")
     parts = {}
     for part in record["parts"]:
         layout, width = part["layout"], part["row_bytes"]
         need(layout in LAYOUTS, f"{name}: unknown layout {layout}")
         entry, raw = stored(folder, files, part["file"], part["tensor"])
         need(all(entry[key] == part[key] for key in ("dtype", "shape")), f"{name}: {part} {entry}")
-        turned = raw.reshape(width, n).T if layout.startswith("columns") else raw.reshape(n, width)
-        parts[part["role"]] = part, turned
+        need(layout == "whole" or raw.size == n * width, f"{name}: {part} of {raw.size} bytes")
+        raw = raw.reshape(width, -1).T if layout.startswith("columns") else raw.reshape(-1, width)
+        parts[part["role"]] = part, raw
     result = np.empty((n, k), "<f4")
     step = 16 + (1 << 22) // max(1, k) // 16 * 16  # some layouts interleave up to 16 rows
     for at in range(0, n, step):
         def part(role, count):
             need(role in parts, f"{name}: no {role}")
-            about, raw = parts[role]
-            return LAYOUTS[about["layout"]](raw[at:at + step], about, count)
-        result[at:at + step] = VALUES[scheme["value"]](scheme, k, part)
+            (about, raw), whole = parts[role], parts[role][0]["layout"] == "whole"
+            return LAYOUTS[about["layout"]](raw if whole else raw[at:at + step], about, count)
+        part.row = at
+        result[at:at + step] = VALUES[formula](scheme, k, part)
     return result
 
 def tensors(folder):  # yields (record, array)
-    folder, files = Path(folder), {}
+    folder, files = pathlib.Path(folder), {}
     manifest = json.loads((folder / "qtool.json").read_text("utf-8"))
-    form, version = manifest["format"], manifest["version"]
-    need(form == "qtool" and version in range(1, NEWEST + 1),
-         f"this is format {form} version {version}; this page reads qtool up to version {NEWEST}")
+    made = "{format} version {version}".format(**manifest)
+    need(made == "qtool version 1", f"this is format {made}; this page reads qtool up to version 1")
     for record in manifest["tensors"]:
         if record["stored"] == "kept":
             entry, raw = stored(folder, files, record["file"], record["name"])
             yield record, elements(raw, entry["dtype"], entry["shape"])
         else:
             values = matrix(folder, files, manifest, record)
-            turned = {"out_in": values, "in_out": values.T}[record["orientation"]]
-            yield record, np.ascontiguousarray(turned).reshape(record["shape"])
+            values = {"out_in": values, "in_out": values.T}[record["orientation"]]
+            yield record, np.ascontiguousarray(values).reshape(record["shape"])
 
 def decode(folder):  # name -> array
     return {record["name"]: array for record, array in tensors(folder)}

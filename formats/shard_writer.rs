@@ -39,7 +39,7 @@ pub struct StoredTensor {
 pub struct Written {
     /// File it lies in.
     pub file: String,
-    /// Digest of its bytes, `blake3:` and 64 hex digits.
+    /// Digest of its bytes, `blake3:` and 64 hex digits; empty [without digests](ShardWriter::without_digests).
     pub digest: String,
 }
 
@@ -57,7 +57,8 @@ struct Slot {
     offset: u64,
     bytes: u64,
     written: u64,
-    hasher: Box<blake3::Hasher>,
+    /// Absent where nobody asks for digests.
+    hasher: Option<Box<blake3::Hasher>>,
 }
 
 struct Shard {
@@ -143,7 +144,7 @@ impl ShardWriter {
             let data_bytes = placed.iter().map(|(_, _, bytes)| bytes).sum();
             for (i, offset, bytes) in placed {
                 let offset = header.len() as u64 + offset;
-                let hasher = Box::new(blake3::Hasher::new());
+                let hasher = Some(Box::new(blake3::Hasher::new()));
                 slots.insert(
                     i,
                     Slot {
@@ -173,6 +174,12 @@ impl ShardWriter {
         })
     }
 
+    /// The same without digests, which then are empty.
+    pub fn without_digests(mut self) -> Self {
+        self.slots.iter_mut().for_each(|slot| slot.hasher = None);
+        self
+    }
+
     /// Appends `bytes` to tensor `index` (its place in the list given to [`create`](Self::create)).
     pub fn append(&mut self, index: usize, bytes: &[u8]) -> Result<()> {
         let (Some(slot), Some(tensor)) = (self.slots.get_mut(index), self.tensors.get(index)) else {
@@ -190,7 +197,9 @@ impl ShardWriter {
                 got: after,
             });
         }
-        slot.hasher.update(bytes);
+        if let Some(hasher) = &mut slot.hasher {
+            hasher.update(bytes);
+        }
         shard.write_at(slot.offset + slot.written, bytes)?;
         slot.written = after;
         self.unsynced += bytes.len() as u64;
@@ -249,7 +258,7 @@ impl ShardWriter {
                     .get(slot.shard)
                     .map(|s| s.name.clone())
                     .unwrap_or_default(),
-                digest: digest_text(&slot.hasher),
+                digest: slot.hasher.as_deref().map(digest_text).unwrap_or_default(),
             })
             .collect();
         if self.shards.len() > 1 {

@@ -10,11 +10,14 @@ use crate::{FormatError, Result};
 pub mod affine;
 pub mod ccq;
 pub mod ccq25;
+pub mod kquant;
+pub mod nested;
 pub mod nf4;
 
 pub use affine::AffineWeight;
 pub use ccq::CcqWeight;
 pub use ccq25::Ccq25Weight;
+pub use kquant::KWeight;
 pub use nf4::Nf4Weight;
 
 /// A function with the contract of [`Packing::pack`](crate::packing::Packing::pack) of `lsb-rows`, so that a faster twin from the
@@ -32,6 +35,8 @@ pub enum QuantizedWeight {
     Ccq25(Ccq25Weight),
     /// See [`Nf4Weight`].
     Nf4(Nf4Weight),
+    /// See [`KWeight`].
+    K(KWeight),
 }
 
 impl QuantizedWeight {
@@ -41,7 +46,9 @@ impl QuantizedWeight {
             Self::Affine(w) => Scheme::Affine(w.scheme),
             Self::Ccq(_) => Scheme::Ccq,
             Self::Ccq25(_) => Scheme::Ccq25,
+            Self::Nf4(w) if w.nested().is_some() => Scheme::Nf4Double,
             Self::Nf4(_) => Scheme::Nf4,
+            Self::K(w) => Scheme::K(w.kind()),
         }
     }
 
@@ -52,6 +59,7 @@ impl QuantizedWeight {
             Self::Ccq(w) => (w.n(), w.k()),
             Self::Ccq25(w) => (w.n(), w.k()),
             Self::Nf4(w) => (w.n(), w.k()),
+            Self::K(w) => (w.n(), w.k()),
         }
     }
 
@@ -63,6 +71,7 @@ impl QuantizedWeight {
             Self::Ccq(w) => w.dequantize_row(n, out),
             Self::Ccq25(w) => w.dequantize_row(n, out),
             Self::Nf4(w) => w.dequantize_row(n, out),
+            Self::K(w) => w.dequantize_row(n, out),
         }
     }
 
@@ -73,6 +82,7 @@ impl QuantizedWeight {
             Self::Ccq(w) => w.codes(),
             Self::Ccq25(w) => w.windows(),
             Self::Nf4(w) => w.codes(),
+            Self::K(w) => w.codes(),
         }
     }
 
@@ -90,6 +100,7 @@ impl QuantizedWeight {
             Self::Ccq(w) => w.encode(),
             Self::Ccq25(w) => Ok(w.encode()),
             Self::Nf4(w) => w.encode(pack),
+            Self::K(w) => w.encode(pack),
         }
     }
 
@@ -100,11 +111,26 @@ impl QuantizedWeight {
 
     /// The reverse of [`encode_in`](Self::encode_in).
     pub fn decode_in(family: Family, scheme: Scheme, n: usize, k: usize, parts: &[&[u8]]) -> Result<Self> {
+        Self::decode_rows(family, scheme, 0, (n, k), parts)
+    }
+
+    /// The `n` rows from `first_row` on of a weight with rows of `k`, from their bytes as [`Part::bytes_of`] cuts them.
+    ///
+    /// [`Part::bytes_of`]: crate::scheme::Part::bytes_of
+    pub fn decode_rows(
+        family: Family,
+        scheme: Scheme,
+        first_row: usize,
+        (n, k): (usize, usize),
+        parts: &[&[u8]],
+    ) -> Result<Self> {
         match scheme {
             Scheme::Affine(scheme) => AffineWeight::decode(family, scheme, n, k, parts).map(Self::Affine),
             Scheme::Ccq => CcqWeight::decode(family, n, k, parts).map(Self::Ccq),
             Scheme::Ccq25 => Ccq25Weight::decode(family, n, k, parts).map(Self::Ccq25),
             Scheme::Nf4 => Nf4Weight::decode(family, n, k, parts).map(Self::Nf4),
+            Scheme::K(kind) => KWeight::decode(kind, family, n, k, parts).map(Self::K),
+            Scheme::Nf4Double => Nf4Weight::decode_double(family, first_row, (n, k), parts).map(Self::Nf4),
         }
     }
 
@@ -115,6 +141,7 @@ impl QuantizedWeight {
             Self::Ccq(w) => w.rows(rows).map(Self::Ccq),
             Self::Ccq25(w) => w.rows(rows).map(Self::Ccq25),
             Self::Nf4(w) => w.rows(rows).map(Self::Nf4),
+            Self::K(w) => w.rows(rows).map(Self::K),
         }
     }
 
@@ -128,7 +155,8 @@ impl QuantizedWeight {
                 (Self::Affine(a), Self::Affine(b)) if a.scheme == b.scheme && a.k == b.k => a.append(b),
                 (Self::Ccq(a), Self::Ccq(b)) if a.k() == b.k() => a.append(b),
                 (Self::Ccq25(a), Self::Ccq25(b)) if a.k() == b.k() => a.append(b),
-                (Self::Nf4(a), Self::Nf4(b)) if a.k() == b.k() => a.append(b),
+                (Self::Nf4(a), Self::Nf4(b)) if a.takes(b) => a.append(b),
+                (Self::K(a), Self::K(b)) if a.kind() == b.kind() && a.k() == b.k() => a.append(b),
                 _ => return None,
             }
         }

@@ -5,9 +5,10 @@
 use std::ops::Range;
 
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
+use qtool_formats::packing::{LSB_ROWS, Packing};
 use qtool_formats::piece::{Piece, overlapping};
 use qtool_formats::{FloatDtype, TensorView};
-use qtool_kernels::{Isa, widen_bf16, widen_f16, widen_f32};
+use qtool_kernels::{Isa, pack_crumbs, pack_nibbles, widen_bf16, widen_f16, widen_f32};
 
 use crate::Result;
 use crate::plan::{Action, QuantizePlan};
@@ -143,4 +144,27 @@ pub(crate) fn read_piece(
             }
         }
     }
+}
+
+/// `lsb-rows` by the kernels where rows end on whole bytes, else by the layout's own loop.
+pub(crate) fn pack(
+    isa: Isa,
+    bits: u8,
+    k: usize,
+    codes: &[u8],
+    out: &mut Vec<u8>,
+) -> qtool_formats::Result<()> {
+    let from = out.len();
+    match bits {
+        4 if k.is_multiple_of(2) => {
+            out.resize(from + codes.len() / 2, 0);
+            pack_nibbles(isa, codes, &mut out[from..]);
+        }
+        2 if k.is_multiple_of(4) => {
+            out.resize(from + codes.len() / 4, 0);
+            pack_crumbs(isa, codes, &mut out[from..]);
+        }
+        _ => LSB_ROWS.pack(bits, k, codes, out)?,
+    }
+    Ok(())
 }

@@ -58,7 +58,7 @@ impl Ready {
     ) -> Result<Result<QuantizedWeight, qtool_calib::CalibError>> {
         Ok(match &self.how {
             How::Plan => q.quantizer.quantize(isa, rows, range.len(), q.k),
-            How::Informed(quantizer) => quantizer.quantize(isa, rows, range.len(), q.k),
+            How::Informed(quantizer) => quantizer.quantize_rows(isa, range.start, rows, (range.len(), q.k)),
             How::Decided(decided) => Ok(decided.rows(range.clone())?),
         })
     }
@@ -135,11 +135,12 @@ impl<'a> Workshop<'a> {
         }
     }
 
-    /// Makes the tensors `wanted` of the plan ready, forgets all others, and gives those that are ready by number.
+    /// Makes the tensors `wanted` of the plan ready, with `survey` for those that are to be seen as a whole, forgets all others, and gives those that are ready by number.
     pub fn turn_to(
         &mut self,
         plan: &QuantizePlan,
         wanted: impl Iterator<Item = usize>,
+        survey: &dyn Fn(&TensorPlan, &Quantization) -> Result<Vec<f32>>,
     ) -> Result<&HashMap<usize, Arc<Ready>>> {
         let mut next = HashMap::new();
         for index in wanted {
@@ -152,7 +153,14 @@ impl<'a> Workshop<'a> {
             };
             let ready = match self.ready.remove(&index) {
                 Some(ready) => ready,
-                None => Arc::new(self.make(tensor, q)?),
+                None => {
+                    let mut ready = self.make(tensor, q)?;
+                    if matches!(ready.how, How::Plan) && q.quantizer.surveys() {
+                        let surveyed = q.quantizer.surveyed(survey(tensor, q)?, q.k);
+                        ready.how = How::Informed(Arc::from(surveyed.map_err(Error::Option)?));
+                    }
+                    Arc::new(ready)
+                }
             };
             next.insert(index, ready);
         }

@@ -39,6 +39,7 @@ pub mod scoring;
 mod second_decode;
 pub mod source;
 pub mod statistics;
+mod survey;
 pub mod table;
 pub mod tasks;
 pub mod tokenizer;

@@ -20,14 +20,15 @@ use qtool_formats::checkpoint::{Checkpoint, Orientation};
 use qtool_formats::piece::{Piece, overlapping};
 use qtool_formats::replace::{Staging, check_target, write_file};
 use qtool_formats::shard_writer::{ShardWriter, WrittenShards};
-use qtool_kernels::{Isa, first_non_finite, pack_crumbs, pack_nibbles};
+use qtool_kernels::{Isa, first_non_finite};
 use rayon::prelude::*;
 
-use crate::blocks::{Block, batches, cut};
+use crate::blocks::{Block, batches, cut, pack};
 use crate::informed::{Calibrated, Codes, ProxySums, Ready, Workshop};
 use crate::plan::{Action, Conversion, Quantization, QuantizePlan, TensorPlan};
 use crate::progress::Progress;
 use crate::scan::{first_bad, tensors_with_non_finite, unravel};
+use crate::survey::survey;
 use crate::transform::weights::Weights;
 use crate::writing::{Batch, Output, stored_tensors, write};
 use crate::{Error, Result, TOOL, interrupt, record};
@@ -305,8 +306,12 @@ fn compute(
         // The batch is in memory, or the reader gave up and the pages come when they are touched.
         let _ = read.recv();
         let batch = &blocks[batch.clone()];
-        let ready = workshop.turn_to(job.plan, batch.iter().map(|b| b.tensor))?;
         weights.turn_to(batch.iter().flat_map(|b| job.plan.tensors[b.tensor].made_of()))?;
+        let ready = workshop.turn_to(job.plan, batch.iter().map(|b| b.tensor), &|tensor, q| {
+            survey(job.isa, &weights, tensor, q, |error| {
+                job.fault(tensor, q, 0, error)
+            })
+        })?;
         let (outputs, hashed) = rayon::join(
             || {
                 batch
@@ -431,19 +436,7 @@ impl Job<'_> {
                 Some(ready) => ready.quantize(self.isa, q, &block.range, rows)?,
                 None => q.quantizer.quantize(self.isa, rows, block.range.len(), q.k),
             };
-            let weight = weight.map_err(|error| match error {
-                CalibError::NonFinite { row, column, value } => {
-                    self.non_finite_in(&q.pieces, block.range.start + row, column, value)
-                }
-                source => {
-                    let path = self.checkpoint.root().to_owned();
-                    Error::Tensor {
-                        path,
-                        tensor: tensor.name.clone(),
-                        source: Box::new(source),
-                    }
-                }
-            })?;
+            let weight = weight.map_err(|error| self.fault(tensor, q, block.range.start, error))?;
             let mut figures = BlockFigures::default();
             measure(self.isa, rows, &weight, &mut figures);
             let proxy = ready.and_then(|ready| ready.proxy(rows, &weight));
@@ -451,6 +444,20 @@ impl Job<'_> {
             let parts = weight.encode_in(self.plan.family, &pack)?;
             Ok((parts, (figures, proxy)))
         })
+    }
+
+    /// What went wrong with rows of a tensor, of which the first is `first_row`.
+    fn fault(&self, tensor: &TensorPlan, q: &Quantization, first_row: usize, error: CalibError) -> Error {
+        match error {
+            CalibError::NonFinite { row, column, value } => {
+                self.non_finite_in(&q.pieces, first_row + row, column, value)
+            }
+            source => Error::Tensor {
+                path: self.checkpoint.root().to_owned(),
+                tensor: tensor.name.clone(),
+                source: Box::new(source),
+            },
+        }
     }
 
     /// The fault at a place of an assembled matrix, by its place in the source.
@@ -476,22 +483,4 @@ impl Job<'_> {
             value,
         }
     }
-}
-
-/// `lsb-rows` by the kernels where rows end on whole bytes, else by the layout's own loop.
-fn pack(isa: Isa, bits: u8, k: usize, codes: &[u8], out: &mut Vec<u8>) -> qtool_formats::Result<()> {
-    use qtool_formats::packing::{LSB_ROWS, Packing};
-    let from = out.len();
-    match bits {
-        4 if k.is_multiple_of(2) => {
-            out.resize(from + codes.len() / 2, 0);
-            pack_nibbles(isa, codes, &mut out[from..]);
-        }
-        2 if k.is_multiple_of(4) => {
-            out.resize(from + codes.len() / 4, 0);
-            pack_crumbs(isa, codes, &mut out[from..]);
-        }
-        _ => LSB_ROWS.pack(bits, k, codes, out)?,
-    }
-    Ok(())
 }

@@ -5,11 +5,11 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use qtool_formats::artifact::figures::ErrorMoments;
-use qtool_formats::artifact::manifest::QuantizedRecord;
+use qtool_formats::artifact::manifest::{PartRecord, QuantizedRecord};
 use qtool_formats::artifact::{Artifact, Figures, PieceRecord, TensorRecord};
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
 use qtool_formats::piece::Piece;
-use qtool_formats::scheme::Role;
+use qtool_formats::scheme::{KQuant, Role};
 use qtool_formats::{FloatDtype, FormatError, Scheme};
 
 use crate::transform::folding::Folding;
@@ -29,7 +29,8 @@ pub(crate) fn rederive(
     match q.scheme {
         Scheme::Ccq => return rederive_wint2(artifact, q, source),
         Scheme::Ccq25 => return rederive_wint25(artifact, q, source),
-        Scheme::Affine(_) | Scheme::Nf4 => {}
+        Scheme::K(kind) => return rederive_k(artifact, q, kind, source),
+        Scheme::Affine(_) | Scheme::Nf4 | Scheme::Nf4Double => {}
     }
     let part = |role: Role| q.parts.iter().find(|p| p.role == role);
     let bytes = |role: Role| {
@@ -48,7 +49,14 @@ pub(crate) fn rederive(
     let layout = part(Role::Codes).map_or("", |p| p.layout.as_str());
     let zero_points = bytes(Role::ZeroPoints)?;
     let scale_type = FloatDtype::from_dtype(spelled.scale_dtype).unwrap_or(FloatDtype::F32);
-    let scales = scale_type.widen(bytes(Role::Scales)?.unwrap_or_default());
+    let scales = match q.scheme {
+        Scheme::Nf4Double => nested_scales(
+            bytes(Role::Scales)?.unwrap_or_default(),
+            bytes(Role::NestedScales)?.unwrap_or_default(),
+            bytes(Role::Offset)?.unwrap_or_default(),
+        ),
+        _ => scale_type.widen(bytes(Role::Scales)?.unwrap_or_default()),
+    };
     let (code_row, zero_row) = (row_bytes(q, Role::Codes), row_bytes(q, Role::ZeroPoints));
     let mut histogram = [0u64; 256];
     let mut moments = ErrorMoments::default();
@@ -68,7 +76,7 @@ pub(crate) fn rederive(
             if let Some(source) = source {
                 let scale = f64::from(scales[n * groups + k / group]);
                 let decoded = match q.scheme {
-                    Scheme::Nf4 => nf4(code) * scale,
+                    Scheme::Nf4 | Scheme::Nf4Double => nf4(code) * scale,
                     _ => (f64::from(code) - f64::from(zero)) * scale,
                 };
                 add_error(&mut moments, source.at(n, k), decoded);
@@ -179,6 +187,81 @@ fn rederive_wint25(
     Ok(figures(q, &moments, &histogram, (0, 7)))
 }
 
+/// The same for GGML's K types: every number taken from its bits.
+fn rederive_k(
+    artifact: &Artifact,
+    q: &QuantizedRecord,
+    kind: KQuant,
+    source: Option<&SourceValues<'_>>,
+) -> Result<Figures, FormatError> {
+    let bytes = |role: Role| {
+        let part = q.parts.iter().find(|p| p.role == role);
+        let stored = part.map(|p| artifact.stored(&p.tensor).map(|t| t.bytes()));
+        stored.transpose().map(Option::unwrap_or_default)
+    };
+    let (codes, scales, mins) = (
+        bytes(Role::Codes)?,
+        bytes(Role::LocalScales)?,
+        bytes(Role::LocalMins)?,
+    );
+    let (d, dmin) = (bytes(Role::SuperScales)?, bytes(Role::SuperMins)?);
+    // Code width, columns of a group, bits of its numbers: 4, 32, 6 or 2, 16, 4.
+    let (bits, group, small) = match kind {
+        KQuant::Q4 => (4u8, 32, 6u8),
+        KQuant::Q2 => (2, 16, 4),
+    };
+    let half = |all: &[u8], at: usize| {
+        let pair = all.get(2 * at..2 * at + 2).unwrap_or_default();
+        FloatDtype::F16
+            .widen(pair)
+            .first()
+            .map_or(f64::NAN, |v| f64::from(*v))
+    };
+    let (code_row, small_row) = (row_bytes(q, Role::Codes), row_bytes(q, Role::LocalScales));
+    let mut histogram = [0u64; 256];
+    let mut moments = ErrorMoments::default();
+    for n in 0..q.rows {
+        for k in 0..q.columns {
+            let code = bits_at(codes, n * code_row, k, bits);
+            histogram[usize::from(code)] += 1;
+            if let Some(source) = source {
+                let number = |all| f64::from(bits_at(all, n * small_row, k / group, small));
+                let block = n * (q.columns / 256) + k / 256;
+                let decoded =
+                    half(d, block) * number(scales) * f64::from(code) - half(dmin, block) * number(mins);
+                add_error(&mut moments, source.at(n, k), decoded);
+            }
+        }
+    }
+    Ok(figures(q, &moments, &histogram, (0, (1 << bits) - 1)))
+}
+
+/// The scales of NF4 under double quantization, in f64 throughout: 8-bit floats of one sign, which bitsandbytes makes of
+/// an exponent of ten and as many bits of fraction as it leaves, times the scale of their block of 256, plus the offset.
+fn nested_scales(codes: &[u8], nested: &[u8], offset: &[u8]) -> Vec<f32> {
+    let float = |bytes: &[u8], at: usize| {
+        let four = bytes.get(4 * at..4 * at + 4).and_then(|b| b.try_into().ok());
+        four.map_or(f64::NAN, |b| f64::from(f32::from_le_bytes(b)))
+    };
+    // Zero is code 127; behind it lie 1, 2, 4 ... 64 means of equal steps between a tenth of 10^(e-6) and it, and one.
+    let above = |place: u32| match place {
+        0 => 0.0,
+        128 => 1.0,
+        _ => {
+            let exponent = place.ilog2();
+            let steps = f64::from(1 << exponent);
+            let middle = 0.1 + 0.9 * (f64::from(place) - steps + 0.5) / steps;
+            middle * 10f64.powi(exponent as i32 - 6)
+        }
+    };
+    let level = |code: u8| match code {
+        0..127 => -above(127 - u32::from(code)),
+        _ => above(u32::from(code) - 127),
+    };
+    let scale = |(i, code): (usize, &u8)| (level(*code) * float(nested, i / 256) + float(offset, 0)) as f32;
+    codes.iter().enumerate().map(scale).collect()
+}
+
 /// A level of NF4: eight not above zero, eight above, as bitsandbytes prints them.
 fn nf4(code: u8) -> f64 {
     const BELOW: [f64; 8] = [
@@ -214,7 +297,8 @@ fn add_error(moments: &mut ErrorMoments, w: f64, decoded: f64) {
 }
 
 fn figures(q: &QuantizedRecord, moments: &ErrorMoments, histogram: &[u64; 256], range: (u8, u8)) -> Figures {
-    let stored_bits: usize = q.parts.iter().map(|p| q.rows * p.row_bytes * 8).sum();
+    let elements = |p: &PartRecord| p.shape.iter().product::<usize>() * p.dtype.bitsize();
+    let stored_bits: usize = q.parts.iter().map(elements).sum();
     let bits_per_weight = stored_bits as f64 / (q.rows * q.columns).max(1) as f64;
     Figures::new(moments, histogram, range, bits_per_weight)
 }

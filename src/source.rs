@@ -10,8 +10,8 @@ use qtool_formats::artifact::manifest::QuantizedRecord;
 use qtool_formats::artifact::{Artifact, Stored};
 use qtool_formats::checkpoint::{Checkpoint, Naming, Orientation};
 use qtool_formats::packing::{LSB_ROWS, Packing};
-use qtool_formats::scheme::Family;
-use qtool_formats::{FloatDtype, TensorView};
+use qtool_formats::scheme::{Family, Role};
+use qtool_formats::{FloatDtype, QuantizedWeight, Scheme, TensorView};
 use qtool_kernels::backend::{Form, HostWeight, Storage};
 use serde_json::Value;
 
@@ -209,7 +209,27 @@ impl Source {
         }
         // Decoded once, to be refused here rather than when it is multiplied.
         let weight = artifact.weight_rows(q, 0, n)?;
+        let mut scheme = q.scheme;
         let parts: Vec<Arc<dyn Storage>> = match artifact.manifest().family {
+            // The devices know scales that are numbers: they get the decoded ones, which mean the same.
+            _ if q.scheme == Scheme::Nf4Double => {
+                let QuantizedWeight::Nf4(nf4) = &weight else {
+                    return Err(self.wrong(name, "nf4", q.scheme.to_string()));
+                };
+                let scales: Vec<u8> = nf4.scales().iter().flat_map(|s| s.to_le_bytes()).collect();
+                scheme = Scheme::Nf4;
+                let codes = q.parts.iter().find(|part| part.role == Role::Codes);
+                let codes = codes.map(|part| -> Arc<dyn Storage> {
+                    Arc::new(Mapped {
+                        files: self.files.clone(),
+                        tensor: part.tensor.clone(),
+                    })
+                });
+                codes
+                    .into_iter()
+                    .chain([Arc::new(scales) as Arc<dyn Storage>])
+                    .collect()
+            }
             Family::Own => q
                 .parts
                 .iter()
@@ -232,10 +252,7 @@ impl Source {
         Ok(HostWeight {
             n,
             k,
-            form: Form::Packed {
-                scheme: q.scheme,
-                parts,
-            },
+            form: Form::Packed { scheme, parts },
         })
     }
 

@@ -1,5 +1,6 @@
 //! Exports to other ecosystems' formats: the laws every exporter keeps, and what is refused.
 
+mod folders;
 mod golden;
 
 use std::collections::BTreeMap;
@@ -44,7 +45,7 @@ fn model(folder: &Path) {
 }
 
 /// Recipes that cover every grid, width, grouping and scale type there is.
-const RECIPES: [&str; 10] = [
+const RECIPES: [&str; 13] = [
     "bits:8",
     "bits:8,scale:f32",
     "bits:8,grid:zp,group:64,scale:f16",
@@ -55,6 +56,9 @@ const RECIPES: [&str; 10] = [
     "bits:2,method:mse,group:256,grid:zp,scale:f16",
     "bits:2,effort:fast",
     "bits:4,method:nf4",
+    "bits:4,method:nf4-dq",
+    "bits:4,method:q4-k",
+    "bits:2,method:q2-k",
 ];
 
 fn run(from: &Path, exporter: &dyn Exporter, to: &Path) -> qtool::Result<u64> {
@@ -103,14 +107,14 @@ fn exporters_keep_their_word() {
         );
     }
     for (name, count) in [
-        ("bf16", 10),
+        ("bf16", 13),
         ("compressed-tensors", 8),
         ("compressed-tensors-int8", 2),
         ("gptq", 4),
         ("gptq-v2", 7),
         ("awq", 3),
-        ("bnb-nf4", 1),
-        ("gguf", 4),
+        ("bnb-nf4", 2),
+        ("gguf", 6),
     ] {
         assert_eq!(written[name], count, "{name}");
     }
@@ -157,7 +161,7 @@ fn folders_hold_what_laying_out_gives() {
             compared += assert_laid_out(&artifact, *format, &out);
         }
     }
-    assert_eq!(compared, 4 * (8 + 2 + 4 + 7 + 3 + 1));
+    assert_eq!(compared, 4 * (8 + 2 + 4 + 7 + 3 + 2));
 }
 
 fn assert_laid_out(artifact: &Artifact, format: &dyn LinearFormat, out: &Path) -> usize {

@@ -136,6 +136,7 @@ fn every_scheme_on_every_source_type() {
         "bits:4,group:row,scale:f32",
         "bits:2,method:ccq25",
         "bits:4,method:nf4",
+        "bits:4,method:nf4-dq",
     ];
     let mut cases = 0;
     for dtype in [FloatDtype::Bf16, FloatDtype::F16, FloatDtype::F32] {

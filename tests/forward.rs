@@ -168,6 +168,7 @@ fn artifacts_run_as_their_decoded_weights() {
             ("bits:2", &["o_proj=bits:4"]),
             ("bits:2,method:ccq25", &[]),
             ("bits:4,method:nf4", &[]),
+            ("bits:4,method:nf4-dq", &[]),
         ] {
             let dir = tempfile::tempdir().unwrap();
             let target = dir.path().join("out");

@@ -113,12 +113,23 @@ impl SchemeRecord {
                 scale_dtype: affine.scale_dtype().dtype(),
                 value: scheme.formula().to_owned(),
             },
-            Scheme::Nf4 => Self {
+            Scheme::Nf4 | Scheme::Nf4Double => Self {
                 bits: scheme.bits(),
                 group: nf4::GROUP,
                 zero_point: None,
                 code_range: scheme.code_range(),
-                scale_dtype: Dtype::F32,
+                scale_dtype: match scheme {
+                    Scheme::Nf4 => Dtype::F32,
+                    _ => Dtype::U8,
+                },
+                value: scheme.formula().to_owned(),
+            },
+            Scheme::K(kind) => Self {
+                bits: scheme.bits(),
+                group: kind.group(),
+                zero_point: None,
+                code_range: scheme.code_range(),
+                scale_dtype: Dtype::F16,
                 value: scheme.formula().to_owned(),
             },
             Scheme::Ccq | Scheme::Ccq25 => Self {
@@ -247,7 +258,7 @@ pub struct PartRecord {
     pub dtype: Dtype,
     /// Dimensions as tagged in the file; (N, elements per row) unless the layout says otherwise.
     pub shape: Vec<usize>,
-    /// Bytes of one row; all parts have N rows.
+    /// Bytes of one row; all parts have N rows but those of the layout `whole`, of elements this long.
     pub row_bytes: usize,
     /// Digest of its bytes.
     #[serde(deserialize_with = "printable")]

@@ -169,7 +169,8 @@ impl Artifact {
             .map(|(part, form)| Ok(part_rows(self.stored(&part.tensor)?.bytes(), form, hull.clone())))
             .collect::<Result<Vec<Cow<'_, [u8]>>>>()?;
         let parts: Vec<&[u8]> = parts.iter().map(AsRef::as_ref).collect();
-        let weight = QuantizedWeight::decode_in(family, record.scheme, hull.len(), record.columns, &parts)
+        let dims = (hull.len(), record.columns);
+        let weight = QuantizedWeight::decode_rows(family, record.scheme, first, dims, &parts)
             .map_err(|error| self.locate(record, error))?;
         if hull.len() == count {
             return Ok(weight);
@@ -195,6 +196,36 @@ impl Artifact {
         }
     }
 
+    /// Reads every byte stored for a tensor and fails when its digest is not the manifest's.
+    pub fn check_digests(&self, record: &TensorRecord) -> Result<()> {
+        let stored: Vec<(&str, Option<&str>)> = match &record.stored {
+            Stored::Kept { digest, .. } => {
+                let digest = digest.as_deref().or(record.source_digest.as_deref());
+                vec![(&record.name, digest)]
+            }
+            Stored::Quantized(quantized) => {
+                let parts = quantized.parts.iter();
+                parts
+                    .map(|p| (p.tensor.as_str(), Some(p.digest.as_str())))
+                    .collect()
+            }
+        };
+        for (name, expected) in stored {
+            let got = self.digest(name)?;
+            if expected.is_some_and(|expected| expected != got) {
+                return Err(FormatError::Manifest {
+                    path: self.folder.join(self.files.file_of(name).unwrap_or_default()),
+                    what: format!(
+                        "stored tensor {name} is damaged; copy the folder again (`qtool verify` checks all of it): digest"
+                    ),
+                    expected: expected.unwrap_or_default().to_owned(),
+                    got,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Digest of a stored tensor's bytes, read anew.
     pub fn digest(&self, name: &str) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
@@ -205,10 +236,10 @@ impl Artifact {
 
 /// The given rows of a stored part, one after the other.
 fn part_rows<'a>(bytes: &'a [u8], part: &Part, rows: Range<usize>) -> Cow<'a, [u8]> {
-    let cut = |from: usize, to: usize| bytes.get(from..to).unwrap_or_default();
     if !part.by_columns {
-        return Cow::Borrowed(cut(rows.start * part.row_bytes, rows.end * part.row_bytes));
+        return Cow::Borrowed(part.bytes_of(bytes, rows));
     }
+    let cut = |from: usize, to: usize| bytes.get(from..to).unwrap_or_default();
     let width = part.dtype.bitsize() / 8;
     let mut out = vec![0u8; rows.len() * part.row_bytes];
     for column in 0..part.row_bytes / width.max(1) {

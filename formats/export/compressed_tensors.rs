@@ -18,7 +18,9 @@
 
 use serde_json::{Value, json};
 
-use super::linears::{Form, LinearFormat, Linears, Relaid, Subject, affine, scale_bytes, turned_zeros};
+use super::linears::{
+    Form, LinearFormat, Linears, Relaid, Stream, Subject, affine, scale_bytes, turned_zeros,
+};
 use crate::Result;
 use crate::dtype::Dtype;
 use crate::packing::words::{WORD, straight, turn, words};
@@ -114,6 +116,10 @@ impl LinearFormat for CompressedTensors {
             place.copy_from_slice(&bytes);
         }
         Ok(())
+    }
+
+    fn stream(&self, _weight: &Subject) -> Option<Stream> {
+        (*self == Self::Packed).then_some(Stream::Rows)
     }
 
     fn rest(&self, weight: &Subject, scales: &[f32], zeros: &[u8]) -> Result<Vec<Vec<u8>>> {

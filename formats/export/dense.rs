@@ -6,10 +6,14 @@
 //! [`Arithmetic::Gemm`], which rounds twice; every other weight is the same as in `bf16`, because
 //! a code of at most 8 bits is exact in bf16 and its product with the scale is rounded once there too.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use serde_json::{Value, json};
 
+use super::ahead::in_order;
 use super::{Exporter, OnBytes, card, copy_side_files, interrupted, write_provenance};
 use crate::Result;
 use crate::artifact::manifest::QuantizedRecord;
@@ -96,35 +100,26 @@ impl Exporter for Dense {
             .enumerate()
             .map(|(i, record)| self.stored(record, i))
             .collect();
-        let mut writer = ShardWriter::create(staging.folder(), tensors, max_shard_bytes)?;
+        let writer = ShardWriter::create(staging.folder(), tensors, max_shard_bytes)?;
+        let mut writer = writer.without_digests();
+        let pieces = pieces(&records);
+        let make = |i: usize| match pieces.get(i) {
+            Some(piece) => self.make(artifact, piece),
+            None => Ok(Cow::Borrowed(&[][..])),
+        };
         let mut done = 0u64;
-        for (index, record) in records.iter().enumerate() {
-            let mut append = |bytes: &[u8]| {
-                writer.append(index, bytes)?;
-                done += bytes.len() as u64;
+        in_order(pieces.len(), make, |i, bytes| {
+            let index = pieces.get(i).map_or(0, |piece| piece.index);
+            bytes.chunks(1 << 23).try_for_each(|chunk| {
+                writer.append(index, chunk)?;
+                done += chunk.len() as u64;
                 if on_bytes(done) {
                     Ok(())
                 } else {
                     Err(interrupted(staging))
                 }
-            };
-            match &record.stored {
-                Stored::Kept { .. } => {
-                    artifact
-                        .stored(&record.name)?
-                        .bytes()
-                        .chunks(BLOCK)
-                        .try_for_each(append)?;
-                }
-                Stored::Quantized(quantized) => match quantized.orientation {
-                    Orientation::OutIn => self.decode(artifact, quantized, |_, bytes| append(bytes))?,
-                    Orientation::InOut => {
-                        let transposed = self.transposed(artifact, quantized)?;
-                        transposed.chunks(BLOCK).try_for_each(append)?;
-                    }
-                },
-            }
-        }
+            })
+        })?;
         writer.finish()?;
         self.write_config(artifact, staging)?;
         copy_side_files(staging, artifact)?;
@@ -133,7 +128,64 @@ impl Exporter for Dense {
     }
 }
 
+/// Work of a size: a kept tensor, some rows of a quantized one, or all of one that lies transposed; or the check of a
+/// tensor's digests, which goes before and writes nothing.
+struct Piece<'a> {
+    index: usize,
+    record: &'a TensorRecord,
+    work: Work<'a>,
+}
+
+enum Work<'a> {
+    Check,
+    Copy,
+    Rows(&'a QuantizedRecord, usize),
+    Transpose(&'a QuantizedRecord),
+}
+
+fn pieces<'a>(records: &[&'a TensorRecord]) -> Vec<Piece<'a>> {
+    let mut pieces = Vec::new();
+    for (index, record) in records.iter().copied().enumerate() {
+        let mut add = |work| {
+            pieces.push(Piece { index, record, work });
+        };
+        add(Work::Check);
+        match &record.stored {
+            Stored::Kept { .. } => add(Work::Copy),
+            Stored::Quantized(q) if q.orientation == Orientation::InOut => add(Work::Transpose(q)),
+            Stored::Quantized(q) => (0..q.rows)
+                .step_by(block_rows(q))
+                .for_each(|at| add(Work::Rows(q, at))),
+        }
+    }
+    pieces
+}
+
+/// Rows decoded at a time.
+fn block_rows(record: &QuantizedRecord) -> usize {
+    (BLOCK / record.columns.max(1)).max(1)
+}
+
 impl Dense {
+    fn make<'a>(&self, artifact: &'a Artifact, piece: &Piece<'_>) -> Result<Cow<'a, [u8]>> {
+        Ok(match piece.work {
+            Work::Check => {
+                artifact.check_digests(piece.record)?;
+                Cow::Borrowed(&[])
+            }
+            Work::Copy => Cow::Borrowed(artifact.stored(&piece.record.name)?.bytes()),
+            Work::Rows(q, at) => {
+                let mut out = Vec::new();
+                self.decode(artifact, q, at..q.rows.min(at + block_rows(q)), |_, bytes| {
+                    out.extend_from_slice(bytes);
+                    Ok(())
+                })?;
+                Cow::Owned(out)
+            }
+            Work::Transpose(q) => Cow::Owned(self.transposed(artifact, q)?),
+        })
+    }
+
     fn stored(&self, record: &TensorRecord, group: usize) -> StoredTensor {
         let dtype = match &record.stored {
             Stored::Kept { .. } => record.dtype,
@@ -149,20 +201,21 @@ impl Dense {
         }
     }
 
-    /// Decodes blocks of rows and hands each on as (first row, bytes of (count, K) elements).
+    /// Decodes these rows in blocks and hands each on as (first row, bytes of (count, K) elements).
     fn decode(
         &self,
         artifact: &Artifact,
         record: &QuantizedRecord,
+        rows: Range<usize>,
         mut take: impl FnMut(usize, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let (n, k) = (record.rows, record.columns);
-        let block = (BLOCK / k.max(1)).max(1);
+        let k = record.columns;
+        let block = block_rows(record);
         let mut row = vec![0f32; k];
         let mut narrow = vec![bf16::ZERO; k];
         let mut bytes = Vec::new();
-        for from in (0..n).step_by(block) {
-            let count = block.min(n - from);
+        for from in rows.clone().step_by(block) {
+            let count = block.min(rows.end - from);
             let weight = artifact.weight_rows(record, from, count)?;
             bytes.clear();
             for i in 0..count {
@@ -180,7 +233,12 @@ impl Dense {
                         narrow.convert_from_f32_slice(&row);
                     }
                 }
-                bytes.extend(narrow.iter().flat_map(|v| v.to_le_bytes()));
+                let at = bytes.len();
+                bytes.resize(at + 2 * k, 0);
+                let fresh = bytes.get_mut(at..).unwrap_or_default();
+                for (to, value) in fresh.as_chunks_mut::<2>().0.iter_mut().zip(&narrow) {
+                    *to = value.to_le_bytes();
+                }
             }
             take(from, &bytes)?;
         }
@@ -191,7 +249,7 @@ impl Dense {
     fn transposed(&self, artifact: &Artifact, record: &QuantizedRecord) -> Result<Vec<u8>> {
         let (n, k, width) = (record.rows, record.columns, self.dtype.bytes());
         let mut transposed = vec![0u8; n * k * width];
-        self.decode(artifact, record, |from, bytes| {
+        self.decode(artifact, record, 0..n, |from, bytes| {
             for (row, values) in bytes.chunks_exact(k * width).enumerate() {
                 let column = transposed.chunks_exact_mut(width).skip(from + row).step_by(n);
                 column

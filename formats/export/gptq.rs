@@ -19,7 +19,7 @@
 use serde_json::{Value, json};
 
 use super::linears::{
-    Form, LinearFormat, Linears, Relaid, Subject, affine, not_half, scale_bytes, turned_zeros,
+    Form, LinearFormat, Linears, Relaid, Stream, Subject, affine, not_half, scale_bytes, turned_zeros,
 };
 use crate::Result;
 use crate::dtype::{Dtype, FloatDtype};
@@ -103,6 +103,10 @@ impl LinearFormat for Gptq {
         let packed = straight(bits, k, rows.codes())?;
         turn(WORD, words(bits, k), &packed, n, at, out);
         Ok(())
+    }
+
+    fn stream(&self, _weight: &Subject) -> Option<Stream> {
+        Some(Stream::Turned)
     }
 
     fn rest(&self, weight: &Subject, scales: &[f32], zeros: &[u8]) -> Result<Vec<Vec<u8>>> {

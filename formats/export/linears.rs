@@ -3,26 +3,33 @@
 //! share: which artifacts they can hold, the walk over the tensors, and the files around them. What a
 //! format adds is a [`LinearFormat`].
 //!
-//! Memory holds the packed codes of one weight, its scales as f32, and one block of rows.
+//! Memory holds three weights as they are laid out, their scales as f32, and one block of rows. Digests of what is read are
+//! checked on the way.
 
 mod values;
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
+use super::ahead::in_order;
 use super::{Exporter, OnBytes, card, copy_side_files, interrupted, refusal, write_provenance};
 use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
 use crate::checkpoint::shards::read_json;
 use crate::checkpoint::{Naming, Orientation};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, FloatDtype};
+use crate::packing::words::{WORD, turn};
+use crate::packing::{LSB_ROWS, Packing};
 use crate::replace::Staging;
-use crate::scheme::{AffineScheme, Scheme};
+use crate::scheme::{AffineScheme, Role, Scheme};
 use crate::shard_writer::{ShardWriter, StoredTensor};
 use crate::tensor::byte_len;
 use crate::weight::QuantizedWeight;
+use crate::weight::nested::NestedScales;
 use crate::{FormatError, Result};
 
-pub(crate) use values::{affine, not_half, scale_bytes, scales_and_zeros, turned_zeros};
+pub(crate) use values::{affine, nested_scales, not_half, scale_bytes, scales_and_zeros, turned_zeros};
 
 /// One tensor a linear weight becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +43,7 @@ pub struct Form {
 }
 
 /// What is laid out: a weight of `n` x `k`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Subject {
     /// What its codes mean.
     pub scheme: Scheme,
@@ -46,6 +53,8 @@ pub struct Subject {
     pub k: usize,
     /// Element type of the source.
     pub dtype: Dtype,
+    /// What is added to every quantized scale; zero where scales are not quantized.
+    pub offset: f32,
 }
 
 impl Subject {
@@ -107,9 +116,22 @@ pub trait LinearFormat: Sync {
     /// Blocks begin at multiples of [`BLOCK_ROWS`].
     fn codes(&self, rows: &QuantizedWeight, at: usize, n: usize, out: &mut [u8]) -> Result<()>;
 
+    /// How the first form follows from codes that lie in `lsb-rows`, where it does, so that they need not be unpacked.
+    fn stream(&self, _weight: &Subject) -> Option<Stream> {
+        None
+    }
+
     /// Bytes of the other forms, in order, from scales and zero points (both (N, G), the latter empty when the grid has
     /// none) of the whole weight.
     fn rest(&self, weight: &Subject, scales: &[f32], zeros: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// The same of quantized scales. Fails in formats that have none.
+    fn rest_nested(&self, weight: &Subject, _scales: &NestedScales) -> Result<Vec<Vec<u8>>> {
+        Err(FormatError::Scheme {
+            got: weight.scheme.to_string(),
+            expected: format!("{} has no quantized scales", self.name()),
+        })
+    }
 
     /// `quantization_config` of `config.json`, or why these weights cannot stand together in one folder.
     fn config(&self, linears: &Linears) -> std::result::Result<Value, String>;
@@ -118,6 +140,15 @@ pub trait LinearFormat: Sync {
     fn takes_heads(&self) -> bool {
         false
     }
+}
+
+/// Codes that stay in the stream of bits in which an artifact keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// The same bytes.
+    Rows,
+    /// Their 32-bit words (N, W) turned to (W, N).
+    Turned,
 }
 
 /// Rows of a block begin at a multiple of this; a multiple of every layout's interleave.
@@ -149,7 +180,7 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
             .map_err(|reason| refusal(artifact, reason))?;
         for (record, quantized) in quantized(artifact) {
             let named = |reason: String| refusal(artifact, format!("{}: {reason}", record.name));
-            let weight = subject(record, quantized);
+            let weight = subject(artifact, record, quantized)?;
             self.0.forms(&weight).map_err(named)?;
             let (scales, _) = scales_and_zeros(artifact, quantized)?;
             if let Some(reason) = self.0.refuses_values(&weight, &scales) {
@@ -177,7 +208,8 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
             .map_err(|reason| refusal(artifact, reason))?;
         let tensors = stored_tensors(artifact, format)?;
         let bytes: u64 = tensors.iter().map(|t| t.bytes).sum();
-        let mut writer = ShardWriter::create(staging.folder(), tensors, max_shard_bytes)?;
+        let writer = ShardWriter::create(staging.folder(), tensors, max_shard_bytes)?;
+        let mut writer = writer.without_digests();
         let (mut index, mut done) = (0, 0u64);
         let mut append = |index: usize, bytes: &[u8]| {
             bytes.chunks(BLOCK).try_for_each(|chunk| {
@@ -190,24 +222,18 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
                 }
             })
         };
-        for record in &artifact.manifest().tensors {
-            match &record.stored {
-                Stored::Kept { .. } => {
-                    append(index, artifact.stored(&record.name)?.bytes())?;
-                    index += 1;
-                }
-                Stored::Quantized(quantized) => {
-                    let weight = subject(record, quantized);
-                    append(index, &packed_codes(artifact, format, quantized, &weight)?)?;
-                    let (scales, zeros) = scales_and_zeros(artifact, quantized)?;
-                    for rest in format.rest(&weight, &scales, &zeros)? {
-                        index += 1;
-                        append(index, &rest)?;
-                    }
-                    index += 1;
-                }
+        let records = &artifact.manifest().tensors;
+        let make = |i: usize| match records.get(i) {
+            Some(record) => laid_out(artifact, format, record),
+            None => Ok(Vec::new()),
+        };
+        in_order(records.len(), make, |_, tensors| {
+            for bytes in tensors {
+                append(index, &bytes)?;
+                index += 1;
             }
-        }
+            Ok(())
+        })?;
         writer.finish()?;
         write_config(artifact, staging, config)?;
         copy_side_files(staging, artifact)?;
@@ -223,7 +249,17 @@ pub fn lay_out(
     dtype: Dtype,
 ) -> Result<Vec<(Form, Vec<u8>)>> {
     let ((n, k), scheme) = (weight.dims(), weight.scheme());
-    let subject = Subject { scheme, n, k, dtype };
+    let nested = match weight {
+        QuantizedWeight::Nf4(w) => w.nested(),
+        _ => None,
+    };
+    let subject = Subject {
+        scheme,
+        n,
+        k,
+        dtype,
+        offset: nested.map_or(0.0, |nested| nested.nested().offset()),
+    };
     let fault = |reason: String| FormatError::Scheme {
         got: format!("{scheme} of {n} x {k} as {}", format.name()),
         expected: reason,
@@ -241,21 +277,75 @@ pub fn lay_out(
     let first = forms.first().and_then(|f| byte_len(f.dtype, &f.shape));
     let mut codes = vec![0u8; first.unwrap_or(0)];
     format.codes(weight, 0, n, &mut codes)?;
-    let rest = format.rest(&subject, scales, zeros)?;
+    let rest = match nested {
+        Some(nested) => format.rest_nested(&subject, nested)?,
+        None => format.rest(&subject, scales, zeros)?,
+    };
     Ok(forms
         .into_iter()
         .zip(std::iter::once(codes).chain(rest))
         .collect())
 }
 
+/// The bytes of every tensor that a tensor of the artifact becomes, whose digests are checked.
+fn laid_out<'a>(
+    artifact: &'a Artifact,
+    format: &dyn LinearFormat,
+    record: &TensorRecord,
+) -> Result<Vec<Cow<'a, [u8]>>> {
+    artifact.check_digests(record)?;
+    let quantized = match &record.stored {
+        Stored::Kept { .. } => return Ok(vec![Cow::Borrowed(artifact.stored(&record.name)?.bytes())]),
+        Stored::Quantized(quantized) => quantized,
+    };
+    let weight = subject(artifact, record, quantized)?;
+    let codes = packed_codes(artifact, format, quantized, &weight)?;
+    let rests = match nested_scales(artifact, quantized)? {
+        Some(nested) => format.rest_nested(&weight, &nested)?,
+        None => {
+            let (scales, zeros) = scales_and_zeros(artifact, quantized)?;
+            format.rest(&weight, &scales, &zeros)?
+        }
+    };
+    Ok(std::iter::once(codes)
+        .chain(rests.into_iter().map(Cow::Owned))
+        .collect())
+}
+
+/// Stored codes that need not be unpacked: in `lsb-rows`, of whole words, every one of them allowed.
+fn streamed<'a>(artifact: &'a Artifact, record: &QuantizedRecord) -> Result<Option<&'a [u8]>> {
+    let Some(part) = record.parts.iter().find(|part| part.role == Role::Codes) else {
+        return Ok(None);
+    };
+    let bytes = artifact.stored(&part.tensor)?.bytes();
+    let (low, high) = record.scheme.code_range();
+    let top = ((1u16 << part.bits) - 1) as u8;
+    let allowed = high == top && (low == 0 || (low == 1 && part.bits == 8 && !bytes.contains(&0)));
+    let whole = part.layout == LSB_ROWS.name() && part.row_bytes.is_multiple_of(WORD);
+    // What the decoder would refuse is left to it.
+    let (scales, _) = scales_and_zeros(artifact, record)?;
+    let sound = scales.iter().all(|s| *s > 0.0 && s.is_finite());
+    Ok((allowed && whole && sound).then_some(bytes))
+}
+
 /// The bytes of the first form of a weight.
-fn packed_codes(
-    artifact: &Artifact,
+fn packed_codes<'a>(
+    artifact: &'a Artifact,
     format: &dyn LinearFormat,
     record: &QuantizedRecord,
     weight: &Subject,
-) -> Result<Vec<u8>> {
+) -> Result<Cow<'a, [u8]>> {
     let (n, k) = (record.rows, record.columns);
+    if let Some(stream) = format.stream(weight)
+        && let Some(bytes) = streamed(artifact, record)?
+    {
+        if stream == Stream::Rows {
+            return Ok(Cow::Borrowed(bytes));
+        }
+        let mut out = vec![0u8; bytes.len()];
+        turn(WORD, bytes.len() / (n * WORD).max(1), bytes, n, 0, &mut out);
+        return Ok(Cow::Owned(out));
+    }
     let forms = format.forms(weight).map_err(|reason| refusal(artifact, reason))?;
     let size = forms.first().and_then(|form| byte_len(form.dtype, &form.shape));
     let mut out = vec![0u8; size.unwrap_or(0)];
@@ -263,7 +353,7 @@ fn packed_codes(
     for at in (0..n).step_by(block) {
         format.codes(&artifact.weight_rows(record, at, block)?, at, n, &mut out)?;
     }
-    Ok(out)
+    Ok(Cow::Owned(out))
 }
 
 /// Every tensor that will be written, in the order of the records.
@@ -284,7 +374,7 @@ fn stored_tensors(artifact: &Artifact, format: &dyn LinearFormat) -> Result<Vec<
             Stored::Kept { .. } => add(record.name.clone(), record.dtype, record.shape.clone()),
             Stored::Quantized(quantized) => {
                 let forms = format
-                    .forms(&subject(record, quantized))
+                    .forms(&subject(artifact, record, quantized)?)
                     .map_err(|reason| refusal(artifact, format!("{}: {reason}", record.name)))?;
                 for form in forms {
                     add(
@@ -314,13 +404,17 @@ fn quantized(artifact: &Artifact) -> impl Iterator<Item = (&TensorRecord, &Quant
         })
 }
 
-fn subject(record: &TensorRecord, quantized: &QuantizedRecord) -> Subject {
-    Subject {
+fn subject(artifact: &Artifact, record: &TensorRecord, quantized: &QuantizedRecord) -> Result<Subject> {
+    let offset = quantized.parts.iter().find(|part| part.role == Role::Offset);
+    let offset = offset.map(|part| Ok(FloatDtype::F32.widen(artifact.stored(&part.tensor)?.bytes())));
+    let offset: Option<Vec<f32>> = offset.transpose()?;
+    Ok(Subject {
         scheme: quantized.scheme,
         n: quantized.rows,
         k: quantized.columns,
         dtype: record.dtype,
-    }
+        offset: offset.and_then(|all| all.first().copied()).unwrap_or(0.0),
+    })
 }
 
 /// The linear weights of an artifact, or why it cannot become a folder of this kind.

@@ -3,6 +3,7 @@
 //!
 //! Adding a format is one file here, one line in [`EXPORTERS`], and its page in `docs/formats`.
 
+mod ahead;
 pub mod awq;
 pub mod bnb_nf4;
 mod card;

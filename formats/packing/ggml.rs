@@ -12,14 +12,18 @@
 //! Q4_K keeps two runs of 32 weights in 32 bytes: byte `32*(i/64) + i%32`, shift `4 * (i/32 % 2)`. Q2_K and the
 //! low bits of Q3_K keep four: byte `32*(i/128) + i%32`, shift `2 * (i/32 % 4)`; the high bit of Q3_K is bit `i/32` of byte
 //! `i%32`. The second floor of scales of the 256-weight types (s and m) is for groups that differ within a
-//! block. Ours do not: with s = 1 (33 in Q3_K), m the zero point and d = dmin the scale, a group of 256 is exact.
+//! block. Affine ones do not: with s = 1 (33 in Q3_K), m the zero point and d = dmin the scale, a group of 256 is exact.
+//! The schemes `q4-k` and `q2-k` have these numbers themselves. In Q4_K, s and m of groups 0 to 3 are the low six bits of
+//! bytes 0 to 3 and 4 to 7 of the twelve; of groups 4 to 7 the low four bits are the halves of bytes 8 to 11, the high two
+//! the high two of bytes 0 to 7.
 //!
 //! Source: the structures of `ggml-common.h`, as gguf-py's `quants.py` reads them.
 
 use half::f16;
 
-use crate::scheme::{AffineScheme, Grid};
-use crate::weight::AffineWeight;
+use crate::scheme::kquant::SUPER_BLOCK;
+use crate::scheme::{AffineScheme, Grid, KQuant};
+use crate::weight::{AffineWeight, KWeight};
 
 /// A type of GGML that codes can be laid out in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +148,38 @@ impl GgmlType {
                     out.extend_from_slice(&[0xaa; 4]);
                     out.extend_from_slice(&d);
                 }
+            }
+        }
+    }
+}
+
+/// Appends the blocks of all rows of a weight of the K types, whose numbers are GGML's own.
+pub fn pack_k(weight: &KWeight, out: &mut Vec<u8>) {
+    let numbers = weight.numbers();
+    let per_block = SUPER_BLOCK / weight.kind().group();
+    let small = numbers
+        .scales
+        .chunks_exact(per_block)
+        .zip(numbers.mins.chunks_exact(per_block));
+    let halves = numbers.super_scales.iter().zip(&numbers.super_mins);
+    for ((codes, (scales, mins)), (d, dmin)) in
+        weight.codes().chunks_exact(SUPER_BLOCK).zip(small).zip(halves)
+    {
+        let halves = [d.to_le_bytes(), dmin.to_le_bytes()].concat();
+        match weight.kind() {
+            KQuant::Q4 => {
+                out.extend_from_slice(&halves);
+                let ((first, last), (first_min, last_min)) = (scales.split_at(4), mins.split_at(4));
+                let with_top = |(low, high): (&u8, &u8)| low | (high >> 4) << 6;
+                out.extend(first.iter().zip(last).map(with_top));
+                out.extend(first_min.iter().zip(last_min).map(with_top));
+                out.extend(last.iter().zip(last_min).map(|(s, m)| (s & 15) | (m & 15) << 4));
+                codes.chunks_exact(64).for_each(|run| planes(run, 32, 4, out));
+            }
+            KQuant::Q2 => {
+                out.extend(scales.iter().zip(mins).map(|(s, m)| s | m << 4));
+                codes.chunks_exact(128).for_each(|run| planes(run, 32, 2, out));
+                out.extend_from_slice(&halves);
             }
         }
     }

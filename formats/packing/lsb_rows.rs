@@ -56,17 +56,12 @@ impl Packing for LsbRows {
         if row_bytes == 0 {
             return Ok(());
         }
-        let mask = ((1u16 << bits) - 1) as u8;
         for row in bytes.chunks_exact(row_bytes) {
             match bits {
                 8 => out.extend_from_slice(row),
-                1 | 2 | 4 => {
-                    let per_byte = 8 / bits;
-                    let codes = row
-                        .iter()
-                        .flat_map(|b| (0..per_byte).map(move |i| (b >> (i * bits)) & mask));
-                    out.extend(codes.take(k));
-                }
+                4 => unpack_row::<4, 2>(k, row, out),
+                2 => unpack_row::<2, 4>(k, row, out),
+                1 => unpack_row::<1, 8>(k, row, out),
                 _ => unpack_stream(bits, k, row, out),
             }
         }
@@ -99,6 +94,19 @@ fn pack_row<const BITS: u8, const PER_BYTE: usize>(row: &[u8], out: &mut Vec<u8>
     if !rest.is_empty() {
         out.push(join(rest));
     }
+}
+
+fn unpack_row<const BITS: u8, const PER_BYTE: usize>(k: usize, row: &[u8], out: &mut Vec<u8>) {
+    let mask = ((1u16 << BITS) - 1) as u8;
+    let from = out.len();
+    out.resize(from + row.len() * PER_BYTE, 0);
+    let fresh = out.get_mut(from..).unwrap_or_default();
+    for (codes, byte) in fresh.as_chunks_mut::<PER_BYTE>().0.iter_mut().zip(row) {
+        for (i, code) in codes.iter_mut().enumerate() {
+            *code = (byte >> (i as u8 * BITS)) & mask;
+        }
+    }
+    out.truncate(from + k);
 }
 
 fn pack_stream(bits: u8, row: &[u8], out: &mut Vec<u8>) {

@@ -50,6 +50,8 @@ pub const PACKINGS: &[&dyn Packing] = &[&LSB_ROWS, &HIGH_NIBBLES, &PADDLE_INT8, 
 pub const ROWS: &str = "rows";
 /// Layout of plain elements, column by column: the transpose lies in the file.
 pub const COLUMNS: &str = "columns";
+/// Layout of plain elements that belong to the weight as a whole, one after the other.
+pub const WHOLE: &str = "whole";
 /// [`HIGH_NIBBLES`], its bytes column by column.
 pub const COLUMNS_HIGH_NIBBLES: &str = "columns-high-nibbles";
 
@@ -57,6 +59,7 @@ pub const COLUMNS_HIGH_NIBBLES: &str = "columns-high-nibbles";
 pub fn formula(layout: &str) -> Option<&'static str> {
     match layout {
         ROWS => Some("element [n][g] is element n*shape[1] + g of the tensor"),
+        WHOLE => Some("element [i] is element i of the tensor, whatever the row"),
         COLUMNS => Some("element [n][j] is element j*N + n of the tensor"),
         COLUMNS_HIGH_NIBBLES => Some("value[n][k] is (byte (k/2)*N + n >> (4 if k % 2 == 0 else 0)) & 15"),
         _ => find(layout).map(Packing::formula),

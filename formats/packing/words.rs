@@ -55,6 +55,9 @@ pub fn straight(bits: u8, count: usize, codes: &[u8]) -> Result<Vec<u8>> {
 pub fn turn(width: usize, row: usize, rows: &[u8], columns: usize, at: usize, out: &mut [u8]) {
     let step = (row * width).max(1);
     let count = rows.len() / step;
+    if width == WORD {
+        return turn_words(row, rows, columns, at, out);
+    }
     for (i, line) in out
         .chunks_exact_mut((columns * width).max(1))
         .take(row)
@@ -63,21 +66,40 @@ pub fn turn(width: usize, row: usize, rows: &[u8], columns: usize, at: usize, ou
         let Some(line) = line.get_mut(at * width..(at + count) * width) else {
             continue;
         };
-        let sources = rows.chunks_exact(step);
-        match width {
-            // By far the most frequent width, for which the loop must not copy byte by byte.
-            WORD => {
-                for (to, from) in line.as_chunks_mut::<WORD>().0.iter_mut().zip(sources) {
-                    if let Some(word) = from.get(i * WORD..).and_then(|rest| rest.first_chunk::<WORD>()) {
-                        *to = *word;
+        for (to, from) in line.chunks_exact_mut(width).zip(rows.chunks_exact(step)) {
+            if let Some(element) = from.get(i * width..(i + 1) * width) {
+                to.copy_from_slice(element);
+            }
+        }
+    }
+}
+
+/// The same for words, in squares of sixteen: a cache line is read and written as a whole.
+fn turn_words(row: usize, rows: &[u8], columns: usize, at: usize, out: &mut [u8]) {
+    const SIDE: usize = 16;
+    let step = (row * WORD).max(1);
+    for (band, sources) in rows.chunks(SIDE * step).enumerate() {
+        let count = sources.len() / step;
+        let from = (at + band * SIDE) * WORD;
+        let lines = out.chunks_mut((columns * WORD * SIDE).max(1));
+        for (square, lines) in lines.enumerate().take(row.div_ceil(SIDE)) {
+            let mut words = [[[0u8; WORD]; SIDE]; SIDE];
+            for (j, source) in sources.chunks_exact(step).enumerate() {
+                let rest = source.get(square * SIDE * WORD..).unwrap_or_default();
+                for (line, word) in words.iter_mut().zip(rest.as_chunks::<WORD>().0) {
+                    if let Some(place) = line.get_mut(j) {
+                        *place = *word;
                     }
                 }
             }
-            _ => {
-                for (to, from) in line.chunks_exact_mut(width).zip(sources) {
-                    if let Some(element) = from.get(i * width..(i + 1) * width) {
-                        to.copy_from_slice(element);
-                    }
+            let targets = lines.chunks_exact_mut((columns * WORD).max(1));
+            let here = row.saturating_sub(square * SIDE);
+            for (target, line) in targets.zip(&words).take(here) {
+                if let (Some(target), Some(line)) = (
+                    target.get_mut(from..from + count * WORD),
+                    line.as_flattened().get(..count * WORD),
+                ) {
+                    target.copy_from_slice(line);
                 }
             }
         }
@@ -87,18 +109,34 @@ pub fn turn(width: usize, row: usize, rows: &[u8], columns: usize, at: usize, ou
 /// AWQ's words of 4-bit codes: `codes` are (N, `k`) with N a multiple of 8, and columns `at..at + N` of
 /// the (`k`, `n` / 8) words of `out` are written. Surplus rows are left out.
 pub fn awq(k: usize, codes: &[u8], n: usize, at: usize, out: &mut [u8]) {
-    for (block, rows) in codes.chunks_exact((8 * k).max(1)).enumerate() {
-        let column = at / 8 + block;
-        let mut line = vec![0u32; k];
-        for (row, place) in rows.chunks_exact(k.max(1)).zip(AWQ_PLACE) {
-            for (word, code) in line.iter_mut().zip(row) {
-                *word |= u32::from(*code & 15) << (4 * place);
+    // Sixteen words of a line at a time: what a cache line holds.
+    const SIDE: usize = 16;
+    let mut line = vec![0u32; k];
+    let mut words = vec![[0u8; SIDE * WORD]; k];
+    for (index, many) in codes.chunks((SIDE * 8 * k).max(1)).enumerate() {
+        let mut count = 0;
+        for (block, rows) in many.chunks_exact((8 * k).max(1)).enumerate() {
+            line.fill(0);
+            for (row, place) in rows.chunks_exact(k.max(1)).zip(AWQ_PLACE) {
+                for (word, code) in line.iter_mut().zip(row) {
+                    *word |= u32::from(*code & 15) << (4 * place);
+                }
             }
+            for (words, word) in words.iter_mut().zip(&line) {
+                if let Some(place) = words.as_chunks_mut::<WORD>().0.get_mut(block) {
+                    *place = word.to_le_bytes();
+                }
+            }
+            count = block + 1;
         }
+        let from = (at / 8 + index * SIDE) * WORD;
         let targets = out.chunks_exact_mut((n / 8 * WORD).max(1));
-        for (target, word) in targets.zip(&line) {
-            if let Some(target) = target.get_mut(column * WORD..(column + 1) * WORD) {
-                target.copy_from_slice(&word.to_le_bytes());
+        for (target, words) in targets.zip(&words) {
+            if let (Some(target), Some(words)) = (
+                target.get_mut(from..from + count * WORD),
+                words.get(..count * WORD),
+            ) {
+                target.copy_from_slice(words);
             }
         }
     }

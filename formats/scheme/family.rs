@@ -46,6 +46,8 @@ impl Family {
                     Role::SuperScales => "super_scales",
                     Role::CodeScales => "code_scale",
                     Role::CodeZeroPoints => "code_zp",
+                    // FastDeploy has no such tensors; no scheme with them has a form in this family.
+                    Role::NestedScales | Role::Offset | Role::LocalMins | Role::SuperMins => role.suffix(),
                 };
                 format!("{linear}.{suffix}")
             }

@@ -7,15 +7,19 @@
 pub mod affine;
 pub mod ccq;
 pub mod ccq25;
+pub mod dynamic_map;
 pub mod family;
+pub mod kquant;
 pub mod nf4;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use affine::{AffineScheme, Grid, Grouping};
 pub use family::Family;
+pub use kquant::KQuant;
 
 use crate::dtype::Dtype;
+use crate::packing;
 use crate::{FormatError, Result};
 
 /// The role of one stored tensor of a quantized weight.
@@ -28,14 +32,22 @@ pub enum Role {
     Scales,
     /// Packed zero points, one per group.
     ZeroPoints,
-    /// WINT2: packed 4-bit scales, one per group of 64.
+    /// WINT2: packed 4-bit scales, one per group of 64. K types: packed scales of groups.
     LocalScales,
-    /// WINT2: scale of each output channel.
+    /// WINT2: scale of each output channel. K types: what scales are multiplied with, one per super-block.
     SuperScales,
     /// WINT2: slope of byte to code, one per output channel.
     CodeScales,
     /// WINT2: offset of byte to code, one per output channel.
     CodeZeroPoints,
+    /// Scales of scales: one per block of them, of the weight as a whole.
+    NestedScales,
+    /// What is added to every scale, one for the weight.
+    Offset,
+    /// K types: packed minima, one per group.
+    LocalMins,
+    /// K types: what minima are multiplied with, one per super-block.
+    SuperMins,
 }
 
 impl Role {
@@ -49,6 +61,10 @@ impl Role {
             Self::SuperScales => "super_scales",
             Self::CodeScales => "code_scales",
             Self::CodeZeroPoints => "code_zero_points",
+            Self::NestedScales => "nested_scales",
+            Self::Offset => "offset",
+            Self::LocalMins => "local_mins",
+            Self::SuperMins => "super_mins",
         }
     }
 }
@@ -68,7 +84,7 @@ pub struct Part {
     pub dtype: Dtype,
     /// Dimensions as tagged in the file; (N, elements per row) unless the family says otherwise.
     pub shape: Vec<usize>,
-    /// N.
+    /// N; elements of a part that [is whole](Self::is_whole).
     pub rows: usize,
     /// Bytes of one row.
     pub row_bytes: usize,
@@ -81,6 +97,21 @@ impl Part {
     /// Bytes of the whole stored tensor.
     pub fn bytes(&self) -> usize {
         self.rows * self.row_bytes
+    }
+
+    /// Whether it belongs to the weight as a whole, so that its rows are not those of the weight.
+    pub fn is_whole(&self) -> bool {
+        self.layout == packing::WHOLE
+    }
+
+    /// The bytes of these rows of the weight, of which `bytes` are those of the whole stored tensor; of a part that
+    /// [is whole](Self::is_whole) all of them. Empty when there are no such rows. Not for parts by columns.
+    pub fn bytes_of<'a>(&self, bytes: &'a [u8], rows: std::ops::Range<usize>) -> &'a [u8] {
+        if self.is_whole() {
+            return bytes;
+        }
+        let range = rows.start * self.row_bytes..rows.end * self.row_bytes;
+        bytes.get(range).unwrap_or_default()
     }
 
     /// The rows of the whole stored tensor as they lie in the file: turned when it lies by columns.
@@ -109,6 +140,10 @@ pub enum Scheme {
     Ccq25,
     /// bitsandbytes' 4-bit NormalFloat, see [`nf4`].
     Nf4,
+    /// The same with its scales quantized, see [`nf4`].
+    Nf4Double,
+    /// GGML's K types, see [`kquant`].
+    K(KQuant),
 }
 
 impl Scheme {
@@ -126,6 +161,8 @@ impl Scheme {
             Self::Ccq => ccq::parts(family, n, k),
             Self::Ccq25 => ccq25::parts(family, n, k),
             Self::Nf4 => nf4::parts(family, n, k),
+            Self::Nf4Double => nf4::double_parts(family, n, k),
+            Self::K(kind) => kind.parts(family, n, k),
         }
     }
 
@@ -141,7 +178,8 @@ impl Scheme {
             Self::Affine(scheme) => scheme.bits(),
             Self::Ccq => 8,
             Self::Ccq25 => 3,
-            Self::Nf4 => 4,
+            Self::Nf4 | Self::Nf4Double => 4,
+            Self::K(kind) => kind.bits(),
         }
     }
 
@@ -151,7 +189,8 @@ impl Scheme {
             Self::Affine(scheme) => scheme.code_range(),
             Self::Ccq => (0, u8::MAX),
             Self::Ccq25 => (0, 7),
-            Self::Nf4 => (0, 15),
+            Self::Nf4 | Self::Nf4Double => (0, 15),
+            Self::K(kind) => (0, (1 << kind.bits()) - 1),
         }
     }
 
@@ -162,6 +201,8 @@ impl Scheme {
             Self::Ccq => ccq::FORMULA,
             Self::Ccq25 => ccq25::FORMULA,
             Self::Nf4 => nf4::FORMULA,
+            Self::Nf4Double => &nf4::DOUBLE_FORMULA,
+            Self::K(kind) => kind.formula(),
         }
     }
 
@@ -171,6 +212,9 @@ impl Scheme {
             (ccq::NAME, Self::Ccq),
             (ccq25::NAME, Self::Ccq25),
             (nf4::NAME, Self::Nf4),
+            (nf4::DOUBLE_NAME, Self::Nf4Double),
+            (KQuant::Q2.name(), Self::K(KQuant::Q2)),
+            (KQuant::Q4.name(), Self::K(KQuant::Q4)),
         ];
         if let Some((_, scheme)) = codes.into_iter().find(|(known, _)| *known == name) {
             return Ok(scheme);
@@ -179,7 +223,7 @@ impl Scheme {
             .map(Self::Affine)
             .ok_or_else(|| FormatError::Scheme {
                 got: name.to_owned(),
-                expected: "expected a name such as w8-sym-row-bf16, w4-zp-g64-f16, wint2, wint2.5 or nf4"
+                expected: "expected a name such as w8-sym-row-bf16, w4-zp-g64-f16, wint2, wint2.5, nf4, nf4-dq, q4-k or q2-k"
                     .to_owned(),
             })
     }
@@ -212,6 +256,8 @@ impl std::fmt::Display for Scheme {
             Self::Ccq => f.write_str(ccq::NAME),
             Self::Ccq25 => f.write_str(ccq25::NAME),
             Self::Nf4 => f.write_str(nf4::NAME),
+            Self::Nf4Double => f.write_str(nf4::DOUBLE_NAME),
+            Self::K(kind) => f.write_str(kind.name()),
         }
     }
 }

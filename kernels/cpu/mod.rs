@@ -14,6 +14,7 @@ mod gemv;
 mod gram;
 pub(crate) mod histogram;
 pub(crate) mod isa;
+mod kquant;
 pub(crate) mod log_sum;
 mod matmul;
 pub(crate) mod metric;

@@ -7,16 +7,18 @@
 //! affine, 8 bits      (code - zero) * scale
 //! affine, 2 to 4 bits table[code], a vector of 16 entries made once per group: (code - zero) * scale
 //! nf4                 table[code], made once per group of 64
+//! q4-k, q2-k          table[code], made once per group of 32 or 16: scale * code - minimum
 //! wint2               one vector of 16 code bytes gives the 15-bit codes of a group of 64, and those the windows
 //! ```
 
 use std::sync::Arc;
 
 use qtool_formats::packing::wint2;
-use qtool_formats::scheme::Grouping;
-use qtool_formats::{FloatDtype, Scheme};
+use qtool_formats::scheme::{Grouping, KQuant};
+use qtool_formats::{FloatDtype, QuantizedWeight, Scheme};
 
 use super::isa::Isa;
+use super::kquant::{K, KRows};
 use super::nf4::{Nf4, Nf4Rows};
 use super::simd::{LANES, Vector};
 use super::widen::{widen_bf16, widen_f16, widen_f32};
@@ -45,6 +47,8 @@ pub(crate) enum Numbers {
     Ccq25(Ccq25),
     /// NF4.
     Nf4(Nf4),
+    /// GGML's K types.
+    K(K),
 }
 
 pub(crate) struct Affine {
@@ -125,10 +129,15 @@ impl CpuWeight {
                             channels: (0..n).map(|n| [supers[n], slopes[n], offsets[n]]).collect(),
                         })
                     }
+                    Scheme::Nf4Double => Numbers::Nf4(Nf4 {
+                        codes,
+                        scales: double_scales(n, k, parts),
+                    }),
                     Scheme::Nf4 => Numbers::Nf4(Nf4 {
                         codes,
                         scales: widen(isa, FloatDtype::F32, parts[1].bytes()),
                     }),
+                    Scheme::K(kind) => Numbers::K(K::new(*kind, k, parts)),
                     Scheme::Ccq25 => Numbers::Ccq25(Ccq25 {
                         words: codes,
                         super_scales: widen(isa, FloatDtype::Bf16, parts[1].bytes()),
@@ -137,6 +146,15 @@ impl CpuWeight {
             }
         };
         Self { n, k, numbers }
+    }
+}
+
+/// Scales of NF4 that are quantized themselves, as they are decoded.
+fn double_scales(n: usize, k: usize, parts: &[Arc<dyn Storage>]) -> Vec<f32> {
+    let slices: Vec<&[u8]> = parts.iter().map(|part| part.bytes()).collect();
+    match QuantizedWeight::decode(Scheme::Nf4Double, n, k, &slices) {
+        Ok(QuantizedWeight::Nf4(weight)) => weight.scales().to_vec(),
+        other => panic!("a weight that fits its scheme: {other:?}"),
     }
 }
 
@@ -203,6 +221,10 @@ impl CpuWeight {
                 k: self.k,
             }),
             Numbers::Nf4(nf4) => l.run(Nf4Rows(nf4, nf4.codes.bytes(), self.k)),
+            Numbers::K(weight) => match weight.kind {
+                KQuant::Q4 => l.run(KRows::<4>(weight, weight.codes(), self.k)),
+                KQuant::Q2 => l.run(KRows::<2>(weight, weight.codes(), self.k)),
+            },
             Numbers::Ccq25(ccq) => l.run(Ccq25Rows(ccq, ccq.words.bytes(), self.k)),
         }
     }
@@ -306,7 +328,7 @@ impl<const BITS: usize> CodesRow<'_, BITS> {
 }
 
 /// 0 to 15.
-const STEPS: [f32; LANES] = [
+pub(super) const STEPS: [f32; LANES] = [
     0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
 ];
 

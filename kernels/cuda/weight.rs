@@ -1,9 +1,11 @@
 //! A weight on the device: the bytes of its parts as they lie in the file, and the description the kernels read.
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DriverError};
-use qtool_formats::{FloatDtype, Scheme};
+use std::sync::Arc;
 
-use crate::backend::{Form, HostWeight};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DriverError};
+use qtool_formats::{FloatDtype, QuantizedWeight, Scheme};
+
+use crate::backend::{Form, HostWeight, Storage};
 
 /// Most parts of a scheme.
 const PARTS: usize = 5;
@@ -58,6 +60,8 @@ impl DeviceWeight {
                 Scheme::Ccq => (4, 0, 1, 0, 0),
                 Scheme::Ccq25 => (5, 0, 1, 0, 0),
                 Scheme::Nf4 => (6, 0, 1, 0, 0),
+                // The device has no code for these: it gets their values.
+                Scheme::K(_) | Scheme::Nf4Double => (dense(FloatDtype::F32), 0, 1, 0, 0),
             },
         };
         Self {
@@ -77,13 +81,18 @@ impl DeviceWeight {
     }
 
     /// Copies a weight's bytes to the device.
-    pub(super) fn upload(
-        stream: &std::sync::Arc<CudaStream>,
-        weight: &HostWeight,
-    ) -> Result<Self, DriverError> {
+    pub(super) fn upload(stream: &Arc<CudaStream>, weight: &HostWeight) -> Result<Self, DriverError> {
         let mut on_device = Self::empty(weight);
+        let values: Arc<dyn Storage>;
         let parts = match &weight.form {
             Form::Dense { bytes, .. } => std::slice::from_ref(bytes),
+            Form::Packed {
+                scheme: scheme @ (Scheme::K(_) | Scheme::Nf4Double),
+                parts,
+            } => {
+                values = Arc::new(decoded(*scheme, weight, parts));
+                std::slice::from_ref(&values)
+            }
             Form::Packed { parts, .. } => parts.as_slice(),
         };
         for (pointer, part) in on_device.args.parts.iter_mut().zip(parts) {
@@ -93,4 +102,16 @@ impl DeviceWeight {
         }
         Ok(on_device)
     }
+}
+
+/// The values of a weight, (N, K) in F32. Its parts fit its scheme: the host has decoded them before.
+fn decoded(scheme: Scheme, weight: &HostWeight, parts: &[Arc<dyn Storage>]) -> Vec<u8> {
+    let slices: Vec<&[u8]> = parts.iter().map(|part| part.bytes()).collect();
+    let decoded = QuantizedWeight::decode(scheme, weight.n, weight.k, &slices);
+    let decoded = decoded.expect("a weight that fits its scheme");
+    let mut values = vec![0f32; weight.n * weight.k];
+    for (n, row) in values.chunks_exact_mut(weight.k).enumerate() {
+        decoded.dequantize_row(n, row);
+    }
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }

@@ -18,6 +18,7 @@ use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::checkpoint::shards::read_json;
 use qtool_formats::packing::{LSB_ROWS, Packing};
 use qtool_formats::replace::write_file;
+use qtool_formats::scheme::Family;
 use qtool_formats::{FloatDtype, FormatError, QuantizedWeight, Scheme};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -77,13 +78,16 @@ impl Decided {
         let slices: Vec<&[u8]> = parts
             .iter()
             .zip(&views)
-            .map(|(part, view)| {
-                let bytes = range.start * part.row_bytes..range.end * part.row_bytes;
-                view.bytes().get(bytes).unwrap_or_default()
-            })
+            .map(|(part, view)| part.bytes_of(view.bytes(), range.clone()))
             .collect();
-        let weight = QuantizedWeight::decode(self.record.scheme, range.len(), self.record.columns, &slices)?;
-        Ok(weight)
+        let dims = (range.len(), self.record.columns);
+        Ok(QuantizedWeight::decode_rows(
+            Family::Own,
+            self.record.scheme,
+            range.start,
+            dims,
+            &slices,
+        )?)
     }
 }
 

@@ -30,9 +30,10 @@ use super::measure::digest;
 use super::walk::{Seen, Walk};
 use crate::informed::{Calibrated, Codes, Ready, Workshop};
 use crate::model::stack::{Stack, StackLayer};
-use crate::plan::{Action, Quantization, QuantizePlan};
+use crate::plan::{Action, Quantization, QuantizePlan, TensorPlan};
 use crate::progress::Progress;
 use crate::source::{Overlay, Source, WeightSource};
+use crate::survey::survey;
 use crate::transform::evidence::MeasuredTransformed;
 use crate::transform::model::Transformed;
 use crate::transform::weights::Weights;
@@ -126,7 +127,7 @@ pub fn run(
 
 /// Everything a plan says of methods and shapes.
 fn describe(plan: &QuantizePlan) -> Vec<String> {
-    let line = |(t, q): (&crate::plan::TensorPlan, &Quantization)| {
+    let line = |(t, q): (&TensorPlan, &Quantization)| {
         format!(
             "{} {} {} {}x{}",
             t.name,
@@ -181,7 +182,14 @@ impl Job<'_> {
             let workshop = workshops
                 .entry(rank)
                 .or_insert_with(|| Workshop::new(Codes::Informed(&observed), rank));
-            let ready = workshop.turn_to(plan, std::iter::once(index))?;
+            let survey = |tensor: &TensorPlan, q: &Quantization| {
+                let mut weights = self.weights();
+                weights.turn_to(q.pieces.iter().map(|piece| (tensor.name.as_str(), piece)))?;
+                survey(Isa::best(), &weights, tensor, q, |source| {
+                    self.fault(&tensor.name, source)
+                })
+            };
+            let ready = workshop.turn_to(plan, std::iter::once(index), &survey)?;
             let tensor = &plan.tensors[index];
             if let (Action::Quantize(q), Some(ready)) = (&tensor.action, ready.get(&index)) {
                 let (weight, calibrated) = self.quantize(&tensor.name, q, ready)?;
@@ -198,6 +206,14 @@ impl Job<'_> {
             }
         }
         Ok(decided)
+    }
+
+    fn fault(&self, name: &str, source: qtool_calib::CalibError) -> Error {
+        Error::Tensor {
+            path: self.checkpoint.root().to_owned(),
+            tensor: name.to_owned(),
+            source: Box::new(source),
+        }
     }
 
     /// All rows of a tensor, in parts that do not depend on the number of threads.
@@ -217,11 +233,7 @@ impl Job<'_> {
                 weights.rows(isa, name, &q.pieces, range.clone(), &mut rows)?;
                 let weight = ready
                     .quantize(isa, q, range, &rows)?
-                    .map_err(|source| Error::Tensor {
-                        path: self.checkpoint.root().to_owned(),
-                        tensor: name.to_owned(),
-                        source: Box::new(source),
-                    })?;
+                    .map_err(|source| self.fault(name, source))?;
                 let sums = ready.proxy(&rows, &weight);
                 Ok((weight, sums))
             })

@@ -65,7 +65,7 @@ pub struct Args {
     /// How scales are chosen: none or mse [default: none at 8 bits, mse at 4]
     #[arg(long, value_name = "METHOD")]
     pub clip: Option<String>,
-    /// How codes are chosen: none, mse, gptq, ccq, ccq25 (WINT2.5) or nf4 [default: as --clip; with --calib gptq; at 2 bits ccq]
+    /// How codes are chosen: none, mse, gptq, ccq, ccq25 (WINT2.5), nf4, nf4-dq (double quantization), q4-k or q2-k (GGML's) [default: as --clip; with --calib gptq; at 2 bits ccq]
     #[arg(long, value_name = "METHOD", conflicts_with = "clip")]
     pub method: Option<String>,
     #[command(flatten)]

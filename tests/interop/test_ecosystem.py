@@ -197,12 +197,12 @@ def test_awq_zero_points(context):
     return check_gptqmodel(context, INT4_ZP, "awq")
 
 
-def test_bnb_nf4(context):
+def check_bnb_nf4(context, method):
     """bitsandbytes decodes to the source's type, BF16."""
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
-    artifact = context.artifact(MODELS / DENSE, "--bits", "4", "--method", "nf4")
+    artifact = context.artifact(MODELS / DENSE, "--bits", "4", "--method", method)
     folder = exported(context, artifact, "bnb-nf4")
     loaded, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True)
     assert not any(info.values()), {key: value for key, value in info.items() if value}
@@ -214,11 +214,21 @@ def test_bnb_nf4(context):
         return None
 
     assert_linears(loaded, decoded, value, lambda w: w.bfloat16(), 42)
+    states = [module.weight.quant_state for module in loaded.modules() if isinstance(module, Linear4bit)]
+    assert len(states) >= 42 and all(state.nested == (method == "nf4-dq") for state in states)
     difference = (logits(loaded.eval()) - logits(expected)).abs().max().item()
     assert difference <= 0.25, difference
     ROWS.append(("bnb-nf4", scheme(artifact), "transformers + bitsandbytes, bfloat16",
                  "equal after rounding to BF16", "within 0.25"))
     return f"logits differ by {difference:.2g}"
+
+
+def test_bnb_nf4(context):
+    return check_bnb_nf4(context, "nf4")
+
+
+def test_bnb_nf4_double(context):
+    return check_bnb_nf4(context, "nf4-dq")
 
 
 def made(context, kind):
@@ -313,13 +323,51 @@ def test_gguf_llama_q3_k(context):
     return check_gguf(context, made(context, LlamaForCausalLM), ("--bits", "3", "--group-size", "256", *F16), {"Q3_K"})
 
 
+def test_gguf_llama_q4_k_scheme(context):
+    return check_gguf(context, made(context, LlamaForCausalLM), ("--bits", "4", "--method", "q4-k"), {"Q4_K"})
+
+
+def test_gguf_qwen2_q2_k_scheme(context):
+    return check_gguf(context, made(context, Qwen2ForCausalLM), ("--bits", "2", "--method", "q2-k"), {"Q2_K"})
+
+
+def test_gguf_bert(context):
+    """Names by gguf-py's own table, but for the head's, which is llama.cpp's alone."""
+    import gguf
+
+    model = ROOT / "tests" / "golden" / "encoders" / "bert"
+    artifact = context.artifact(model, *INT8, "--group-size", "32", *F16, "--skip", "classifier|pooler")
+    reader = gguf.GGUFReader(exported(context, artifact, "gguf") / "model.gguf")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, 2)
+    head = {"bert.pooler.dense": "cls", "classifier": "cls.output"}
+    decoded = decoder().decode(artifact)
+    assert len(tensors) == len(decoded) >= 40, (len(tensors), len(decoded))
+    for name, expected in decoded.items():
+        module, ending = name.rsplit(".", 1)
+        known = head.get(module) or names.get_name(module.removeprefix("bert."))
+        tensor = tensors[f"{known}.{ending}"]
+        got = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(expected.shape)
+        assert np.array_equal(got, expected), name
+    field = lambda key: reader.get_field(f"tokenizer.ggml.{key}").contents()
+    tokenizer = json.loads((model / "tokenizer.json").read_text("utf-8"))
+    vocabulary, tokens = tokenizer["model"]["vocab"], field("tokens")
+    special = {token["content"] for token in tokenizer["added_tokens"] if token["special"]}
+    for text, i in vocabulary.items():
+        expected = text if text in special else text[2:] if text.startswith("##") else "\u2581" + text
+        assert tokens[i] == expected, (i, text, tokens[i])
+    assert (field("bos_token_id"), field("seperator_token_id")) == (vocabulary["[CLS]"], vocabulary["[SEP]"])
+    ROWS.append(("gguf (bert)", scheme(artifact), "gguf-py", "equal", ""))
+    return f"{len(tensors)} tensors"
+
+
 def test_gguf_ernie(context):
     return check_gguf(context, MODELS / DENSE, INT4, {"Q4_0"})
 
 
 def test_matrix_is_written(context):
     """The table of docs/formats/README.md says what was found here. Runs last."""
-    assert len(ROWS) == 30, len(ROWS)  # a check that failed leaves none, and the page as it was
+    assert len(ROWS) == 36, len(ROWS)  # a check that failed leaves none, and the page as it was
     lines = ["| format | codes | reader | weights | logits |", "|---|---|---|---|---|"]
     lines += [f"| `{row[0]}` | {' '.join(f'`{s}`' for s in row[1].split())} | {' | '.join(row[2:])} |" for row in ROWS]
     text = PAGE.read_text("utf-8")

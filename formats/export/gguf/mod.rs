@@ -6,24 +6,30 @@
 //! |---|---|---|
 //! | INT8 symmetric, groups of 32 or more | Q8_0 | 8.5 |
 //! | INT4 symmetric or narrow, groups of 32 or more | Q4_0 | 4.5 |
-//! | INT4 with zero points, groups of 256 or more | Q4_K | 4.5 |
+//! | `q4-k`; INT4 with zero points, groups of 256 or more | Q4_K | 4.5 |
 //! | INT4 with zero points, groups of 32 to 128 | Q4_1, where each scale times zero point is an F16 value | 5 |
 //! | INT3 symmetric or narrow, groups of 256 or more | Q3_K | 3.44 |
-//! | INT2, groups of 256 or more | Q2_K | 2.63 |
+//! | `q2-k`; INT2, groups of 256 or more | Q2_K | 2.63 |
 //!
 //! Kept matrices stay in their type, vectors become F32, as llama.cpp wants them. `docs/formats/gguf.md` is the
 //! page about it; `model` has names and dimensions, `tokens` the tokenizer, `file` the container.
 
+mod bert;
 mod bpe;
+mod experts;
 pub mod file;
 pub mod model;
 mod sentencepiece;
 pub mod tokens;
+mod wordpiece;
+
+use std::borrow::Cow;
 
 use serde_json::Value as Json;
 
 use self::file::{Entry, Value, Writer};
-use self::model::{Model, pair_rows, tensor_name};
+use self::model::{Model, pair_rows};
+use super::ahead::in_order;
 use super::linears::not_half;
 use super::{Exporter, OnBytes, card, interrupted, refusal, write_provenance};
 use crate::Result;
@@ -32,9 +38,9 @@ use crate::artifact::{Artifact, Stored, TensorRecord};
 use crate::checkpoint::Naming;
 use crate::checkpoint::shards::read_json;
 use crate::dtype::FloatDtype;
-use crate::packing::ggml::{GgmlType, offset};
+use crate::packing::ggml::{GgmlType, offset, pack_k};
 use crate::replace::Staging;
-use crate::scheme::{AffineScheme, Scheme};
+use crate::scheme::{AffineScheme, KQuant, Scheme};
 use crate::weight::QuantizedWeight;
 
 /// The exporter's only value.
@@ -46,6 +52,11 @@ pub struct Gguf;
 
 /// Name of the file.
 pub const FILE: &str = "model.gguf";
+
+/// Matrices for which llama.cpp wants F32: whose rows it adds to others, and routers.
+fn wants_f32(name: &str) -> bool {
+    ["position_embd.weight", "token_types.weight"].contains(&name) || name.ends_with("ffn_gate_inp.weight")
+}
 
 /// Values handled at a time, about.
 const BLOCK: usize = 1 << 20;
@@ -61,8 +72,8 @@ enum Source<'a> {
 }
 
 struct Planned<'a> {
-    record: Option<&'a TensorRecord>,
-    source: Source<'a>,
+    /// Tensors of the artifact whose rows follow each other: one, or all experts of a layer; none for rotary factors.
+    parts: Vec<(&'a TensorRecord, Source<'a>)>,
     /// Rows of a head, where rows are reordered.
     pairs: Option<usize>,
     entry: Entry,
@@ -81,10 +92,13 @@ impl Exporter for Gguf {
     }
 
     fn summary(&self) -> &'static str {
-        "one file for llama.cpp: INT8 and INT4 in groups of 32 or more, INT3 and INT2 in groups of 256 or more"
+        "one file for llama.cpp: q4-k, q2-k, INT8 and INT4 in groups of 32 or more, INT3 and INT2 in groups of 256 or more"
     }
 
     fn refuses(&self, scheme: &Scheme) -> Option<String> {
+        if let Scheme::K(_) = scheme {
+            return None;
+        }
         // A row is taken for a multiple of the block here; check() knows its length.
         if let Scheme::Affine(s) = scheme
             && GgmlType::of(*s, 512).is_some()
@@ -92,14 +106,14 @@ impl Exporter for Gguf {
             return None;
         }
         Some(format!(
-            "gguf holds w8-sym, w4-sym and w4-narrow in groups of 32 or more and w4-zp, w3-sym and w2 in groups of 256 or 512, all with F16 scales, not {scheme}; quantize with --bits 4 --group-size 32 --scale-dtype f16, or with --bits 2 --method mse --group-size 256 --scale-dtype f16"
+            "gguf holds q4-k, q2-k, w8-sym, w4-sym and w4-narrow in groups of 32 or more and w4-zp, w3-sym and w2 in groups of 256 or 512, all with F16 scales, not {scheme}; quantize with --bits 4 --method q4-k, with --bits 4 --group-size 32 --scale-dtype f16, or with --bits 2 --method q2-k"
         ))
     }
 
     fn check(&self, artifact: &Artifact) -> Result<()> {
         let plan = plan(artifact)?;
-        for planned in &plan.tensors {
-            let (Source::Packed(q, kind), Some(record)) = (&planned.source, planned.record) else {
+        for (record, source) in plan.tensors.iter().flat_map(|planned| &planned.parts) {
+            let Source::Packed(q, kind) = source else {
                 continue;
             };
             let Scheme::Affine(scheme) = q.scheme else {
@@ -137,15 +151,14 @@ impl Exporter for Gguf {
                 Err(interrupted(staging))
             }
         };
-        for planned in &plan.tensors {
-            match planned.record {
-                Some(record) => write_tensor(artifact, record, planned, &mut append)?,
-                None => {
-                    let factors = plan.rope_factors.iter().flat_map(|f| f.to_le_bytes());
-                    append(&factors.collect::<Vec<u8>>())?;
-                }
-            }
-        }
+        let pieces = pieces(&plan.tensors);
+        let make = |i: usize| match pieces.get(i) {
+            Some(piece) => make(artifact, piece, &plan.rope_factors),
+            None => Ok(Cow::Borrowed(&[][..])),
+        };
+        in_order(pieces.len(), make, |_, bytes| {
+            bytes.chunks(1 << 23).try_for_each(&mut append)
+        })?;
         writer.finish()?;
         card::write(staging, artifact, self.name(), plan.bytes())?;
         write_provenance(staging, artifact, self.name())
@@ -178,42 +191,85 @@ fn refuses_values(kind: GgmlType, scheme: AffineScheme, scales: &[f32], zeros: &
     }
 }
 
-/// Rows of a tensor one after the other, in pieces.
-fn write_tensor(
-    artifact: &Artifact,
-    record: &TensorRecord,
-    planned: &Planned<'_>,
-    append: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
-    let rows = record.shape.first().copied().unwrap_or(1).max(1);
-    let k = (record.shape.iter().product::<usize>() / rows).max(1);
-    let step = (BLOCK / k).max(1).next_multiple_of(planned.pairs.unwrap_or(1));
-    let row = planned.entry.bytes as usize / rows;
-    let mut emit = |bytes: Vec<u8>| match planned.pairs {
-        Some(head_dim) => append(&pair_rows(&bytes, row, head_dim)),
-        None => append(&bytes),
-    };
-    match &planned.source {
-        Source::Copied => {
-            let bytes = artifact.stored(&record.name)?.bytes();
-            bytes
-                .chunks((step * row).max(1))
-                .try_for_each(|piece| emit(piece.to_vec()))
+/// Some rows of a part of a tensor.
+struct Piece<'p, 'a> {
+    planned: &'p Planned<'a>,
+    part: Option<&'p (&'a TensorRecord, Source<'a>)>,
+    /// The first of them; none stands for the check of the part's digests, which goes before its rows.
+    at: Option<usize>,
+}
+
+fn pieces<'p, 'a>(tensors: &'p [Planned<'a>]) -> Vec<Piece<'p, 'a>> {
+    let mut pieces = Vec::new();
+    for planned in tensors {
+        let (rows, step) = planned.rows();
+        let mut add = |part, at| pieces.push(Piece { planned, part, at });
+        if planned.parts.is_empty() {
+            add(None, Some(0));
         }
-        Source::Widened(dtype) => {
-            let bytes = artifact.stored(&record.name)?.bytes();
-            bytes
-                .chunks(step * k * dtype.bytes())
-                .try_for_each(|piece| emit(dtype.widen(piece).iter().flat_map(|v| v.to_le_bytes()).collect()))
+        for part in &planned.parts {
+            add(Some(part), None);
+            (0..rows).step_by(step).for_each(|at| add(Some(part), Some(at)));
         }
-        Source::Packed(q, kind) => (0..q.rows).step_by(step).try_for_each(|at| {
-            let mut out = Vec::with_capacity(step * row);
-            if let QuantizedWeight::Affine(weight) = artifact.weight_rows(q, at, step)? {
-                kind.pack(&weight, &mut out);
-            }
-            emit(out)
-        }),
     }
+    pieces
+}
+
+impl Planned<'_> {
+    /// Rows of a part, and rows of a piece of it.
+    fn rows(&self) -> (usize, usize) {
+        let experts = self.entry.shape.len() > 2;
+        let of_part = self.entry.shape.get(usize::from(experts)..).unwrap_or_default();
+        let rows = of_part.first().copied().unwrap_or(1).max(1);
+        let k = (of_part.iter().product::<usize>() / rows).max(1);
+        let step = (BLOCK / k).max(1).next_multiple_of(self.pairs.unwrap_or(1));
+        (rows, step)
+    }
+}
+
+/// The bytes of a piece.
+fn make<'a>(artifact: &'a Artifact, piece: &Piece<'_, '_>, rope_factors: &[f32]) -> Result<Cow<'a, [u8]>> {
+    let planned = piece.planned;
+    let Some((record, source)) = piece.part else {
+        let factors = rope_factors.iter().flat_map(|f| f.to_le_bytes());
+        return Ok(Cow::Owned(factors.collect()));
+    };
+    let Some(at) = piece.at else {
+        artifact.check_digests(record)?;
+        return Ok(Cow::Borrowed(&[]));
+    };
+    let (rows, step) = planned.rows();
+    let until = rows.min(at + step);
+    let row = planned.entry.bytes as usize / (rows * planned.parts.len());
+    let of = |bytes: &'a [u8]| {
+        let width = bytes.len() / rows;
+        bytes.get(at * width..until * width).unwrap_or_default()
+    };
+    let bytes = match source {
+        Source::Copied => Cow::Borrowed(of(artifact.stored(&record.name)?.bytes())),
+        Source::Widened(dtype) => {
+            let values = dtype.widen(of(artifact.stored(&record.name)?.bytes()));
+            Cow::Owned(values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        Source::Packed(q, kind) => {
+            let mut out = Vec::with_capacity((until - at) * row);
+            match artifact.weight_rows(q, at, step)? {
+                QuantizedWeight::Affine(weight) => kind.pack(&weight, &mut out),
+                QuantizedWeight::K(weight) => pack_k(&weight, &mut out),
+                other => {
+                    return Err(refusal(
+                        artifact,
+                        format!("{}: gguf has no block for {}", record.name, other.scheme()),
+                    ));
+                }
+            }
+            Cow::Owned(out)
+        }
+    };
+    Ok(match planned.pairs {
+        Some(head_dim) => Cow::Owned(pair_rows(&bytes, row, head_dim)),
+        None => bytes,
+    })
 }
 
 /// What will be written; or why the artifact cannot become a file of this kind.
@@ -226,8 +282,13 @@ fn plan(artifact: &Artifact) -> Result<Plan<'_>> {
         ));
     }
     let config: Json = read_json(&artifact.folder().join("config.json"))?;
-    let model = Model::of(&config).map_err(refused)?;
-    let embedding = artifact.record("model.embed_tokens.weight")?;
+    let headed = manifest.tensors.iter().any(|t| bert::is_head(&t.name));
+    let model = Model::of(&config, headed).map_err(refused)?;
+    let is_embedding = |t: &&TensorRecord| model.name_of(&t.name).as_deref() == Some("token_embd.weight");
+    let embedding = match manifest.tensors.iter().find(is_embedding) {
+        Some(embedding) => embedding,
+        None => artifact.record("model.embed_tokens.weight")?,
+    };
     if embedding.shape.first() != Some(&model.vocabulary) {
         return Err(refused(format!(
             "config.json: expected vocab_size to be the rows of the embedding, {:?}, got {}",
@@ -240,6 +301,7 @@ fn plan(artifact: &Artifact) -> Result<Plan<'_>> {
         tensors
             .push(planned(record, &model).map_err(|reason| refused(format!("{}: {reason}", record.name)))?);
     }
+    let mut tensors = experts::together(tensors, model.experts).map_err(refused)?;
     if !model.rope_factors.is_empty() {
         let entry = Entry {
             name: "rope_freqs.weight".to_owned(),
@@ -248,8 +310,7 @@ fn plan(artifact: &Artifact) -> Result<Plan<'_>> {
             bytes: 4 * model.rope_factors.len() as u64,
         };
         tensors.push(Planned {
-            record: None,
-            source: Source::Copied,
+            parts: Vec::new(),
             pairs: None,
             entry,
         });
@@ -277,7 +338,7 @@ fn plan(artifact: &Artifact) -> Result<Plan<'_>> {
 }
 
 fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<Planned<'a>, String> {
-    let name = tensor_name(&record.name).ok_or_else(|| {
+    let name = model.name_of(&record.name).ok_or_else(|| {
         format!(
             "gguf's architecture {} has no tensor for it; leave the tensor out of the model, or export --to bf16",
             model.architecture
@@ -291,12 +352,16 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
             model.head_dim
         ));
     }
-    let elements = record.shape.iter().product::<usize>() as u64;
+    let mut shape = record.shape.clone();
+    if model.experts > 0 && name.ends_with("exp_probs_b.bias") {
+        shape.retain(|d| *d != 1); // a row in the checkpoint
+    }
+    let elements = shape.iter().product::<usize>() as u64;
     let (source, kind, bytes) = match &record.stored {
         Stored::Kept { .. } => {
             let dtype = FloatDtype::from_dtype(record.dtype)
                 .ok_or_else(|| format!("expected BF16, F16 or F32, got {}", record.dtype))?;
-            if record.shape.len() == 1 && dtype != FloatDtype::F32 {
+            if (shape.len() == 1 || wants_f32(&name)) && dtype != FloatDtype::F32 {
                 (Source::Widened(dtype), 0, 4 * elements)
             } else {
                 let kind = match dtype {
@@ -307,9 +372,14 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
                 (Source::Copied, kind, elements * dtype.bytes() as u64)
             }
         }
+        Stored::Quantized(_) if wants_f32(&name) => {
+            return Err("llama.cpp wants it as F32; keep it with --skip".to_owned());
+        }
         Stored::Quantized(q) => {
             let kind = match q.scheme {
                 Scheme::Affine(scheme) => GgmlType::of(scheme, q.columns),
+                Scheme::K(KQuant::Q4) => Some(GgmlType::Q4K),
+                Scheme::K(KQuant::Q2) => Some(GgmlType::Q2K),
                 _ => None,
             };
             let kind = kind.ok_or_else(|| {
@@ -323,12 +393,11 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
         }
     };
     Ok(Planned {
-        record: Some(record),
-        source,
+        parts: vec![(record, source)],
         pairs,
         entry: Entry {
             name,
-            shape: record.shape.clone(),
+            shape,
             kind,
             bytes,
         },
@@ -338,8 +407,9 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
 /// `general.file_type`: llama.cpp's number for what most quantized weights are, or for BF16.
 fn file_type(tensors: &[Planned<'_>]) -> u32 {
     let packed = |kind: GgmlType| {
-        let of_kind = |t: &&Planned<'_>| matches!(t.source, Source::Packed(_, k) if k == kind);
-        tensors.iter().filter(of_kind).count()
+        let of_kind = |source: &&Source<'_>| matches!(source, Source::Packed(_, k) if *k == kind);
+        let sources = tensors.iter().flat_map(|t| &t.parts).map(|(_, source)| source);
+        sources.filter(of_kind).count()
     };
     let types = [
         (GgmlType::Q4_0, 2),

@@ -9,6 +9,8 @@
 
 use serde_json::Value as Json;
 
+use super::bert;
+use super::experts;
 use super::file::Value;
 use crate::limits;
 
@@ -25,22 +27,32 @@ pub struct Model {
     pub rope_factors: Vec<f32>,
     /// Tokens there are embeddings for.
     pub vocabulary: usize,
+    /// Routed experts of a layer.
+    pub experts: usize,
 }
 
 /// `model_type` of Hugging Face and architecture of GGUF.
-const ARCHITECTURES: [(&str, &str); 5] = [
+const ARCHITECTURES: [(&str, &str); 6] = [
     ("llama", "llama"),
     ("mistral", "llama"),
     ("qwen2", "qwen2"),
     ("qwen3", "qwen3"),
     ("ernie4_5", "ernie4_5"),
+    ("ernie4_5_moe", MOE),
 ];
 
+/// GGUF's name of ERNIE-4.5 with experts.
+const MOE: &str = "ernie4_5-moe";
+
 impl Model {
-    /// Reads a config, or says why it cannot be expressed.
-    pub fn of(config: &Json) -> Result<Self, String> {
+    /// Reads a config, or says why it cannot be expressed. `headed` says whether there is a classification head.
+    pub fn of(config: &Json, headed: bool) -> Result<Self, String> {
         let kind = config.get("model_type").and_then(Json::as_str).unwrap_or("none");
-        let known: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
+        if kind == "bert" {
+            return bert::model(config, headed);
+        }
+        let mut known: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
+        known.push("bert");
         let Some((_, architecture)) = ARCHITECTURES.iter().find(|(name, _)| *name == kind) else {
             return Err(format!(
                 "the config's model_type is {kind:?}, and gguf is written for {}; export --to bf16 and convert that",
@@ -101,6 +113,11 @@ impl Model {
             ("vocab_size", Value::U32(vocabulary)),
         ];
         let rope_factors = rope_scaling(rope, head_dim, base, &mut keys)?;
+        let mut count = 0;
+        if *architecture == MOE {
+            keys.extend(experts::keys(config, need("num_hidden_layers")?)?);
+            count = need("moe_num_experts")? as usize;
+        }
         Ok(Self {
             architecture,
             head_dim: head_dim as usize,
@@ -110,7 +127,20 @@ impl Model {
                 .collect(),
             rope_factors,
             vocabulary: vocabulary as usize,
+            experts: count,
         })
+    }
+
+    /// Name in GGUF of a tensor of the checkpoint, if it has one.
+    pub fn name_of(&self, name: &str) -> Option<String> {
+        match self.architecture {
+            "bert" => bert::tensor_name(name),
+            MOE => tensor_name(name).or_else(|| {
+                let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+                experts::tensor_name(layer.parse().ok()?, rest)
+            }),
+            _ => tensor_name(name),
+        }
     }
 
     /// Whether rows of this tensor of the checkpoint lie in pairs in GGUF.
@@ -254,7 +284,7 @@ mod tests {
             "blk.11.attn_q.bias"
         );
         assert_eq!(name("model.layers.0.mlp.experts.1.up_proj.weight"), None);
-        let model = Model::of(&config("qwen3")).unwrap();
+        let model = Model::of(&config("qwen3"), false).unwrap();
         assert_eq!(model.head_dim, 16);
         assert!(
             model
@@ -262,7 +292,7 @@ mod tests {
                 .contains(&("qwen3.block_count".to_owned(), Value::U32(2)))
         );
         assert!(!model.reorders("model.layers.0.self_attn.q_proj.weight"));
-        let llama = Model::of(&config("mistral")).unwrap();
+        let llama = Model::of(&config("mistral"), false).unwrap();
         assert_eq!(llama.architecture, "llama");
         assert!(llama.reorders("model.layers.0.self_attn.k_proj.bias"));
         assert!(!llama.reorders("model.layers.0.self_attn.v_proj.weight"));
@@ -270,16 +300,16 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_refused() {
-        assert!(Model::of(&config("mamba")).unwrap_err().contains("qwen2"));
+        assert!(Model::of(&config("mamba"), false).unwrap_err().contains("qwen2"));
         let mut damaged = config("llama");
         damaged["hidden_size"] = json!(0);
-        assert!(Model::of(&damaged).unwrap_err().contains("hidden_size"));
+        assert!(Model::of(&damaged, false).unwrap_err().contains("hidden_size"));
         let mut scaled = config("llama");
         scaled["rope_scaling"] = json!({"rope_type": "yarn", "factor": 4.0});
-        assert!(Model::of(&scaled).unwrap_err().contains("yarn"));
+        assert!(Model::of(&scaled, false).unwrap_err().contains("yarn"));
         scaled["rope_scaling"] = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 32});
-        let factors = Model::of(&scaled).unwrap().rope_factors;
+        let factors = Model::of(&scaled, false).unwrap().rope_factors;
         assert_eq!((factors.len(), factors[0], factors[7]), (8, 1.0, 8.0));
     }
 }

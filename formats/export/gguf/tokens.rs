@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 use super::bpe;
 use super::file::Value;
 use super::sentencepiece::SentencePiece;
+use super::wordpiece;
 use crate::Result;
 use crate::checkpoint::shards::{read_bounded, read_json};
 
@@ -73,7 +74,11 @@ pub fn keys(
     let vocabulary = if pieces.is_file() {
         of_pieces(&read_bounded(&pieces)?, &about, size)
     } else if json.is_file() {
-        bpe::vocabulary(&read_json(&json)?, size)
+        let tokenizer: Json = read_json(&json)?;
+        match tokenizer.pointer("/model/type").and_then(Json::as_str) {
+            Some("WordPiece") => wordpiece::vocabulary(&tokenizer, size),
+            _ => bpe::vocabulary(&tokenizer, size),
+        }
     } else {
         Err("gguf holds the tokenizer too, read from tokenizer.model or tokenizer.json, which are not there; copy one into the artifact's folder".to_owned())
     };
@@ -152,6 +157,9 @@ fn all_keys(
         let by_name = named.and_then(Json::as_str).and_then(id_of);
         let by_config = config.get(format!("{role}_id")).and_then(Json::as_u64);
         let id = by_name.or_else(|| by_config.and_then(|id| usize::try_from(id).ok()));
+        if keys.iter().any(|(known, _)| *known == key) {
+            continue; // the vocabulary says it itself
+        }
         if let Some(id) = id.filter(|id| *id < tokens.len()) {
             keys.push((key, Value::U32(id as u32)));
         }

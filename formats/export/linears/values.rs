@@ -1,11 +1,14 @@
 //! Numbers of a weight on their way into a format's tensors: read from the artifact, told apart, turned.
 
+use std::sync::Arc;
+
 use crate::artifact::Artifact;
 use crate::artifact::manifest::QuantizedRecord;
 use crate::dtype::FloatDtype;
 use crate::packing::words::turn;
 use crate::packing::{LSB_ROWS, Packing};
 use crate::scheme::{AffineScheme, Role, Scheme};
+use crate::weight::nested::{Nested, NestedScales};
 use crate::weight::{AffineWeight, QuantizedWeight};
 use crate::{FormatError, Result};
 
@@ -38,6 +41,25 @@ pub(crate) fn scales_and_zeros(artifact: &Artifact, record: &QuantizedRecord) ->
         }
     }
     Ok((scales, zeros))
+}
+
+/// Quantized scales of a whole weight; `None` when its scales are numbers.
+pub(crate) fn nested_scales(artifact: &Artifact, record: &QuantizedRecord) -> Result<Option<NestedScales>> {
+    if record.scheme != Scheme::Nf4Double {
+        return Ok(None);
+    }
+    let (mut codes, mut nested, mut offset) = (Vec::new(), Vec::new(), 0.0);
+    for part in &record.parts {
+        let bytes = artifact.stored(&part.tensor)?.bytes();
+        let floats = || FloatDtype::F32.widen(bytes);
+        match part.role {
+            Role::Scales => codes = bytes.to_vec(),
+            Role::NestedScales => nested = floats(),
+            Role::Offset => offset = floats().first().copied().unwrap_or(0.0),
+            _ => {}
+        }
+    }
+    NestedScales::new(0, codes, Arc::new(Nested::new(nested, offset)?)).map(Some)
 }
 
 /// The first scale that is not a half-precision value, in words with what to do; `None` when all are.

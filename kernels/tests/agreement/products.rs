@@ -16,7 +16,7 @@ const DOT: f64 = 2.0 / (1u64 << 24) as f64;
 const ROWS: [usize; 14] = [1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 18, 31, 33, 64];
 
 /// (N, K): around lanes, quads, panels, tiles and blocks.
-const SHAPES: [(usize, usize); 13] = [
+const SHAPES: [(usize, usize); 14] = [
     (1, 1),
     (31, 31),
     (33, 33),
@@ -30,6 +30,7 @@ const SHAPES: [(usize, usize); 13] = [
     (40, 768),
     (33, 1600),
     (7, 2048),
+    (65, 512),
 ];
 
 fn activations(m: usize, k: usize, size: f32, random: &mut Random) -> Vec<f32> {
@@ -142,7 +143,7 @@ fn extreme_sizes_and_no_rows_at_all() {
     let mut cases = 0;
     for form in FORMS {
         for size in [1e-30f32, 1e30] {
-            let (n, k) = (33, 384);
+            let (n, k) = (33, if form.ends_with("-k") { 512 } else { 384 });
             let host = weight(
                 form,
                 n,

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use qtool_formats::packing::wint2::Channel;
 use qtool_formats::packing::{LSB_ROWS, Packing};
-use qtool_formats::scheme::AffineScheme;
-use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight, Nf4Weight};
+use qtool_formats::scheme::{AffineScheme, KQuant};
+use qtool_formats::weight::kquant::KScales;
+use qtool_formats::weight::nested::{Nested, NestedScales};
+use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight, KWeight, Nf4Weight};
 use qtool_formats::{FloatDtype, QuantizedWeight, Scheme};
 use qtool_kernels::backend::{Form, HostWeight, Storage};
 
 use crate::Random;
 
 /// Forms a weight can have: float types, and schemes with each number of bits, grid and length of groups.
-pub const FORMS: [&str; 18] = [
+pub const FORMS: [&str; 21] = [
     "f32",
     "f16",
     "bf16",
@@ -32,6 +34,9 @@ pub const FORMS: [&str; 18] = [
     "wint2",
     "wint2.5",
     "nf4",
+    "nf4-dq",
+    "q4-k",
+    "q2-k",
 ];
 
 /// A weight (n, k) of this form, or `None` where the form asks for another k. `size` scales its values.
@@ -55,6 +60,8 @@ pub fn weight(form: &str, n: usize, k: usize, size: f32, random: &mut Random) ->
         Scheme::Ccq => ccq(n, k, size, random),
         Scheme::Ccq25 => ccq25(n, k, size, random),
         Scheme::Nf4 => nf4(n, k, size, random),
+        Scheme::Nf4Double => nf4_double(n, k, size, random),
+        Scheme::K(kind) => k_type(kind, n, k, size, random),
     };
     let parts = weight.encode(&|b, k, c, o| LSB_ROWS.pack(b, k, c, o)).unwrap();
     let parts = parts.into_iter().map(|part| Arc::new(part) as Arc<dyn Storage>);
@@ -116,4 +123,30 @@ fn nf4(n: usize, k: usize, size: f32, random: &mut Random) -> QuantizedWeight {
     let mut scales: Vec<f32> = (0..n * k / 64).map(|_| random.unit().abs() * size).collect();
     scales.iter_mut().step_by(5).for_each(|scale| *scale = 0.0);
     QuantizedWeight::Nf4(Nf4Weight::new(n, k, codes, scales).unwrap())
+}
+
+fn nf4_double(n: usize, k: usize, size: f32, random: &mut Random) -> QuantizedWeight {
+    let codes = random.small_codes(n * k, 16);
+    let scales = random.bytes(n * k / 64);
+    let nested = (0..scales.len().div_ceil(256)).map(|_| random.unit().abs() * size);
+    let nested = Nested::new(nested.collect(), size / 2.0).unwrap();
+    let scales = NestedScales::new(0, scales, Arc::new(nested)).unwrap();
+    QuantizedWeight::Nf4(Nf4Weight::double(n, k, codes, scales).unwrap())
+}
+
+fn k_type(kind: KQuant, n: usize, k: usize, size: f32, random: &mut Random) -> QuantizedWeight {
+    let codes = random.small_codes(n * k, 1 << kind.bits());
+    let mut small = || random.small_codes(n * k / kind.group(), 1 << kind.scale_bits());
+    let (scales, mins) = (small(), small());
+    let mut halves = || {
+        let half = |_| f16::from_f32(random.unit().abs() * size.clamp(1e-3, 1e3) / 64.0);
+        (0..n * k / 256).map(half).collect()
+    };
+    let numbers = KScales {
+        scales,
+        mins,
+        super_scales: halves(),
+        super_mins: halves(),
+    };
+    QuantizedWeight::K(KWeight::new(kind, n, k, codes, numbers).unwrap())
 }

@@ -10,6 +10,8 @@ For each format a file FORMAT.safetensors with, for each case SCHEME (named as i
     SCHEME/scales   F32 (N, G)
     SCHEME/zeros    U8 (N, G)    only where the grid has stored zero points
     SCHEME/source   (N, K)       of NF4, what the library chose its codes for
+    SCHEME/scales   U8 (N, G)    under double quantization; and nested F32 (blocks), offset F32 (1)
+    SCHEME/scales, mins U8 (N, G), super_scales, super_mins F16 (N, K / 256)   of the K types
     SCHEME/values   (N, K)       what the library decodes, in the type it decodes to
     SCHEME/out.X    each tensor X the library stores
 """
@@ -42,11 +44,12 @@ def weight(scheme, n, k, seed):
     if grid == "zp":
         zeros = torch.from_numpy(random.integers(0, 1 << bits, (n, k // group)).astype(np.uint8))
     return dict(bits=bits, group=group, dtype=dtype, codes=codes, scales=scales.to(dtype).float(),
-                zeros=zeros, n=n, k=k, row=scheme.split("-")[2] == "row")
+                zeros=zeros, n=n, k=k, row=scheme.split("-")[2] == "row", double="nf4dq" in scheme)
 
 
 def inputs(case):
-    out = {name: case.get(name) for name in ("codes", "scales", "zeros", "source")}
+    names = ("codes", "scales", "zeros", "source", "nested", "offset", "mins", "super_scales", "super_mins")
+    out = {name: case.get(name) for name in names}
     return {name: value for name, value in out.items() if value is not None}
 
 
@@ -154,17 +157,58 @@ def gguf_blocks(case):
     return {"blocks": torch.from_numpy(blocks.copy()), "kind": torch.tensor([int(kind)])}, torch.from_numpy(decoded.copy())
 
 
+def k_weight(scheme, n, k, seed):
+    """Random numbers of a K type: each of as many bits as it has, halves up to a hundredth."""
+    bits, group, small = {"q4-k": (4, 32, 6), "q2-k": (2, 16, 4)}[scheme]
+    random = np.random.default_rng(seed)
+    whole = lambda count, bits: torch.from_numpy(random.integers(0, 1 << bits, (n, count)).astype(np.uint8))
+    halves = lambda: torch.from_numpy(random.uniform(0, 0.01, (n, k // 256)).astype(np.float16))
+    return dict(kind=scheme, n=n, k=k, codes=whole(k, bits), scales=whole(k // group, small),
+                mins=whole(k // group, small), super_scales=halves(), super_mins=halves())
+
+
+def k_blocks(case):
+    """Blocks laid out here by the structures of ggml-common.h, and decoded by the library."""
+    import gguf
+    from gguf import GGMLQuantizationType as T
+
+    n, supers = case["n"], case["k"] // 256
+    number = lambda name: case[name].numpy().reshape(n, supers, -1)
+    codes, scales, mins = number("codes"), number("scales"), number("mins")
+    halves = [number(name).astype("<f2").view(np.uint8) for name in ("super_scales", "super_mins")]
+    run = 32
+
+    def fold(width):  # bytes of `run` neighbours: element i in bits i // run * width
+        parts = codes.reshape(n, supers, -1, 8 // width, run)
+        shifts = (np.arange(8 // width) * width).astype(np.uint8)[:, None]
+        return np.bitwise_or.reduce(parts << shifts, axis=3).reshape(n, supers, -1)
+
+    if case["kind"] == "q4-k":
+        kind = T.Q4_K
+        packed = [scales[..., :4] | (scales[..., 4:] >> 4 << 6), mins[..., :4] | (mins[..., 4:] >> 4 << 6),
+                  (scales[..., 4:] & 15) | (mins[..., 4:] << 4)]
+        parts = [*halves, *packed, fold(4)]
+    else:
+        kind = T.Q2_K
+        parts = [scales | mins << 4, fold(2), *halves]
+    blocks = np.ascontiguousarray(np.concatenate(parts, axis=2).reshape(n, -1))
+    decoded = gguf.quants.dequantize(blocks, kind)
+    return {"blocks": torch.from_numpy(blocks), "kind": torch.tensor([int(kind)])}, torch.from_numpy(decoded.copy())
+
+
 def bnb_nf4(case):
-    """bitsandbytes' own quantizer and decoder, in its plain form; the codes are those it chose."""
+    """bitsandbytes' own quantizer and decoder; the codes are those it chose."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     source = torch.from_numpy(np.random.default_rng(case["n"]).normal(0, 0.05, (case["n"], case["k"])))
     source = source.to(case["dtype"])
-    packed, state = quantize_4bit(source, blocksize=64, compress_statistics=False, quant_type="nf4")
+    packed, state = quantize_4bit(source, blocksize=64, compress_statistics=case["double"], quant_type="nf4")
     values = dequantize_4bit(packed, state)
     bytes_ = packed.reshape(-1)
     case["codes"] = torch.stack([bytes_ >> 4, bytes_ & 15], 1).reshape(case["n"], case["k"])
     case["scales"], case["zeros"], case["source"] = state.absmax.reshape(case["n"], -1), None, source
+    if case["double"]:
+        case["nested"], case["offset"] = state.state2.absmax, state.offset.reshape(1)
     saved = {f"weight.{key}": value for key, value in state.as_dict(packed=True).items()}
     return {"weight": packed, **saved}, values
 
@@ -179,11 +223,11 @@ def reaching(case):
 
 
 FORMATS = {
-    "gguf": (lambda case: gguf_blocks(reaching(case)), [
+    "gguf": (lambda case: k_blocks(case) if "kind" in case else gguf_blocks(reaching(case)), [
         ("w8-sym-g32-f16", 4, 96), ("w8-sym-row-bf16", 4, 64), ("w4-sym-g32-bf16", 4, 96),
         ("w4-sym-g64-f16", 4, 128), ("w4-zp-g32-f16", 4, 96), ("w4-zp-g256-f16", 4, 512),
         ("w3-sym-g256-f16", 4, 512), ("w3-narrow-row-f16", 4, 512), ("w2-zp-g256-f16", 4, 512),
-        ("w2-sym-g512-bf16", 4, 512)]),
+        ("w2-sym-g512-bf16", 4, 512), ("q4-k", 3, 512), ("q2-k", 3, 512)]),
     "compressed-tensors": (compressed_tensors, [
         ("w8-sym-row-bf16", 48, 96), ("w8-zp-g32-f16", 48, 96), ("w4-sym-g32-bf16", 48, 96),
         ("w4-zp-g32-f16", 37, 96), ("w4-narrow-row-f32", 5, 33), ("w3-sym-g16-f16", 48, 96),
@@ -196,8 +240,9 @@ FORMATS = {
     "gptq-v2": (lambda case: gptq(case, 2), [
         ("w8-zp-g32-f16", 96, 64), ("w4-zp-g32-f16", 96, 128), ("w4-sym-row-f16", 64, 96),
         ("w3-zp-g32-f16", 64, 96), ("w2-zp-g32-f16", 96, 64)]),
-    # Named by the source's type: the scheme is nf4.
-    "bnb-nf4": (bnb_nf4, [("w4-nf4-g64-bf16", 24, 128), ("w4-nf4-g64-f32", 7, 192)]),
+    # Named by the source's type: the schemes are nf4 and nf4-dq. Rows of nine scales: blocks of 256 end within rows.
+    "bnb-nf4": (bnb_nf4, [("w4-nf4-g64-bf16", 24, 128), ("w4-nf4-g64-f32", 7, 192),
+                          ("w4-nf4dq-g64-bf16", 31, 576), ("w4-nf4dq-g64-f32", 7, 192)]),
     "awq": (awq, [
         ("w4-zp-g32-f16", 72, 96), ("w4-sym-g32-bf16", 64, 96), ("w4-zp-row-f16", 72, 33)]),
 }
@@ -208,7 +253,7 @@ if __name__ == "__main__":
         lay_out, cases = FORMATS[name]
         tensors = {}
         for seed, (scheme, n, k) in enumerate(cases):
-            case = weight(scheme, n, k, seed)
+            case = (weight if scheme.startswith("w") else k_weight)(scheme, n, k, seed)
             out, values = lay_out(case)
             assert values.shape == (n, k) and len(out) >= 2, (name, scheme)
             tensors |= {f"{scheme}/{key}": value for key, value in inputs(case).items()}

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Runs GGUF exports by llama.cpp and compares it with qtool's own forward pass on the same artifact.
+
+    pip install -r docs/benchmarks/llama-cpp/requirements.txt      (a source build: minutes)
+    cargo build --release --bin qtool --example outputs
+    python docs/benchmarks/llama-cpp/run.py --model MODEL --text TEXT [--case NAME ...]
+
+MODEL is quantized by each recipe of CASES that its rows fit, exported with --to gguf, and read by llama.cpp:
+
+* the tokens of TEXT, against the model's own tokenizer (the library tokenizers);
+* the likeliest next token after each of 100 prompts of 64 tokens;
+* perplexity over these prompts.
+
+An encoder is asked for the mean of its last hidden states, or the logits of its head, instead. Prints a row of a table a
+case; status 1 when a bound is broken. llama.cpp rounds activations to 8 bits before it multiplies them with quantized
+weights, so a next token may differ where two are nearly as likely: such a one is counted, and fails above LEAD nats.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[3]
+PROMPTS, LENGTH = 100, 64
+THREADS = 1  # more of them wait for each other on a shared machine
+PERPLEXITY = 0.01  # relative
+LEAD = 0.35  # nats by which the own choice may lead where llama.cpp's differs
+VECTOR = 0.02  # of an encoder: difference as a share of the largest value
+F16 = ("--scale-dtype", "f16")
+CASES = {
+    # All but one small matrix stays in BF16.
+    "BF16": ("--bits", "8", *F16, "--skip", r"layers\.\d\d|layers\.[1-9]|(q|v|o|gate|up|down)_proj"),
+    "Q8_0": ("--bits", "8", "--group-size", "32", *F16),
+    "Q4_0": ("--bits", "4", "--group-size", "32", *F16),
+    "Q4_K": ("--bits", "4", "--method", "q4-k"),
+    "Q2_K": ("--bits", "2", "--method", "q2-k"),
+}
+
+
+def call(*command, given=None):
+    done = subprocess.run([str(part) for part in command], input=given, text=True, capture_output=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip() or done.stdout.strip())
+    return done.stdout
+
+
+def outputs(args, artifact, rows, *flags):
+    given = "".join(json.dumps(row) + "\n" for row in rows)
+    answers = [json.loads(line) for line in call(args.outputs, artifact, *flags, given=given).splitlines()]
+    assert len(answers) == len(rows) > 0
+    return answers
+
+
+def opened(path, **options):
+    import llama_cpp
+
+    return llama_cpp.Llama(str(path), n_ctx=512, n_batch=512, verbose=False, n_threads=THREADS, n_threads_batch=THREADS, **options)
+
+
+def log_softmax(logits):
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def decoder(args, artifact, gguf, tokenizer, text):
+    """Compares a language model; returns the row's cells and whether they keep the bounds."""
+    import llama_cpp
+
+    model = opened(gguf, logits_all=True, type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    some = text[:20_000]
+    theirs = model.tokenize(some.encode(), add_bos=False, special=True)
+    same_tokens = theirs == tokenizer.encode(some, add_special_tokens=False).ids
+    count = min(PROMPTS, len(ids) // LENGTH)
+    starts = [i * (len(ids) // LENGTH) // count * LENGTH for i in range(count)]
+    prompts = [ids[start:start + LENGTH] for start in starts]
+    own = outputs(args, artifact, prompts, "--next")
+    differ, nats, total = [], 0.0, 0
+    for prompt, answer in zip(prompts, own):
+        model.reset()
+        model.eval(prompt)
+        logits = log_softmax(np.array(model.scores[:len(prompt)], dtype=np.float64))
+        if int(logits[-1].argmax()) != answer["next"]:
+            differ.append(answer["lead"])
+        nats -= logits[np.arange(len(prompt) - 1), prompt[1:]].sum()
+        total += len(prompt) - 1
+    mine = math.exp(-sum(sum(answer["ln_p"]) for answer in own) / total)
+    other = math.exp(nats / total)
+    off = other / mine - 1
+    cells = [f"{'equal' if same_tokens else 'OTHER'} ({len(theirs)})", f"{count - len(differ)} of {count}",
+             f"{max(differ):.3f}" if differ else "", f"{mine:.3f}", f"{other:.3f}", f"{off * 100:+.3f} %"]
+    return cells, same_tokens and abs(off) <= PERPLEXITY and max(differ, default=0) <= LEAD
+
+
+def encoder(args, artifact, gguf, tokenizer, text):
+    """Compares an encoder: logits of its head where it has one, else mean-pooled vectors."""
+    import llama_cpp
+
+    texts = [text[at:at + 160] for at in range(0, min(len(text), 3200), 160)]
+    rows = [tokenizer.encode(each).ids for each in texts]
+    own = outputs(args, artifact, [[row, [0] * len(row)] for row in rows])
+    headed = own[0]["logits"] is not None
+    kind = llama_cpp.LLAMA_POOLING_TYPE_RANK if headed else llama_cpp.LLAMA_POOLING_TYPE_MEAN
+    model = opened(gguf, embedding=True, pooling_type=kind)
+    same_tokens = all(model.tokenize(each.encode(), special=True) == row for each, row in zip(texts, rows))
+    worst = 0.0
+    for each, answer in zip(texts, own):
+        mine = np.array(answer["logits"] if headed else answer["mean"])
+        theirs = np.array(model.embed(each, normalize=False), dtype=np.float64).reshape(-1)[:len(mine)]
+        worst = max(worst, np.abs(theirs - mine).max() / np.abs(mine).max())
+    cells = ["equal" if same_tokens else "OTHER", f"{len(texts)} texts, {'logits' if headed else 'means'}", "",
+             "", "", f"{worst * 100:.3f} %"]
+    return cells, same_tokens and worst <= VECTOR
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--case", action="append", choices=CASES)
+    parser.add_argument("--option", action="append", default=[], help="more for qtool quantize, such as --option=--rule --option=X")
+    parser.add_argument("--qtool", type=Path, default=ROOT / "target/release/qtool")
+    parser.add_argument("--outputs", type=Path, default=ROOT / "target/release/examples/outputs")
+    args = parser.parse_args()
+    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
+    text = args.text.read_text("utf-8")
+    kind = json.loads((args.model / "config.json").read_text("utf-8"))["model_type"]
+    print(f"{args.model.name} ({kind})")
+    print("| case | tokens | next token | lead where not | perplexity, qtool | llama.cpp | apart |\n|---|---|---|---|---|---|---|")
+    failed = 0
+    for name in args.case or CASES:
+        with tempfile.TemporaryDirectory(prefix="qtool-llama-cpp-") as folder:
+            artifact, gguf = Path(folder) / "artifact", Path(folder) / "gguf"
+            call(args.qtool, "quantize", args.model, "-o", artifact, *CASES[name], *args.option, "-q")
+            call(args.qtool, "export", artifact, "--to", "gguf", "-o", gguf, "-q")
+            compare = encoder if kind == "bert" else decoder
+            cells, good = compare(args, artifact, gguf / "model.gguf", tokenizer, text)
+        failed += not good
+        print("| " + " | ".join([name + ("" if good else " FAILED"), *cells]) + " |", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
