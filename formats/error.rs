@@ -45,6 +45,14 @@ pub enum FormatError {
         /// What is wrong, in words.
         reason: String,
     },
+    /// A GGUF file cannot be used.
+    #[error("{}: not a usable GGUF file: {reason}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, in words.
+        reason: String,
+    },
     /// One tensor's entry contradicts itself or its neighbours.
     #[error("{}: tensor {tensor}: {reason}", path.display())]
     TensorEntry {

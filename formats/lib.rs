@@ -16,7 +16,8 @@
 //! | codes to bytes | [`packing`] |
 //! | a tensor assembled from parts of others | [`piece`] |
 //! | our folder with its manifest | [`artifact`] |
-//! | other people's folders | [`export`] |
+//! | other people's folders, written | [`export`] |
+//! | other people's folders and files, read | [`import`] |
 //! | outputs that appear only when complete | [`replace`] |
 #![deny(unsafe_code)]
 #![deny(
@@ -40,6 +41,7 @@ pub mod checkpoint;
 pub mod dtype;
 pub mod error;
 pub mod export;
+pub mod import;
 pub mod limits;
 pub mod packing;
 pub mod piece;

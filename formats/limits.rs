@@ -22,3 +22,12 @@ pub const MAX_HEAD_DIM: u32 = 65_536;
 
 /// Most shard files one index may name. The largest published checkpoints have a few hundred.
 pub const MAX_SHARDS: usize = 100_000;
+
+/// Longest JSON that bitsandbytes keeps of one weight. Real ones have some 200 bytes.
+pub const MAX_STATE_BYTES: u64 = 65_536;
+
+/// Most dimensions of a tensor of GGUF, by its specification.
+pub const MAX_GGUF_DIMS: u32 = 4;
+
+/// Largest alignment of tensors in a GGUF file. Writers use 32; a page is the most that has a use.
+pub const MAX_GGUF_ALIGNMENT: usize = 65_536;

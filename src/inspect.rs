@@ -4,6 +4,7 @@ use std::path::Path;
 
 use qtool_formats::artifact::{Artifact, Manifest, RankIndex, Stored, TensorRecord};
 use qtool_formats::checkpoint::Checkpoint;
+use qtool_formats::import::{self, Decoded, Foreign, Tensor};
 use qtool_formats::{FormatError, TensorView};
 use qtool_kernels::{Isa, code_histogram};
 use serde::Serialize;
@@ -15,6 +16,8 @@ use crate::{Error, Result};
 pub enum Subject {
     /// An artifact of qtool.
     Artifact(Box<Artifact>),
+    /// A quantized model of another ecosystem.
+    Foreign(Box<Foreign>),
     /// Any other folder or file of safetensors.
     Checkpoint(Box<Checkpoint>),
 }
@@ -64,6 +67,10 @@ pub fn open(path: &Path) -> Result<Subject> {
     }
     Ok(if Artifact::is_artifact(path) {
         Subject::Artifact(Box::new(Artifact::open(path)?))
+    } else if import::is_foreign(path)?
+        && let Some(foreign) = import::open(path)?
+    {
+        Subject::Foreign(Box::new(foreign))
     } else {
         Subject::Checkpoint(Box::new(Checkpoint::open(path)?))
     })
@@ -74,7 +81,16 @@ impl Subject {
     pub fn manifest(&self) -> Option<&Manifest> {
         match self {
             Self::Artifact(artifact) => Some(artifact.manifest()),
-            Self::Checkpoint(_) => None,
+            Self::Foreign(_) | Self::Checkpoint(_) => None,
+        }
+    }
+
+    /// What kind it is: `artifact`, `checkpoint`, or the name of another ecosystem's format.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Artifact(_) => "artifact",
+            Self::Foreign(foreign) => foreign.format(),
+            Self::Checkpoint(_) => "checkpoint",
         }
     }
 
@@ -82,6 +98,7 @@ impl Subject {
     pub fn files(&self) -> &Checkpoint {
         match self {
             Self::Artifact(artifact) => artifact.files(),
+            Self::Foreign(foreign) => foreign.files(),
             Self::Checkpoint(checkpoint) => checkpoint,
         }
     }
@@ -95,6 +112,10 @@ impl Subject {
                 .iter()
                 .map(|record| artifact_line(artifact, record))
                 .collect(),
+            Self::Foreign(foreign) => {
+                let tensors = foreign.tensors().iter();
+                tensors.map(|tensor| foreign_line(foreign, tensor)).collect()
+            }
             Self::Checkpoint(checkpoint) => checkpoint.tensors().map(|t| Ok(checkpoint_line(&t?))).collect(),
         }
     }
@@ -103,6 +124,7 @@ impl Subject {
     pub fn line(&self, name: &str) -> Result<Line> {
         match self {
             Self::Artifact(artifact) => artifact_line(artifact, artifact.record(name)?),
+            Self::Foreign(foreign) => foreign_line(foreign, foreign.tensor(name)?),
             Self::Checkpoint(checkpoint) => Ok(checkpoint_line(&checkpoint.tensor(name)?)),
         }
     }
@@ -127,7 +149,40 @@ impl Subject {
                 }
                 Stored::Kept { .. } => Ok(value_histogram(&artifact.stored(name)?, bins)),
             },
+            Self::Foreign(foreign) => foreign_histogram(foreign, foreign.tensor(name)?, bins),
             Self::Checkpoint(checkpoint) => Ok(value_histogram(&checkpoint.tensor(name)?, bins)),
+        }
+    }
+}
+
+fn foreign_line(foreign: &Foreign, tensor: &Tensor) -> Result<Line> {
+    Ok(line(
+        &tensor.name,
+        &tensor.shape,
+        tensor.stored_as.clone(),
+        foreign.stored_bytes(tensor)?,
+        None,
+        Vec::new(),
+    ))
+}
+
+fn foreign_histogram(foreign: &Foreign, tensor: &Tensor, bins: usize) -> Result<Option<Histogram>> {
+    match foreign.decode(tensor)? {
+        None => Ok(value_histogram(
+            &foreign.files().tensor(foreign.stored_name(tensor))?,
+            bins,
+        )),
+        Some(Decoded::Floats { dtype, bytes }) => Ok(Some(histogram_of(&dtype.widen(&bytes), bins))),
+        Some(Decoded::Weight(weight)) => {
+            let mut counts = [0u64; 256];
+            code_histogram(weight.codes(), &mut counts);
+            let top = ((1u16 << weight.scheme().bits()) - 1) as u8;
+            Ok(Some(Histogram {
+                of: "codes",
+                edges: (0..=top).map(f64::from).collect(),
+                counts: counts[..=usize::from(top)].to_vec(),
+                non_finite: 0,
+            }))
         }
     }
 }
@@ -191,6 +246,10 @@ fn value_histogram(tensor: &TensorView<'_>, bins: usize) -> Option<Histogram> {
     let dtype = tensor.float_dtype()?;
     let mut values = vec![0f32; tensor.bytes().len() / dtype.bytes()];
     widen(Isa::best(), dtype, tensor.bytes(), &mut values);
+    Some(histogram_of(&values, bins))
+}
+
+fn histogram_of(values: &[f32], bins: usize) -> Histogram {
     let finite = || values.iter().copied().filter(|v| v.is_finite()).map(f64::from);
     let (min, max) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| {
         (a.min(v), b.max(v))
@@ -211,10 +270,10 @@ fn value_histogram(tensor: &TensorView<'_>, bins: usize) -> Option<Histogram> {
     let edges = (0..counts.len())
         .map(|i| if total == 0 { 0.0 } else { min + width * i as f64 })
         .collect();
-    Some(Histogram {
+    Histogram {
         of: "values",
         edges,
         counts,
         non_finite: values.len() as u64 - total,
-    })
+    }
 }

@@ -22,6 +22,7 @@ pub mod error;
 pub mod estimate;
 pub mod export;
 pub mod fastdeploy;
+pub mod foreign;
 pub mod informed;
 pub mod inspect;
 pub mod interrupt;

@@ -1,4 +1,4 @@
-//! Where a model's weights come from: a checkpoint or an artifact, seen alike. Owns the bridge from stored
+//! Where a model's weights come from: a checkpoint, an artifact, or another ecosystem's model, seen alike. Owns the bridge from stored
 //! tensors to [`HostWeight`]s; nothing is decoded here, and nothing mapped is copied unless it lies transposed.
 
 use std::collections::HashMap;
@@ -9,12 +9,14 @@ use std::sync::Arc;
 use qtool_formats::artifact::manifest::QuantizedRecord;
 use qtool_formats::artifact::{Artifact, Stored};
 use qtool_formats::checkpoint::{Checkpoint, Naming, Orientation};
+use qtool_formats::import::{self, Foreign};
 use qtool_formats::packing::{LSB_ROWS, Packing};
 use qtool_formats::scheme::{Family, Role};
 use qtool_formats::{FloatDtype, QuantizedWeight, Scheme, TensorView};
 use qtool_kernels::backend::{Form, HostWeight, Storage};
 use serde_json::Value;
 
+use crate::foreign;
 use crate::plan::read_config;
 use crate::{Error, Result};
 
@@ -38,6 +40,7 @@ pub trait WeightSource: Send + Sync {
 enum Files {
     Checkpoint(Arc<Checkpoint>),
     Artifact(Arc<Artifact>),
+    Foreign(Arc<Foreign>),
 }
 
 impl Files {
@@ -45,6 +48,7 @@ impl Files {
         match self {
             Self::Checkpoint(files) => files,
             Self::Artifact(artifact) => artifact.files(),
+            Self::Foreign(foreign) => foreign.files(),
         }
     }
 }
@@ -108,7 +112,7 @@ pub fn rows_of(weight: &HostWeight, range: Range<usize>) -> Result<HostWeight> {
     })
 }
 
-/// A checkpoint or an artifact, by what is in the folder.
+/// A checkpoint, an artifact or another ecosystem's model, by what is in the folder.
 pub struct Source {
     path: PathBuf,
     config: Value,
@@ -117,10 +121,12 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens a model folder or an artifact. Fails when it is neither, or has no `config.json`.
+    /// Opens a model folder, an artifact or a GGUF file. Fails when it is none of them, or has no `config.json`.
     pub fn open(path: &Path) -> Result<Self> {
         let files = if Artifact::is_artifact(path) {
             Files::Artifact(Arc::new(Artifact::open(path)?))
+        } else if let Some(foreign) = import::open(path)? {
+            return Ok(Self::of_foreign(Arc::new(foreign)));
         } else {
             Files::Checkpoint(Arc::new(Checkpoint::open(path)?))
         };
@@ -133,12 +139,22 @@ impl Source {
         Self::of(&path, Files::Checkpoint(checkpoint))
     }
 
+    /// Another ecosystem's model that is open already.
+    pub fn of_foreign(foreign: Arc<Foreign>) -> Self {
+        Self {
+            path: foreign.files().root().to_owned(),
+            config: foreign.config().clone(),
+            naming: Naming::of(foreign.tensors().iter().map(|t| t.name.as_str())),
+            files: Files::Foreign(foreign),
+        }
+    }
+
     fn of(path: &Path, files: Files) -> Result<Self> {
         let naming = match &files {
-            Files::Checkpoint(checkpoint) => checkpoint.naming(),
             Files::Artifact(artifact) => {
                 Naming::of(artifact.manifest().tensors.iter().map(|t| t.name.as_str()))
             }
+            other => other.checkpoint().naming(),
         };
         let config = if path.is_dir() { read_config(path)? } else { None };
         let config = config.ok_or_else(|| Error::Source {
@@ -165,6 +181,7 @@ impl Source {
                 .iter()
                 .map(|t| t.name.clone())
                 .collect(),
+            Files::Foreign(foreign) => foreign.tensors().iter().map(|t| t.name.clone()).collect(),
         }
     }
 
@@ -267,7 +284,11 @@ impl Source {
 
     /// The stored view of a tensor that is not quantized.
     fn kept(&self, name: &str) -> Result<TensorView<'_>> {
-        Ok(self.files.checkpoint().tensor(name)?)
+        let stored = match &self.files {
+            Files::Foreign(foreign) => foreign.stored_name(foreign.tensor(name)?),
+            _ => name,
+        };
+        Ok(self.files.checkpoint().tensor(stored)?)
     }
 }
 
@@ -284,6 +305,7 @@ impl WeightSource for Source {
         match &self.files {
             Files::Checkpoint(checkpoint) => checkpoint.file_of(name).is_some(),
             Files::Artifact(artifact) => artifact.record(name).is_ok(),
+            Files::Foreign(foreign) => foreign.find(name).is_some(),
         }
     }
 
@@ -293,10 +315,20 @@ impl WeightSource for Source {
         {
             return self.packed(artifact, name, q, n, k);
         }
+        if let Files::Foreign(foreign) = &self.files
+            && let Some(weight) = foreign::matrix(foreign, name, n, k)?
+        {
+            return Ok(weight);
+        }
         self.dense(&self.kept(name)?, name, n, k)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        if let Files::Foreign(foreign) = &self.files
+            && let Some(values) = foreign::vector(foreign, name, len)?
+        {
+            return Ok(values);
+        }
         let view = self.kept(name)?;
         let values = view.float_dtype().map(|dtype| dtype.widen(view.bytes()));
         match values {

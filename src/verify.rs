@@ -6,6 +6,8 @@
 //! that shares nothing with the writer's: codes taken from the bytes bit by bit by the manifest's
 //! formula, values and sums in plain `f64`.
 
+mod foreign;
+
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use qtool_formats::artifact::manifest::QuantizedRecord;
 use qtool_formats::artifact::{Artifact, Figures, FileRecord, Stored, TensorRecord};
 use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::dtype::Dtype;
+use qtool_formats::import;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -48,6 +51,31 @@ pub struct Verification {
     pub figures_rederived: usize,
     /// Everything wrong; empty when the artifact is sound.
     pub findings: Vec<Finding>,
+    /// The format, of a model that another ecosystem made.
+    pub format: Option<&'static str>,
+    /// How near its tensors are to the base's, of such a model with a base.
+    pub figures: Vec<TensorFigures>,
+    /// What could not be checked, and why.
+    pub notes: Vec<String>,
+}
+
+/// A tensor and how near it is to the base's; formulas at [`Figures`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TensorFigures {
+    /// Its name.
+    pub name: String,
+    /// What it is stored as.
+    pub stored_as: String,
+    /// Bits per weight, everything counted.
+    pub bits_per_weight: f64,
+    /// Squared error over squared weights.
+    pub relative_mse: Option<f64>,
+    /// The same in dB; `None` without error.
+    pub sqnr_db: Option<f64>,
+    /// Cosine of the two.
+    pub cosine: Option<f64>,
+    /// Largest difference.
+    pub max_abs_error: f64,
 }
 
 /// Relative difference up to which two derivations of a figure agree. The writer adds squares in
@@ -56,9 +84,14 @@ pub struct Verification {
 /// which moves the largest error of INT8 by up to 8e-6.
 pub const FIGURE_TOLERANCE: f64 = 1e-5;
 
-/// Verifies the artifact in `folder`, or every rank's when it is split. Fails only when it cannot be
-/// opened as one at all.
+/// Verifies the artifact in `folder`, or every rank's when it is split, or another ecosystem's model. Fails only when
+/// it cannot be opened as one at all.
 pub fn run(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Verification> {
+    if !Artifact::is_artifact(folder)
+        && let Some(model) = import::open(folder)?
+    {
+        return foreign::run(model, base, show_progress);
+    }
     let Some(ranks) = RankIndex::folders(folder)? else {
         return one(folder, base, show_progress);
     };
@@ -168,6 +201,7 @@ fn one(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Verifi
         bytes: artifact.files().tensor_bytes(),
         figures_rederived: if base.is_some() { quantized } else { 0 },
         findings,
+        ..Verification::default()
     })
 }
 

@@ -17,6 +17,7 @@ mod gpu;
 mod head;
 mod hostile;
 mod house;
+mod imports;
 mod laws;
 mod model;
 #[path = "fuzz/oracle.rs"]

@@ -81,6 +81,25 @@ impl Checkpoint {
         Ok(this)
     }
 
+    /// A file of another format, seen as a checkpoint: `entries` lie within it and have names of their own.
+    pub(crate) fn of_entries(path: &Path, file: MappedFile, entries: Vec<Entry>) -> Self {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let by_name = entries
+            .iter()
+            .enumerate()
+            .map(|(i, e)| (e.name.clone(), i))
+            .collect();
+        Self {
+            root: path.to_owned(),
+            folder: folder.unwrap_or(Path::new(".")).to_owned(),
+            is_folder: false,
+            files: vec![file],
+            naming: Naming::of(entries.iter().map(|e| e.name.as_str())),
+            entries: entries.into_iter().map(|entry| (0, entry)).collect(),
+            by_name,
+        }
+    }
+
     fn check_index(&self, index: &std::collections::BTreeMap<String, String>) -> Result<()> {
         let index_path = self.folder.join(shards::INDEX_FILE);
         for (name, file) in index {

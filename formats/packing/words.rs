@@ -142,6 +142,50 @@ pub fn awq(k: usize, codes: &[u8], n: usize, at: usize, out: &mut [u8]) {
     }
 }
 
+/// The codes behind streams of words, rows of `count`: the reverse of [`straight`]. What pads a row is left out.
+///
+/// Fails when the bytes are no whole number of rows.
+pub fn straight_codes(bits: u8, count: usize, bytes: &[u8]) -> Result<Vec<u8>> {
+    let (row, stored) = (LSB_ROWS.row_bytes(bits, count), words(bits, count) * WORD);
+    let rows = bytes.len().checked_div(stored).unwrap_or(0);
+    let mut out = Vec::with_capacity(rows * count);
+    if row == stored {
+        LSB_ROWS.unpack(bits, count, bytes, &mut out)?;
+        return Ok(out);
+    }
+    for words in bytes.chunks(stored.max(1)) {
+        LSB_ROWS.unpack(bits, count, words.get(..row).unwrap_or(words), &mut out)?;
+    }
+    Ok(out)
+}
+
+/// The (columns, rows) transpose of a (rows, columns) matrix of elements of `width` bytes.
+pub fn turned(width: usize, rows: usize, columns: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![0u8; bytes.len()];
+    for (row, line) in bytes.chunks_exact((columns * width).max(1)).enumerate() {
+        turn(width, columns, line, rows, row, &mut out);
+    }
+    out
+}
+
+/// The codes (N, K) behind AWQ's (`k`, `n` / 8) words: the reverse of [`awq`].
+pub fn awq_codes(k: usize, n: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![0u8; n * k];
+    for (column, line) in bytes.chunks_exact((n / 8 * WORD).max(1)).enumerate() {
+        let words = line.as_chunks::<WORD>().0.iter();
+        let nibbles = words.flat_map(|word| {
+            let word = u32::from_le_bytes(*word);
+            AWQ_PLACE
+                .iter()
+                .map(move |place| ((word >> (4 * place)) & 15) as u8)
+        });
+        for (target, code) in out.iter_mut().skip(column).step_by(k.max(1)).zip(nibbles) {
+            *target = code;
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +216,7 @@ mod tests {
                 let packed = straight(bits, count, &codes).unwrap();
                 let row = words(bits, count);
                 assert_eq!(packed.len(), 3 * row * WORD);
+                assert_eq!(straight_codes(bits, count, &packed).unwrap(), codes);
                 for (index, code) in codes.iter().enumerate() {
                     let (r, j) = (index / count, index % count);
                     for i in 0..usize::from(bits) {
@@ -193,6 +238,7 @@ mod tests {
         let mut out = vec![0u8; k * n / 8 * WORD];
         awq(k, &codes[..8 * k], n, 0, &mut out);
         awq(k, &codes[8 * k..], n, 8, &mut out);
+        assert_eq!(awq_codes(k, n, &out), codes);
         for (row, codes) in codes.chunks_exact(k).enumerate() {
             for (column, code) in codes.iter().enumerate() {
                 let nibble = word(&out, column * n / 8 + row / 8) >> (4 * AWQ_PLACE[row % 8]);
@@ -206,6 +252,8 @@ mod tests {
         let mut out = [0u8; 12];
         turn(2, 2, &[1, 0, 2, 0, 3, 0, 4, 0], 3, 1, &mut out);
         assert_eq!(out, [0, 0, 1, 0, 3, 0, 0, 0, 2, 0, 4, 0]);
+        assert_eq!(turned(1, 2, 3, &[1, 2, 3, 4, 5, 6]), [1, 4, 2, 5, 3, 6]);
+        assert_eq!(turned(2, 2, 1, &[1, 0, 2, 0]), [1, 0, 2, 0]);
         let mut words = [0u8; 8];
         turn(WORD, 1, &[1, 2, 3, 4, 5, 6, 7, 8], 2, 0, &mut words);
         assert_eq!(words, [1, 2, 3, 4, 5, 6, 7, 8]);

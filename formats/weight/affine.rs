@@ -31,6 +31,60 @@ impl AffineWeight {
         scales: Vec<f32>,
         zeros: Vec<u8>,
     ) -> Result<Self> {
+        let this = Self::checked(scheme, n, k, (codes, scales, zeros), scheme.code_range())?;
+        let dtype = scheme.scale_dtype();
+        if let Some(scale) = this
+            .scales
+            .iter()
+            .find(|&&s| !(s > 0.0 && s.is_finite() && dtype.round(s) == s))
+        {
+            return Err(FormatError::Weight {
+                what: "scale",
+                expected: format!("a positive finite {dtype} value"),
+                got: scale.to_string(),
+            });
+        }
+        Ok(this)
+    }
+
+    /// The same as others write it: codes may be all that the bits hold (code 0 of symmetric INT8), and scales may be
+    /// negative or zero, as those of GGML's blocks are.
+    ///
+    /// Fails when a length is wrong, a code or zero point does not fit the bits, or a scale is not finite or no
+    /// value of the scheme's scale dtype.
+    pub fn foreign(
+        scheme: AffineScheme,
+        n: usize,
+        k: usize,
+        codes: Vec<u8>,
+        scales: Vec<f32>,
+        zeros: Vec<u8>,
+    ) -> Result<Self> {
+        let all = (0, ((1u16 << scheme.bits()) - 1) as u8);
+        let this = Self::checked(scheme, n, k, (codes, scales, zeros), all)?;
+        let dtype = scheme.scale_dtype();
+        match this
+            .scales
+            .iter()
+            .find(|&&s| !s.is_finite() || dtype.round(s) != s)
+        {
+            Some(scale) => Err(FormatError::Weight {
+                what: "scale",
+                expected: format!("a finite {dtype} value"),
+                got: scale.to_string(),
+            }),
+            None => Ok(this),
+        }
+    }
+
+    /// Lengths and ranges.
+    fn checked(
+        scheme: AffineScheme,
+        n: usize,
+        k: usize,
+        (codes, scales, zeros): (Vec<u8>, Vec<f32>, Vec<u8>),
+        (low, high): (u8, u8),
+    ) -> Result<Self> {
         let groups = scheme.groups(n, k)?;
         let stored_zeros = if scheme.fixed_zero().is_none() {
             n * groups
@@ -40,7 +94,6 @@ impl AffineWeight {
         check_len("codes", n * k, codes.len())?;
         check_len("scales", n * groups, scales.len())?;
         check_len("zero points", stored_zeros, zeros.len())?;
-        let (low, high) = scheme.code_range();
         for (what, values) in [("code", &codes), ("zero point", &zeros)] {
             let (min, max) = values
                 .iter()
@@ -53,17 +106,6 @@ impl AffineWeight {
                     got: got.to_string(),
                 });
             }
-        }
-        let dtype = scheme.scale_dtype();
-        if let Some(scale) = scales
-            .iter()
-            .find(|&&s| !(s > 0.0 && s.is_finite() && dtype.round(s) == s))
-        {
-            return Err(FormatError::Weight {
-                what: "scale",
-                expected: format!("a positive finite {dtype} value"),
-                got: scale.to_string(),
-            });
         }
         Ok(Self {
             scheme,

@@ -16,9 +16,10 @@ use crate::table::Table;
 Examples:
   qtool inspect MODEL                                            a checkpoint, by class of tensors
   qtool inspect OUT --all                                        an artifact, every tensor
+  qtool inspect VENDOR                                           a GPTQ, AWQ, compressed-tensors, NF4 or GGUF model
   qtool inspect OUT --tensor model.layers.0.mlp.up_proj.weight   one tensor and its code histogram")]
 pub struct Args {
-    /// A model folder, a .safetensors file, or an artifact
+    /// A model folder, a .safetensors or .gguf file, or an artifact
     pub path: PathBuf,
     /// Show this tensor, with a histogram of its codes or values
     #[arg(long, value_name = "NAME")]
@@ -49,7 +50,7 @@ impl Args {
         if self.json {
             print_json(&json!({
                 "path": self.path,
-                "kind": if subject.manifest().is_some() { "artifact" } else { "checkpoint" },
+                "kind": subject.kind(),
                 "source": subject.manifest().map(|m| &m.source),
                 "totals": subject.manifest().map(|m| &m.totals),
                 "tensor_bytes": subject.files().tensor_bytes(),
@@ -88,7 +89,8 @@ impl Args {
                 )
             }
             None => format!(
-                "{path}: checkpoint\n{} tensors in {files} file(s), {stored}\n\n",
+                "{path}: {}\n{} tensors in {files} file(s), {stored}\n\n",
+                subject.kind(),
                 lines.len()
             ),
         }

@@ -19,7 +19,7 @@ Examples:
   qtool predict MODEL --task question-matching=test.tsv -o predictions.txt
   qtool predict OUT --task classification=texts.txt --labels label.txt --shots train.txt -o classes.txt")]
 pub struct Args {
-    /// A checkpoint or an artifact
+    /// A checkpoint, an artifact, or a model that others quantized
     #[arg(
         required_unless_present = "endpoint",
         conflicts_with = "endpoint",

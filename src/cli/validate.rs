@@ -22,6 +22,7 @@ command with --resume goes on. The folder beside a report is removed when the re
 
 Examples:
   qtool validate MODEL INT8 INT4 --task question-matching=test.tsv --report r.html
+  qtool validate MODEL VENDOR-GPTQ VENDOR.gguf --task perplexity=text.txt
   qtool validate MODEL INT4 --task perplexity=text.txt --task divergence=text.txt --max-kl 0.05
   qtool validate MODEL INT4 --task question-matching=DuQM/ --shots dev.tsv --max-drop question-matching=1
   qtool validate MODEL INT4 --task classification=test.txt --ask generate --bad-cases bad_case.txt
@@ -34,7 +35,7 @@ Exit status: 0 done or within the limits, 1 a limit does not hold, 3 the items d
 #[derive(Debug, clap::Args)]
 #[command(after_help = after())]
 pub struct Args {
-    /// The base, then the models to compare with it: checkpoints or artifacts
+    /// The base, then the models to compare with it: checkpoints, artifacts, or models that others quantized
     #[arg(required_unless_present = "endpoint", value_name = "BASE OUT")]
     pub models: Vec<PathBuf>,
     /// What to evaluate, and its data
@@ -74,7 +75,7 @@ pub struct Args {
     /// Go on with the answers of an interrupted run
     #[arg(long)]
     pub resume: bool,
-    /// Take artifacts without checking their digests and codes first
+    /// Take artifacts and others' models without checking their digests and codes first
     #[arg(long)]
     pub unverified: bool,
     /// Resamples of each bootstrap

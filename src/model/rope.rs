@@ -6,6 +6,7 @@
 //! linear               frequency / factor
 //! llama3               as linear for wavelengths above old_context / low, as is below old_context / high,
 //!                      blended in between (Llama 3.1's release notes and Hugging Face's `rope_utils`)
+//! divided              frequency i / divisor i, each given: how GGUF files keep any of these
 //! ```
 
 use qtool_kernels::backend::{RopeStyle, RopeTable};
@@ -51,6 +52,19 @@ impl Rope {
                     }
                 }
             }
+            "divided" => {
+                let divisors = scaling.and_then(|s| s.get("divisors")?.as_array());
+                let divisors: Vec<f64> = divisors.into_iter().flatten().filter_map(Value::as_f64).collect();
+                if divisors.len() != half || !divisors.iter().all(|d| *d > 0.0) {
+                    return Err(format!(
+                        "expected {half} positive divisors of rotary frequencies, got {}",
+                        divisors.len()
+                    ));
+                }
+                for (f, divisor) in frequencies.iter_mut().zip(divisors) {
+                    *f /= divisor as f32;
+                }
+            }
             other => {
                 return Err(format!(
                     "rotary scaling {other:?} is not supported; supported are default, linear and llama3"
@@ -89,6 +103,11 @@ mod tests {
         assert_eq!(rope(scaled).unwrap().frequencies, [0.5, 0.05]);
         let modern = json!({"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}});
         assert_eq!(rope(modern).unwrap().frequencies, [1.0, 0.1]);
+        let divided =
+            json!({"rope_theta": 100.0, "rope_scaling": {"rope_type": "divided", "divisors": [1.0, 4.0]}});
+        assert_eq!(rope(divided).unwrap().frequencies, [1.0, 0.025]);
+        let short = rope(json!({"rope_scaling": {"rope_type": "divided", "divisors": [1.0]}}));
+        assert!(short.unwrap_err().contains("2 positive divisors"));
         let refused = rope(json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}));
         assert!(refused.unwrap_err().contains("yarn"));
         let table = rope(json!({"rope_theta": 100.0})).unwrap().table(3, 5);

@@ -34,7 +34,15 @@ pub fn stop_ids<B: Backend>(model: &Model<B>, tokenizer: &Tokenizer) -> Result<V
             path: path.clone(),
             reason: format!("no JSON: {e}"),
         })?,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Value::Null,
+        // Beside a model that is one file there is none.
+        Err(e)
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Value::Null
+        }
         Err(e) => return Err(FormatError::io(&path, "read")(e).into()),
     };
     let mut ids: Vec<u32> = Vec::from_iter(tokenizer.ids().eos);

@@ -6,12 +6,14 @@
 //! | `config` | `tokenizer_config.json` and the files beside it: names of special tokens, flags, templates |
 //! | `library` | `tokenizer.json`, run by the `tokenizers` crate |
 //! | `sentencepiece` | `tokenizer.model`, where there is no `tokenizer.json` |
+//! | `gguf` | the tokenizer inside a GGUF file |
 //! | `added` | tokens that are taken out of a text before that |
 //! | `template` | conversations to text |
 //! | `python` | what templates expect of Python |
 
 mod added;
 mod config;
+mod gguf;
 mod library;
 pub(crate) mod python;
 mod sentencepiece;
@@ -101,10 +103,14 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a model folder: its `tokenizer.json`, or else its SentencePiece model.
+    /// Reads the tokenizer of a model folder: its `tokenizer.json`, or else its SentencePiece model; or that of a GGUF
+    /// file.
     ///
     /// Fails when there is none, or when one of its files is damaged or of an unknown kind.
     pub fn open(folder: &Path) -> Result<Self> {
+        if let Some(file) = qtool_formats::import::gguf::file_of(folder)? {
+            return Self::of_gguf(&file);
+        }
         let mut sources = Sources::new(folder);
         let config = Config::read(&mut sources)?;
         let Some((path, bytes)) = sources.first(&VOCABULARIES)? else {
@@ -114,10 +120,24 @@ impl Tokenizer {
             });
         };
         let model = Vocabulary::read(&path, &bytes, &config)?;
+        Self::of(folder, model, &config, sources.digest())
+    }
+
+    /// The tokenizer inside a GGUF file.
+    fn of_gguf(file: &Path) -> Result<Self> {
+        let about = qtool_formats::import::gguf::metadata(file)?;
+        let (model, config) = gguf::read(file, &about)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(about.tokenizer_text().as_bytes());
+        let digest = format!("blake3:{}", hasher.finalize().to_hex());
+        Self::of(file, model, &config, digest)
+    }
+
+    fn of(folder: &Path, model: Vocabulary, config: &Config, digest: String) -> Result<Self> {
         let template = config
             .template
             .as_ref()
-            .map(|t| Template::new(t, &config))
+            .map(|t| Template::new(t, config))
             .transpose()?;
         let id = |name: &str| config.special(name).and_then(|token| model.id(token));
         let ids = SpecialIds {
@@ -131,7 +151,7 @@ impl Tokenizer {
             model,
             template,
             ids,
-            digest: sources.digest(),
+            digest,
         })
     }
 

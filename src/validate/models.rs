@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use qtool_formats::artifact::manifest::Manifest;
 use qtool_formats::artifact::{Artifact, Stored};
 use qtool_formats::checkpoint::Checkpoint;
+use qtool_formats::import::{self, Foreign};
 use qtool_formats::scheme::Scheme;
 use qtool_formats::{FormatError, TensorView};
 use serde_json::Value;
@@ -29,6 +30,16 @@ pub struct Asked {
 ///
 /// Fails when it holds no model, or is an artifact that does not verify and `verified` is wanted.
 pub fn describe(folder: &Path, verified: bool, show_progress: bool) -> Result<(ModelEntry, Option<u64>)> {
+    if !Artifact::is_artifact(folder)
+        && let Some(model) = import::open(folder)?
+    {
+        let vocabulary = model.config().get("vocab_size").and_then(Value::as_u64);
+        let entry = of_foreign(folder, &model)?;
+        if verified {
+            sound(folder, show_progress)?;
+        }
+        return Ok((entry, vocabulary));
+    }
     let config = read_config(folder)?.ok_or_else(|| Error::Source {
         path: folder.to_owned(),
         reason: "holds no config.json; give a model folder or an artifact".to_owned(),
@@ -37,20 +48,71 @@ pub fn describe(folder: &Path, verified: bool, show_progress: bool) -> Result<(M
     let entry = if Artifact::is_artifact(folder) {
         let artifact = Artifact::open(folder)?;
         if verified {
-            let found = verify::run(folder, None, show_progress)?;
-            if let Some(first) = found.findings.first() {
-                return Err(Error::Unsound {
-                    path: folder.to_owned(),
-                    first: format!("{}: {}", first.subject, first.problem),
-                    findings: found.findings.len(),
-                });
-            }
+            sound(folder, show_progress)?;
         }
         of_artifact(folder, artifact.manifest(), artifact.files())?
     } else {
         of_checkpoint(folder, &Checkpoint::open(folder)?)?
     };
     Ok((entry, vocabulary))
+}
+
+/// Fails unless what is in the folder verifies.
+fn sound(folder: &Path, show_progress: bool) -> Result<()> {
+    let found = verify::run(folder, None, show_progress)?;
+    match found.findings.first() {
+        None => Ok(()),
+        Some(first) => Err(Error::Unsound {
+            path: folder.to_owned(),
+            first: format!("{}: {}", first.subject, first.problem),
+            findings: found.findings.len(),
+        }),
+    }
+}
+
+/// A model that another ecosystem quantized, headed by what most of its weights are.
+fn of_foreign(folder: &Path, model: &Foreign) -> Result<ModelEntry> {
+    let mut weights: HashMap<&str, u64> = HashMap::new();
+    let (mut tensors, mut bytes, mut elements) = (Vec::new(), 0u64, 0u64);
+    for tensor in model.tensors() {
+        let count: u64 = tensor.shape.iter().map(|d| *d as u64).product();
+        let stored = model.stored_bytes(tensor)?;
+        (bytes, elements) = (bytes + stored, elements + count);
+        *weights.entry(tensor.stored_as.as_str()).or_default() += count;
+        if tensor.coded.is_some() {
+            tensors.push(TensorFigure {
+                name: tensor.name.clone(),
+                scheme: tensor.stored_as.clone(),
+                sqnr_db: None,
+                bits_per_weight: stored as f64 * 8.0 / count.max(1) as f64,
+            });
+        }
+    }
+    let main = weights.into_iter().max_by_key(|(name, n)| (*n, name.to_owned()));
+    let main = main.map_or("", |(name, _)| name);
+    let mut hasher = sampled(model.files())?;
+    hasher.update(model.config().to_string().as_bytes());
+    Ok(ModelEntry {
+        label: foreign_heading(main),
+        path: folder.display().to_string(),
+        kind: format!("{} {main}", model.format()),
+        bytes: Some(bytes),
+        bits_per_weight: (elements > 0).then(|| bytes as f64 * 8.0 / elements as f64),
+        digest: Some(format!("blake3:{}", hasher.finalize().to_hex())),
+        tokenizer_digest: None,
+        tensors,
+    })
+}
+
+/// `INT4` of `w4-zp-g128-f16`, `NF4` of `nf4-g64-double`, and the name itself of a type of GGUF.
+fn foreign_heading(stored_as: &str) -> String {
+    match stored_as.split('-').next().unwrap_or_default() {
+        first if first.starts_with("nf") || first.starts_with("fp") => first.to_uppercase(),
+        first => match first.strip_prefix('w') {
+            Some(bits) => format!("INT{bits}"),
+            None => first.to_owned(),
+        },
+    }
 }
 
 fn of_artifact(folder: &Path, manifest: &Manifest, files: &Checkpoint) -> Result<ModelEntry> {
@@ -101,8 +163,19 @@ fn heading(scheme: &Scheme) -> String {
 /// Bytes of each tensor that a checkpoint's digest covers, besides names, types and shapes of all.
 const SAMPLED_BYTES: usize = 4096;
 
-fn of_checkpoint(folder: &Path, checkpoint: &Checkpoint) -> Result<ModelEntry> {
+/// Names, types and shapes of all stored tensors, and the beginning of each.
+fn sampled(files: &Checkpoint) -> Result<blake3::Hasher> {
     let mut hasher = blake3::Hasher::new();
+    for view in files.tensors() {
+        let view: TensorView<'_> = view?;
+        hasher.update(format!("{} {} {:?};", view.name(), view.dtype(), view.shape()).as_bytes());
+        hasher.update(&view.bytes()[..view.bytes().len().min(SAMPLED_BYTES)]);
+    }
+    Ok(hasher)
+}
+
+fn of_checkpoint(folder: &Path, checkpoint: &Checkpoint) -> Result<ModelEntry> {
+    let mut hasher = sampled(checkpoint)?;
     let mut types: HashMap<String, u64> = HashMap::new();
     let (mut weights, mut bytes) = (0_u64, 0_u64);
     for view in checkpoint.tensors() {
@@ -111,8 +184,6 @@ fn of_checkpoint(folder: &Path, checkpoint: &Checkpoint) -> Result<ModelEntry> {
         weights += count;
         bytes += view.bytes().len() as u64;
         *types.entry(view.dtype().to_string()).or_default() += count;
-        hasher.update(format!("{} {} {:?};", view.name(), view.dtype(), view.shape()).as_bytes());
-        hasher.update(&view.bytes()[..view.bytes().len().min(SAMPLED_BYTES)]);
     }
     let path = folder.join("config.json");
     hasher.update(&std::fs::read(&path).map_err(FormatError::io(&path, "read"))?);
@@ -158,6 +229,12 @@ pub fn label(entries: &mut [ModelEntry]) {
     }
 }
 
+/// Two tokenizers whose files differ count as one when they cut this alike: others save a model's tokenizer anew, and
+/// GGUF files have it in a form of their own.
+const PROBE: &str = "The quick brown fox jumps over 13 lazy dogs; it's 3.14159 or 1,234,567?\n\n\tfor i in range(10):\n    \
+    print(f\"{i:>4} != {x[i]}\")  # we'll see, they've said so\r\n  Straße, naïve café, Ελληνικά, Русский текст, עברית, \
+    العربية, हिन्दी, ไทย, 한국어, 日本語のテキスト、中文分词：二〇二四年，“引号”……（完） \u{1f680}\u{1f44d}\u{1f3fd} ½ ² № ﬁ e\u{301} \u{a0}\u{3000}x    y";
+
 /// Fails when a candidate cannot stand beside the base: another vocabulary, or, where tokens are compared one by one,
 /// another tokenizer.
 pub fn comparable(models: &[Asked], by_token: bool) -> Result<()> {
@@ -181,10 +258,11 @@ pub fn comparable(models: &[Asked], by_token: bool) -> Result<()> {
         if by_token
             && let (Some(expected), Some(got)) = digests
             && expected != got
+            && base.scorer.tokenize(PROBE)? != candidate.scorer.tokenize(PROBE)?
         {
             return Err(fault(
-                "it has another tokenizer (its files differ), and this task compares token by token; copy the base's \
-                 tokenizer files, or leave the task out"
+                "it has another tokenizer (its files differ, and it cuts a text otherwise), and this task compares token \
+                 by token; copy the base's tokenizer files, or leave the task out"
                     .to_owned(),
             ));
         }
@@ -204,6 +282,18 @@ mod tests {
             ("wint2", "INT2"),
         ] {
             assert_eq!(heading(&serde_json::from_value(name.into()).unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn headings_of_other_formats() {
+        for (name, expected) in [
+            ("w4-zp-g128-f16", "INT4"),
+            ("nf4-g64-double", "NF4"),
+            ("Q4_K", "Q4_K"),
+            ("BF16", "BF16"),
+        ] {
+            assert_eq!(foreign_heading(name), expected);
         }
     }
 

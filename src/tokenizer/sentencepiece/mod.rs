@@ -14,14 +14,14 @@
 mod bpe;
 mod normalize;
 mod pieces;
-mod proto;
+pub(super) mod proto;
 mod unigram;
 
 use std::path::Path;
 
 use self::normalize::{Normalizer, SPACE};
 use self::pieces::Pieces;
-use self::proto::{Algorithm, Kind};
+use self::proto::{Algorithm, Kind, Model};
 use super::Row;
 use super::added::{AddedTokens, Part};
 use super::config::Config;
@@ -70,6 +70,16 @@ impl SentencePiece {
             )));
         }
         let model = proto::parse(bytes).map_err(fault)?;
+        Self::of(path, model, config)
+    }
+
+    /// The same of a model that was read already. `path` is for messages.
+    pub fn of(path: &Path, model: Model, config: &Config) -> Result<Self> {
+        let fault = |reason: String| Error::Tokenizer {
+            path: path.to_owned(),
+            reason: format!("no usable SentencePiece model: {reason}"),
+        };
+        let class = config.class.as_deref().unwrap_or("");
         let normalizer = Normalizer::new(&model).map_err(fault)?;
         let pieces = Pieces::new(model.pieces, model.byte_fallback).map_err(fault)?;
         let added = AddedTokens::new(&config.added, pieces.len(), &|text| pieces.id(text));
