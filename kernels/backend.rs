@@ -154,6 +154,12 @@ pub trait Backend: Send + Sync {
     fn upload(&self, values: &[f32], columns: usize) -> Self::Tensor;
     /// All values of `x`, row-major.
     fn download(&self, x: &Self::Tensor) -> Vec<f32>;
+    /// The same, after asking whether they mean anything.
+    fn read(&self, x: &Self::Tensor) -> Result<Vec<f32>, Fault> {
+        let values = self.download(x);
+        self.fault()?;
+        Ok(values)
+    }
     /// (rows, columns).
     fn dims(&self, x: &Self::Tensor) -> (usize, usize);
     /// A weight to the device. Lengths of its parts must fit its scheme.

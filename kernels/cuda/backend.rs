@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{CudaSlice, DriverError, LaunchArgs, PushKernelArg};
 
 use super::device::{Device, words};
-use super::launch::run;
-use super::weight::DeviceWeight;
+use super::launch::{out_of_memory, run};
+use super::weight::{DeviceWeight, WeightArgs};
 use crate::backend::{Activation, Backend, Fault, Heads, HostWeight, RopeStyle, RopeTable, Segment};
 
 /// Rows up to which a product is done by `gemv`.
@@ -32,9 +32,18 @@ pub struct CudaBackend {
 /// (rows, columns) of f32 on the device, row-major; without values when it is empty or the device has failed.
 #[derive(Debug)]
 pub struct DeviceTensor {
+    device: Arc<Device>,
     rows: usize,
     columns: usize,
     values: Option<CudaSlice<f32>>,
+}
+
+impl Drop for DeviceTensor {
+    fn drop(&mut self) {
+        if let Some(values) = self.values.take() {
+            self.device.arena.give(values);
+        }
+    }
 }
 
 impl CudaBackend {
@@ -52,7 +61,11 @@ impl CudaBackend {
     }
 
     /// Does `work` unless the device has failed; keeps the first failure.
-    fn attempt<T>(&self, what: &'static str, work: impl FnOnce() -> Result<T, DriverError>) -> Option<T> {
+    pub(super) fn attempt<T>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce() -> Result<T, DriverError>,
+    ) -> Option<T> {
         let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         if fault.is_some() {
             return None;
@@ -63,7 +76,7 @@ impl CudaBackend {
                 *fault = Some(Fault {
                     device: self.device.name().to_owned(),
                     what,
-                    reason: words(error),
+                    reason: self.device.arena.refusal().unwrap_or_else(|| words(error)),
                 });
                 None
             }
@@ -76,19 +89,38 @@ impl CudaBackend {
         self.device.stream.launch_builder(function)
     }
 
-    fn zeros(&self, rows: usize, columns: usize) -> DeviceTensor {
-        let values = (rows * columns > 0)
-            .then(|| {
-                self.attempt("allocate a tensor", || {
-                    self.device.stream.alloc_zeros(rows * columns)
-                })
+    /// Room for a tensor, filled by `fill`; nothing when it is empty.
+    fn filled(
+        &self,
+        what: &'static str,
+        (rows, columns): (usize, usize),
+        fill: impl FnOnce(&mut CudaSlice<f32>) -> Result<(), DriverError>,
+    ) -> DeviceTensor {
+        let values = (rows * columns > 0).then(|| {
+            self.attempt(what, || {
+                let room = self.device.residency.room(rows * columns)?;
+                let mut values = room.ok_or_else(out_of_memory)?;
+                fill(&mut values)?;
+                Ok(values)
             })
-            .flatten();
+        });
         DeviceTensor {
+            device: Arc::clone(&self.device),
             rows,
             columns,
-            values,
+            values: values.flatten(),
         }
+    }
+
+    fn zeros(&self, rows: usize, columns: usize) -> DeviceTensor {
+        self.filled("allocate a tensor", (rows, columns), |values| {
+            self.device.stream.memset_zeros(values)
+        })
+    }
+
+    /// What kernels are told of a weight, which is on the device then. Nothing may be allocated between this and the launch.
+    fn resident(&self, weight: &DeviceWeight) -> Result<WeightArgs, DriverError> {
+        Ok(DeviceWeight::resident(&self.device, &[weight])?.swap_remove(0))
     }
 
     /// A tensor that `work` fills, unless there is nothing to fill.
@@ -162,13 +194,10 @@ impl Backend for CudaBackend {
 
     fn upload(&self, values: &[f32], columns: usize) -> DeviceTensor {
         assert_eq!(values.len() % columns.max(1), 0, "whole rows");
-        let copied = (!values.is_empty())
-            .then(|| self.attempt("copy a tensor there", || self.device.stream.clone_htod(values)));
-        DeviceTensor {
-            rows: values.len() / columns.max(1),
-            columns,
-            values: copied.flatten(),
-        }
+        let size = (values.len() / columns.max(1), columns);
+        self.filled("copy a tensor there", size, |copy| {
+            self.device.stream.memcpy_htod(values, copy)
+        })
     }
 
     fn download(&self, x: &DeviceTensor) -> Vec<f32> {
@@ -185,7 +214,7 @@ impl Backend for CudaBackend {
 
     fn weight(&self, weight: &HostWeight) -> DeviceWeight {
         self.attempt("copy a weight there", || {
-            DeviceWeight::upload(&self.device.stream, weight)
+            DeviceWeight::admit(&self.device, weight)
         })
         .unwrap_or_else(|| DeviceWeight::empty(weight))
     }
@@ -195,8 +224,9 @@ impl Backend for CudaBackend {
         assert!(ids.iter().all(|&id| id < rows), "ids within the table");
         self.made("embed tokens", (ids.len(), table.args.k as usize), |out| {
             let rows = self.device.stream.clone_htod(ids)?;
+            let args = self.resident(table)?;
             let mut call = self.kernel("decode");
-            call.arg(out).arg(&rows).arg(&table.args);
+            call.arg(out).arg(&rows).arg(&args);
             run(call, (ids.len() as u32, 1), THREADS)
         })
     }
@@ -208,8 +238,9 @@ impl Backend for CudaBackend {
             let Some(values) = &x.values else { return Ok(()) };
             let m = x.rows as i32;
             let few = x.rows <= FEW_ROWS;
+            let args = self.resident(w)?;
             let mut call = self.kernel(if few { "gemv" } else { "gemm" });
-            call.arg(out).arg(values).arg(&w.args).arg(&m);
+            call.arg(out).arg(values).arg(&args).arg(&m);
             let blocks = if few {
                 (n.div_ceil(THREADS as usize / 32), 1)
             } else {

@@ -6,6 +6,9 @@
 //! | [`device`] | is there a GPU, and if not, why |
 //! | [`weight`] | a weight's bytes on the device, still packed |
 //! | [`backend`] | which kernel does each operation |
+//! | `arena` | device memory under a budget |
+//! | `residency` | which weights lie on the device, and how the others get there in time |
+//! | `timing` | how long work takes on the device |
 //! | `launch` | the only unsafe code: kernels started, arguments as the kernels see them |
 //! | `*.cu`, `*.cuh` | the kernels; `ptx/` is made of them by `build_ptx` |
 //! | `host/` | the same kernels on the processor behind a library that looks like the driver, for tests without a GPU |
@@ -16,10 +19,13 @@
 //! then on nothing is started, every tensor is empty of meaning, and [`Backend::fault`](crate::Backend::fault) says what happened. Whoever reads
 //! results asks for it first.
 
+mod arena;
 pub mod backend;
 pub mod device;
 mod launch;
+mod residency;
+mod timing;
 pub mod weight;
 
 pub use backend::CudaBackend;
-pub use device::{Unavailable, probe};
+pub use device::{Device, MemoryUse, Unavailable, open, probe};

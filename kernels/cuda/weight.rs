@@ -1,18 +1,22 @@
 //! A weight on the device: the bytes of its parts as they lie in the file, and the description the kernels read.
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DriverError};
+use std::sync::Arc;
+
+use cudarc::driver::DriverError;
 use qtool_formats::{FloatDtype, Scheme};
 
+use super::device::Device;
+use super::residency::Slot;
 use crate::backend::{Form, HostWeight};
 
 /// Most parts of a scheme.
-const PARTS: usize = 5;
+pub(super) const PARTS: usize = 5;
 
 /// `struct Weight` of weight.cuh, field by field.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct WeightArgs {
-    parts: [u64; PARTS],
+    pub(super) parts: [u64; PARTS],
     form: i32,
     pub(super) n: i32,
     pub(super) k: i32,
@@ -38,8 +42,16 @@ fn dense(dtype: FloatDtype) -> i32 {
 #[derive(Debug)]
 pub struct DeviceWeight {
     pub(super) args: WeightArgs,
-    /// Owns what `args.parts` points to.
-    _parts: Vec<CudaSlice<u8>>,
+    /// Where its parts lie when they are used; none when the device had failed before.
+    held: Option<(Arc<Device>, Arc<Slot>)>,
+}
+
+impl Drop for DeviceWeight {
+    fn drop(&mut self) {
+        if let Some((device, slot)) = self.held.take() {
+            device.residency.dismiss(&slot);
+        }
+    }
 }
 
 impl DeviceWeight {
@@ -72,25 +84,30 @@ impl DeviceWeight {
                 scale,
                 padding: 0,
             },
-            _parts: Vec::new(),
+            held: None,
         }
     }
 
-    /// Copies a weight's bytes to the device.
-    pub(super) fn upload(
-        stream: &std::sync::Arc<CudaStream>,
-        weight: &HostWeight,
-    ) -> Result<Self, DriverError> {
-        let mut on_device = Self::empty(weight);
-        let parts = match &weight.form {
-            Form::Dense { bytes, .. } => std::slice::from_ref(bytes),
-            Form::Packed { parts, .. } => parts.as_slice(),
-        };
-        for (pointer, part) in on_device.args.parts.iter_mut().zip(parts) {
-            let bytes = stream.clone_htod(part.bytes())?;
-            *pointer = bytes.device_ptr(stream).0;
-            on_device._parts.push(bytes);
-        }
-        Ok(on_device)
+    /// Takes a weight in, on the device or where it can be fetched from.
+    pub(super) fn admit(device: &Arc<Device>, weight: &HostWeight) -> Result<Self, DriverError> {
+        let slot = device.residency.admit(weight)?;
+        Ok(Self {
+            held: Some((Arc::clone(device), slot)),
+            args: Self::empty(weight).args,
+        })
+    }
+
+    /// What kernels are told of these weights, which are on the device then, and stay until the next call.
+    pub(super) fn resident(device: &Device, weights: &[&Self]) -> Result<Vec<WeightArgs>, DriverError> {
+        let slots: Vec<&Arc<Slot>> = weights
+            .iter()
+            .filter_map(|weight| weight.held.as_ref().map(|(_, slot)| slot))
+            .collect();
+        let pointers = device.residency.use_all(&slots)?;
+        let args = weights
+            .iter()
+            .zip(pointers)
+            .map(|(weight, parts)| WeightArgs { parts, ..weight.args });
+        Ok(args.collect())
     }
 }

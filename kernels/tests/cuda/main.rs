@@ -3,6 +3,7 @@
 //! QTOOL_REQUIRE_CUDA=1 that is a failure.
 
 mod failures;
+mod memory;
 mod operations;
 mod products;
 
