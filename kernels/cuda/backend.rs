@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaSlice, DriverError, LaunchArgs, PushKernelArg};
+use cudarc::driver::{CudaSlice, CudaStream, DriverError, LaunchArgs, PushKernelArg};
 
 use super::device::{Device, words};
 use super::launch::run;
+use super::tensor::Precision;
 use super::weight::DeviceWeight;
 use crate::backend::{Activation, Backend, Fault, Heads, HostWeight, RopeStyle, RopeTable, Segment};
 
@@ -27,6 +28,7 @@ const GRAM_TILE: usize = 16;
 pub struct CudaBackend {
     device: Arc<Device>,
     fault: Arc<Mutex<Option<Fault>>>,
+    precision: Precision,
 }
 
 /// (rows, columns) of f32 on the device, row-major; without values when it is empty or the device has failed.
@@ -43,7 +45,18 @@ impl CudaBackend {
         Self {
             device,
             fault: Arc::default(),
+            precision: Precision::default(),
         }
+    }
+
+    /// The same, with products of many rows computed so.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The stream everything runs on.
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.device.stream
     }
 
     /// Its device.
@@ -52,7 +65,11 @@ impl CudaBackend {
     }
 
     /// Does `work` unless the device has failed; keeps the first failure.
-    fn attempt<T>(&self, what: &'static str, work: impl FnOnce() -> Result<T, DriverError>) -> Option<T> {
+    pub(super) fn attempt<T>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce() -> Result<T, DriverError>,
+    ) -> Option<T> {
         let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         if fault.is_some() {
             return None;
@@ -71,7 +88,7 @@ impl CudaBackend {
     }
 
     /// A kernel to push arguments on.
-    fn kernel(&self, name: &'static str) -> LaunchArgs<'_> {
+    pub(super) fn kernel(&self, name: &'static str) -> LaunchArgs<'_> {
         let function = self.device.function(name).expect("a kernel of the list");
         self.device.stream.launch_builder(function)
     }
@@ -208,13 +225,15 @@ impl Backend for CudaBackend {
             let Some(values) = &x.values else { return Ok(()) };
             let m = x.rows as i32;
             let few = x.rows <= FEW_ROWS;
-            let mut call = self.kernel(if few { "gemv" } else { "gemm" });
+            if !few && self.precision == Precision::Bf16 {
+                return self.tensor_product(out, values, w, x.rows);
+            }
+            if few {
+                return self.few_rows(out, values, w, x.rows);
+            }
+            let mut call = self.kernel("gemm");
             call.arg(out).arg(values).arg(&w.args).arg(&m);
-            let blocks = if few {
-                (n.div_ceil(THREADS as usize / 32), 1)
-            } else {
-                (n.div_ceil(TILE), x.rows.div_ceil(TILE))
-            };
+            let blocks = (n.div_ceil(TILE), x.rows.div_ceil(TILE));
             run(call, (blocks.0 as u32, blocks.1 as u32), THREADS)
         })
     }

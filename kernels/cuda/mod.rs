@@ -6,6 +6,9 @@
 //! | [`device`] | is there a GPU, and if not, why |
 //! | [`weight`] | a weight's bytes on the device, still packed |
 //! | [`backend`] | which kernel does each operation |
+//! | `gemv` | which kernel multiplies by few rows |
+//! | [`tensor`] | products on tensor cores, where their rounding is allowed |
+//! | [`encode`] | codes chosen on the device, the same bytes as on the processor |
 //! | `launch` | the only unsafe code: kernels started, arguments as the kernels see them |
 //! | `*.cu`, `*.cuh` | the kernels; `ptx/` is made of them by `build_ptx` |
 //! | `host/` | the same kernels on the processor behind a library that looks like the driver, for tests without a GPU |
@@ -18,8 +21,13 @@
 
 pub mod backend;
 pub mod device;
+pub mod encode;
+mod gemv;
 mod launch;
+pub mod tensor;
 pub mod weight;
 
 pub use backend::CudaBackend;
 pub use device::{Unavailable, probe};
+pub use encode::Encoder;
+pub use tensor::Precision;

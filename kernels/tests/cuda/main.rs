@@ -5,6 +5,7 @@
 mod failures;
 mod operations;
 mod products;
+mod tensor;
 
 use std::io::Write;
 use std::sync::Arc;
