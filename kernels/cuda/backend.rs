@@ -39,6 +39,18 @@ pub struct DeviceTensor {
     values: Option<CudaSlice<f32>>,
 }
 
+impl DeviceTensor {
+    /// (rows, columns).
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// Its numbers, if there are any.
+    pub(super) fn values(&self) -> Option<&CudaSlice<f32>> {
+        self.values.as_ref()
+    }
+}
+
 impl CudaBackend {
     /// On this device.
     pub fn new(device: Arc<Device>) -> Self {
@@ -151,6 +163,42 @@ impl CudaBackend {
         })
     }
 
+    /// y (M, N) = x (M, K) times the transpose of `w`, by the kernel for so many rows.
+    pub(super) fn product(
+        &self,
+        y: &mut CudaSlice<f32>,
+        x: &CudaSlice<f32>,
+        w: &DeviceWeight,
+        m: usize,
+    ) -> Result<(), DriverError> {
+        match self.precision {
+            _ if m <= FEW_ROWS => self.few_rows(y, x, w, m),
+            Precision::Bf16 => self.tensor_product(y, x, w, m),
+            Precision::F32 => {
+                let rows = m as i32;
+                let mut call = self.kernel("gemm");
+                call.arg(y).arg(x).arg(&w.args).arg(&rows);
+                let blocks = ((w.args.n as usize).div_ceil(TILE), m.div_ceil(TILE));
+                run(call, (blocks.0 as u32, blocks.1 as u32), THREADS)
+            }
+        }
+    }
+
+    /// The upper triangle of x^T x (K, K) for x (M, K).
+    pub(super) fn sum_products(
+        &self,
+        out: &mut CudaSlice<f64>,
+        x: &CudaSlice<f32>,
+        m: usize,
+        k: usize,
+    ) -> Result<(), DriverError> {
+        let (rows, columns) = (m as i32, k as i32);
+        let tiles = k.div_ceil(GRAM_TILE) as u32;
+        let mut call = self.kernel("gram");
+        call.arg(out).arg(x).arg(&rows).arg(&columns);
+        run(call, (tiles, tiles), THREADS)
+    }
+
     /// Blocks of [`THREADS`] for one thread an element.
     fn each(count: usize) -> (u32, u32) {
         (count.div_ceil(THREADS as usize) as u32, 1)
@@ -219,22 +267,10 @@ impl Backend for CudaBackend {
     }
 
     fn matmul(&self, x: &DeviceTensor, w: &DeviceWeight) -> DeviceTensor {
-        let (n, k) = (w.args.n as usize, w.args.k as usize);
-        assert_eq!(x.columns, k, "columns of x and of w");
-        self.made("multiply by a weight", (x.rows, n), |out| {
+        assert_eq!(x.columns, w.args.k as usize, "columns of x and of w");
+        self.made("multiply by a weight", (x.rows, w.args.n as usize), |out| {
             let Some(values) = &x.values else { return Ok(()) };
-            let m = x.rows as i32;
-            let few = x.rows <= FEW_ROWS;
-            if !few && self.precision == Precision::Bf16 {
-                return self.tensor_product(out, values, w, x.rows);
-            }
-            if few {
-                return self.few_rows(out, values, w, x.rows);
-            }
-            let mut call = self.kernel("gemm");
-            call.arg(out).arg(values).arg(&w.args).arg(&m);
-            let blocks = (n.div_ceil(TILE), x.rows.div_ceil(TILE));
-            run(call, (blocks.0 as u32, blocks.1 as u32), THREADS)
+            self.product(out, values, w, x.rows)
         })
     }
 
@@ -403,11 +439,7 @@ impl Backend for CudaBackend {
         let Some(values) = &x.values else { return };
         let sums = self.attempt("sum products", || {
             let mut out = self.device.stream.alloc_zeros::<f64>(k * k)?;
-            let (m, columns) = (x.rows as i32, k as i32);
-            let tiles = k.div_ceil(GRAM_TILE) as u32;
-            let mut call = self.kernel("gram");
-            call.arg(&mut out).arg(values).arg(&m).arg(&columns);
-            run(call, (tiles, tiles), THREADS)?;
+            self.sum_products(&mut out, values, x.rows, k)?;
             self.device.stream.clone_dtoh(&out)
         });
         let Some(sums) = sums else { return };

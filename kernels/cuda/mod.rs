@@ -8,6 +8,8 @@
 //! | [`backend`] | which kernel does each operation |
 //! | `gemv` | which kernel multiplies by few rows |
 //! | [`tensor`] | products on tensor cores, where their rounding is allowed |
+//! | `rates` | how fast the kernels run |
+//! | [`scores`] | log-probabilities and divergences of logits, without copying them back |
 //! | [`encode`] | codes chosen on the device, the same bytes as on the processor |
 //! | `launch` | the only unsafe code: kernels started, arguments as the kernels see them |
 //! | `*.cu`, `*.cuh` | the kernels; `ptx/` is made of them by `build_ptx` |
@@ -24,6 +26,8 @@ pub mod device;
 pub mod encode;
 mod gemv;
 mod launch;
+mod rates;
+pub mod scores;
 pub mod tensor;
 pub mod weight;
 

@@ -5,6 +5,7 @@
 mod failures;
 mod operations;
 mod products;
+mod scores;
 mod tensor;
 
 use std::io::Write;
