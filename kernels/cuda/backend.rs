@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaSlice, DriverError, LaunchArgs, PushKernelArg};
+use cudarc::driver::{CudaSlice, CudaStream, DriverError, LaunchArgs, PushKernelArg};
 
 use super::device::{Device, words};
 use super::launch::{out_of_memory, run};
+use super::tensor::Precision;
 use super::weight::{DeviceWeight, WeightArgs};
 use crate::backend::{Activation, Backend, Fault, Heads, HostWeight, RopeStyle, RopeTable, Segment};
 
@@ -27,6 +28,7 @@ const GRAM_TILE: usize = 16;
 pub struct CudaBackend {
     device: Arc<Device>,
     fault: Arc<Mutex<Option<Fault>>>,
+    precision: Precision,
 }
 
 /// (rows, columns) of f32 on the device, row-major; without values when it is empty or the device has failed.
@@ -46,13 +48,36 @@ impl Drop for DeviceTensor {
     }
 }
 
+impl DeviceTensor {
+    /// (rows, columns).
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// Its numbers, if there are any.
+    pub(super) fn values(&self) -> Option<&CudaSlice<f32>> {
+        self.values.as_ref()
+    }
+}
+
 impl CudaBackend {
     /// On this device.
     pub fn new(device: Arc<Device>) -> Self {
         Self {
             device,
             fault: Arc::default(),
+            precision: Precision::default(),
         }
+    }
+
+    /// The same, with products of many rows computed so.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The stream everything runs on.
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.device.stream
     }
 
     /// Its device.
@@ -84,7 +109,7 @@ impl CudaBackend {
     }
 
     /// A kernel to push arguments on.
-    fn kernel(&self, name: &'static str) -> LaunchArgs<'_> {
+    pub(super) fn kernel(&self, name: &'static str) -> LaunchArgs<'_> {
         let function = self.device.function(name).expect("a kernel of the list");
         self.device.stream.launch_builder(function)
     }
@@ -166,6 +191,43 @@ impl CudaBackend {
         })
     }
 
+    /// y (M, N) = x (M, K) times the transpose of `w`, by the kernel for so many rows.
+    pub(super) fn product(
+        &self,
+        y: &mut CudaSlice<f32>,
+        x: &CudaSlice<f32>,
+        w: &DeviceWeight,
+        m: usize,
+    ) -> Result<(), DriverError> {
+        let args = self.resident(w)?;
+        match self.precision {
+            _ if m <= FEW_ROWS => self.few_rows(y, x, &args, m),
+            Precision::Bf16 => self.tensor_product(y, x, &args, m),
+            Precision::F32 => {
+                let rows = m as i32;
+                let mut call = self.kernel("gemm");
+                call.arg(y).arg(x).arg(&args).arg(&rows);
+                let blocks = ((args.n as usize).div_ceil(TILE), m.div_ceil(TILE));
+                run(call, (blocks.0 as u32, blocks.1 as u32), THREADS)
+            }
+        }
+    }
+
+    /// The upper triangle of x^T x (K, K) for x (M, K).
+    pub(super) fn sum_products(
+        &self,
+        out: &mut CudaSlice<f64>,
+        x: &CudaSlice<f32>,
+        m: usize,
+        k: usize,
+    ) -> Result<(), DriverError> {
+        let (rows, columns) = (m as i32, k as i32);
+        let tiles = k.div_ceil(GRAM_TILE) as u32;
+        let mut call = self.kernel("gram");
+        call.arg(out).arg(x).arg(&rows).arg(&columns);
+        run(call, (tiles, tiles), THREADS)
+    }
+
     /// Blocks of [`THREADS`] for one thread an element.
     fn each(count: usize) -> (u32, u32) {
         (count.div_ceil(THREADS as usize) as u32, 1)
@@ -232,21 +294,10 @@ impl Backend for CudaBackend {
     }
 
     fn matmul(&self, x: &DeviceTensor, w: &DeviceWeight) -> DeviceTensor {
-        let (n, k) = (w.args.n as usize, w.args.k as usize);
-        assert_eq!(x.columns, k, "columns of x and of w");
-        self.made("multiply by a weight", (x.rows, n), |out| {
+        assert_eq!(x.columns, w.args.k as usize, "columns of x and of w");
+        self.made("multiply by a weight", (x.rows, w.args.n as usize), |out| {
             let Some(values) = &x.values else { return Ok(()) };
-            let m = x.rows as i32;
-            let few = x.rows <= FEW_ROWS;
-            let args = self.resident(w)?;
-            let mut call = self.kernel(if few { "gemv" } else { "gemm" });
-            call.arg(out).arg(values).arg(&args).arg(&m);
-            let blocks = if few {
-                (n.div_ceil(THREADS as usize / 32), 1)
-            } else {
-                (n.div_ceil(TILE), x.rows.div_ceil(TILE))
-            };
-            run(call, (blocks.0 as u32, blocks.1 as u32), THREADS)
+            self.product(out, values, w, x.rows)
         })
     }
 
@@ -415,11 +466,7 @@ impl Backend for CudaBackend {
         let Some(values) = &x.values else { return };
         let sums = self.attempt("sum products", || {
             let mut out = self.device.stream.alloc_zeros::<f64>(k * k)?;
-            let (m, columns) = (x.rows as i32, k as i32);
-            let tiles = k.div_ceil(GRAM_TILE) as u32;
-            let mut call = self.kernel("gram");
-            call.arg(&mut out).arg(values).arg(&m).arg(&columns);
-            run(call, (tiles, tiles), THREADS)?;
+            self.sum_products(&mut out, values, x.rows, k)?;
             self.device.stream.clone_dtoh(&out)
         });
         let Some(sums) = sums else { return };

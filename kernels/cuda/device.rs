@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUresult;
+use cudarc::driver::sys::{CUfunction_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, result};
 use thiserror::Error;
 
 use super::arena::Arena;
 use super::launch::order_by_hand;
 use super::residency::Residency;
+use super::{gemv, tensor};
 
 /// Least driver, as `cuDriverGetVersion` counts: CUDA 12.0, which the bindings are made for.
 const LEAST_DRIVER: i32 = 12_000;
@@ -33,6 +34,41 @@ const KERNELS: &[(&str, &[&str])] = &[
         include_str!("ptx/rows.ptx"),
         &["gather", "scatter_add", "place", "gram"],
     ),
+    (
+        include_str!("ptx/gemv.ptx"),
+        &[
+            "gemv_bf16_1",
+            "gemv_bf16_4",
+            "gemv_bf16_16",
+            "gemv_int8_1",
+            "gemv_int8_4",
+            "gemv_int8_16",
+            "gemv_int4_1",
+            "gemv_int4_4",
+            "gemv_int4_16",
+            "gemv_wint2_1",
+            "gemv_wint2_4",
+            "gemv_wint2_16",
+            "gemv_nf4_1",
+            "gemv_nf4_4",
+            "gemv_nf4_16",
+        ],
+    ),
+    (
+        include_str!("ptx/tensor_gemm.ptx"),
+        &[
+            "narrow",
+            "gemm_any",
+            "gemm_bf16",
+            "gemm_int8",
+            "gemm_int4",
+            "gemm_wint2",
+            "gemm_nf4",
+        ],
+    ),
+    (include_str!("ptx/scores.ptx"), &["log_p", "divergence"]),
+    (include_str!("ptx/encode_affine.ptx"), &["encode_affine"]),
+    (include_str!("ptx/encode_wint2.ptx"), &["encode_wint2"]),
 ];
 
 /// Why no GPU can be used.
@@ -211,6 +247,13 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
             let function = module.load_function(name).map_err(failed("find a kernel"))?;
             functions.insert(*name, function);
         }
+    }
+    for (name, bytes) in tensor::shared_memory().chain(gemv::shared_memory()) {
+        // More than the 48 KiB that a kernel gets without asking.
+        let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        functions[name]
+            .set_attribute(most, bytes as i32)
+            .map_err(failed("reserve shared memory"))?;
     }
     let (free, _) = context.mem_get_info().map_err(failed("tell its free memory"))?;
     order_by_hand(&context);

@@ -13,6 +13,7 @@ use cudarc::driver::{
     sys,
 };
 
+use super::encode::{AffineArgs, Wint2Args};
 use super::weight::WeightArgs;
 
 /// Whether the driver library can be loaded.
@@ -31,13 +32,27 @@ pub fn driver_version() -> Result<i32, DriverError> {
 
 // SAFETY: `repr(C)`, of plain integers, field by field as `struct Weight` in weight.cuh.
 unsafe impl DeviceRepr for WeightArgs {}
+// SAFETY: `repr(C)`, of plain numbers, field by field as `struct AffineJob` in encode_affine.cu.
+unsafe impl DeviceRepr for AffineArgs {}
+// SAFETY: `repr(C)`, of plain numbers, field by field as `struct Wint2Job` in encode_wint2.cu.
+unsafe impl DeviceRepr for Wint2Args {}
 
 /// Starts a kernel whose arguments were pushed, with `threads` a block.
-pub fn run(mut call: LaunchArgs<'_>, blocks: (u32, u32), threads: u32) -> Result<(), DriverError> {
+pub fn run(call: LaunchArgs<'_>, blocks: (u32, u32), threads: u32) -> Result<(), DriverError> {
+    run_with_shared(call, blocks, threads, 0)
+}
+
+/// As [`run`], with `bytes` of shared memory for each block.
+pub fn run_with_shared(
+    mut call: LaunchArgs<'_>,
+    blocks: (u32, u32),
+    threads: u32,
+    bytes: usize,
+) -> Result<(), DriverError> {
     let config = LaunchConfig {
         grid_dim: (blocks.0, blocks.1, 1),
         block_dim: (threads, 1, 1),
-        shared_mem_bytes: 0,
+        shared_mem_bytes: bytes as u32,
     };
     // SAFETY: see the module's text; the borrowed buffers outlive the launch on the one stream that also frees them.
     unsafe { call.launch(config) }.map(|_| ())

@@ -8,7 +8,11 @@
 //! | [`backend`] | which kernel does each operation |
 //! | `arena` | device memory under a budget |
 //! | `residency` | which weights lie on the device, and how the others get there in time |
-//! | `timing` | how long work takes on the device |
+//! | `gemv` | which kernel multiplies by few rows |
+//! | [`tensor`] | products on tensor cores, where their rounding is allowed |
+//! | `rates` | how fast the kernels run |
+//! | [`scores`] | log-probabilities and divergences of logits, without copying them back |
+//! | [`encode`] | codes chosen on the device, the same bytes as on the processor |
 //! | `launch` | the only unsafe code: kernels started, arguments as the kernels see them |
 //! | `*.cu`, `*.cuh` | the kernels; `ptx/` is made of them by `build_ptx` |
 //! | `host/` | the same kernels on the processor behind a library that looks like the driver, for tests without a GPU |
@@ -22,10 +26,16 @@
 mod arena;
 pub mod backend;
 pub mod device;
+pub mod encode;
+mod gemv;
 mod launch;
+mod rates;
 mod residency;
-mod timing;
+pub mod scores;
+pub mod tensor;
 pub mod weight;
 
 pub use backend::CudaBackend;
 pub use device::{Device, MemoryUse, Unavailable, open, probe};
+pub use encode::Encoder;
+pub use tensor::Precision;

@@ -17,10 +17,10 @@ pub(super) const PARTS: usize = 5;
 #[repr(C)]
 pub struct WeightArgs {
     pub(super) parts: [u64; PARTS],
-    form: i32,
+    pub(super) form: i32,
     pub(super) n: i32,
     pub(super) k: i32,
-    bits: i32,
+    pub(super) bits: i32,
     group: i32,
     zero: i32,
     scale: i32,
@@ -30,7 +30,7 @@ pub struct WeightArgs {
 const _: () = assert!(size_of::<WeightArgs>() == 8 * PARTS + 8 * 4);
 
 /// `enum Form` of weight.cuh.
-fn dense(dtype: FloatDtype) -> i32 {
+pub(super) fn dense(dtype: FloatDtype) -> i32 {
     match dtype {
         FloatDtype::F32 => 0,
         FloatDtype::Bf16 => 1,

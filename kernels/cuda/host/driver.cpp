@@ -6,9 +6,14 @@
 #define HOST_SHIM
 #include "../attention.cu"
 #include "../elementwise.cu"
+#include "../encode_affine.cu"
+#include "../encode_wint2.cu"
+#include "../gemv.cu"
 #include "../matmul.cu"
 #include "../norm.cu"
 #include "../rows.cu"
+#include "../scores.cu"
+#include "../tensor_gemm.cu"
 #include "streams.h"
 
 #include <array>
@@ -44,6 +49,13 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(gemv),       KERNEL(gemm),     KERNEL(decode), KERNEL(attention), KERNEL(rms_norm),
     KERNEL(layer_norm), KERNEL(add),      KERNEL(gate),   KERNEL(activate),  KERNEL(rope),
     KERNEL(gather),     KERNEL(scatter_add), KERNEL(place), KERNEL(gram),
+    KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
+    KERNEL(gemm_int8),  KERNEL(gemm_int4), KERNEL(gemm_wint2), KERNEL(gemm_nf4),
+    KERNEL(gemv_bf16_1), KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_16),
+    KERNEL(gemv_int8_1), KERNEL(gemv_int8_4), KERNEL(gemv_int8_16),
+    KERNEL(gemv_int4_1), KERNEL(gemv_int4_4), KERNEL(gemv_int4_16),
+    KERNEL(gemv_wint2_1), KERNEL(gemv_wint2_4), KERNEL(gemv_wint2_16),
+    KERNEL(gemv_nf4_1), KERNEL(gemv_nf4_4), KERNEL(gemv_nf4_16),
 };
 
 long setting(const char *name, long otherwise) {
@@ -121,6 +133,10 @@ CALL cuModuleGetFunction(void **function, void *, const char *name) {
     *function = const_cast<Kernel *>(&found->second);
     return 0;
 }
+CALL cuFuncSetAttribute(void *, int attribute, int value) {
+    MAY_FAIL;
+    return attribute == 8 && value <= (int)SHARED_BYTES ? 0 : 1; // most dynamic shared memory
+}
 CALL cuMemAlloc_v2(Pointer *pointer, size_t bytes) {
     MAY_FAIL;
     *pointer = (Pointer)streams::take(bytes, memory());
@@ -186,10 +202,15 @@ CALL cuEventElapsedTime(float *milliseconds, void *start, void *end) {
 }
 CALL cuGetErrorName(int code, const char **name) { *name = code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_OF_THE_SHIM"; return 0; }
 CALL cuGetErrorString(int code, const char **text) { *text = code == 2 ? "out of memory" : "a failure that was asked for"; return 0; }
-CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned,
+CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                     void *stream, void **arguments, void **) {
     MAY_FAIL;
+    if (shared > SHARED_BYTES) return 1;
     unsigned grid[3] = {gx, gy, gz}, size[3] = {bx, by, bz};
-    streams::give(streams::named(stream), static_cast<Kernel *>(function)->bind(grid, size, arguments));
+    auto work = static_cast<Kernel *>(function)->bind(grid, size, arguments);
+    streams::give(streams::named(stream), [=] {
+        memset(shared_bytes, 0xff, shared); // not what the block before left there
+        work();
+    });
     return 0;
 }

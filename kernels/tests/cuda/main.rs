@@ -6,6 +6,8 @@ mod failures;
 mod memory;
 mod operations;
 mod products;
+mod scores;
+mod tensor;
 
 use std::io::Write;
 use std::sync::Arc;
