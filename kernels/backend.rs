@@ -160,6 +160,11 @@ pub trait Backend: Send + Sync {
         self.fault()?;
         Ok(values)
     }
+    /// ln p of tokens `wanted[m]` under the softmax of row m of `logits` (M, V), in nats, NaN in a row with a logit that is not
+    /// finite; `None` from a device that leaves this to who reads the logits. After a failure they mean nothing.
+    fn log_probabilities(&self, _logits: &Self::Tensor, _wanted: &[Vec<u32>]) -> Option<Vec<Vec<f64>>> {
+        None
+    }
     /// (rows, columns).
     fn dims(&self, x: &Self::Tensor) -> (usize, usize);
     /// A weight to the device. Lengths of its parts must fit its scheme.

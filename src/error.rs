@@ -351,6 +351,20 @@ pub enum Error {
     Interrupted,
 }
 
+impl Error {
+    /// What a method says of a tensor; a device that failed is no fault of the tensor's.
+    pub fn of_tensor(path: &std::path::Path, tensor: &str, source: CalibError) -> Self {
+        match source {
+            CalibError::Device(fault) => Self::Device(fault),
+            source => Self::Tensor {
+                path: path.to_owned(),
+                tensor: tensor.to_owned(),
+                source: Box::new(source),
+            },
+        }
+    }
+}
+
 fn more(findings: usize) -> String {
     match findings {
         0 | 1 => String::new(),

@@ -438,14 +438,7 @@ impl Job<'_> {
                 CalibError::NonFinite { row, column, value } => {
                     self.non_finite_in(&q.pieces, block.range.start + row, column, value)
                 }
-                source => {
-                    let path = self.checkpoint.root().to_owned();
-                    Error::Tensor {
-                        path,
-                        tensor: tensor.name.clone(),
-                        source: Box::new(source),
-                    }
-                }
+                source => Error::of_tensor(self.checkpoint.root(), &tensor.name, source),
             })?;
             let mut figures = BlockFigures::default();
             measure(self.isa, rows, &weight, &mut figures);

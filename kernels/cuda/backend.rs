@@ -75,9 +75,19 @@ impl CudaBackend {
         Self { precision, ..self }
     }
 
+    /// How products of many rows are computed.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// The stream everything runs on.
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
         &self.device.stream
+    }
+
+    /// Its device, to be shared.
+    pub fn shared_device(&self) -> Arc<Device> {
+        Arc::clone(&self.device)
     }
 
     /// Its device.
@@ -268,6 +278,10 @@ impl Backend for CudaBackend {
             .as_ref()
             .and_then(|values| self.attempt("copy a tensor back", || self.device.stream.clone_dtoh(values)));
         values.unwrap_or_else(|| vec![0.0; x.rows * x.columns])
+    }
+
+    fn log_probabilities(&self, logits: &DeviceTensor, wanted: &[Vec<u32>]) -> Option<Vec<Vec<f64>>> {
+        Some(self.log_p(logits, wanted))
     }
 
     fn dims(&self, x: &DeviceTensor) -> (usize, usize) {

@@ -231,11 +231,7 @@ impl<B: Backend> Job<'_, B> {
                 weights.rows(isa, name, &q.pieces, range.clone(), &mut rows)?;
                 let weight = ready
                     .quantize(isa, q, range, &rows)?
-                    .map_err(|source| Error::Tensor {
-                        path: self.checkpoint.root().to_owned(),
-                        tensor: name.to_owned(),
-                        source: Box::new(source),
-                    })?;
+                    .map_err(|source| Error::of_tensor(self.checkpoint.root(), name, source))?;
                 let sums = ready.proxy(&rows, &weight);
                 Ok((weight, sums))
             })

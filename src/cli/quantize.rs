@@ -24,7 +24,7 @@ use super::{corpus, print, print_json, size, target, wants_progress};
 use crate::calibrate::pipeline::Calibration;
 use crate::calibrate::target::Allocated;
 use crate::calibrate::{forecast, pipeline};
-use crate::device::{Chosen, Device};
+use crate::device::{Chosen, Device, encoding};
 use crate::estimate;
 use crate::fastdeploy::Request;
 use crate::informed::Codes;
@@ -163,7 +163,7 @@ impl Args {
     pub fn run(&self) -> anyhow::Result<i32> {
         let started = Instant::now();
         let mut options = self.options()?;
-        let chosen = self.device.choose_if(self.evidence.runs_the_model())?;
+        let chosen = self.device.choose()?;
         options.device = chosen.device.clone();
         let checkpoint = Arc::new(Checkpoint::open(&self.model)?);
         let unmatched = options.recipe.unmatched(&checkpoint.names().collect::<Vec<_>>());
@@ -194,6 +194,7 @@ impl Args {
         if calibration.is_none() {
             calibration = self.evidence.read(&self.model)?;
         }
+        let moved = encoding::move_to(&chosen.device, &mut plans)?;
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
             return self.print_plan(
@@ -222,7 +223,7 @@ impl Args {
             }
         };
         let (manifest, plan) = (&manifests[0], &plans[0]);
-        self.print_outcome(manifest, plan, plans.len(), (started.elapsed(), &chosen))?;
+        self.print_outcome(manifest, plan, plans.len(), (started.elapsed(), &chosen, moved))?;
         Ok(0)
     }
 
@@ -394,7 +395,7 @@ impl Args {
         manifest: &Manifest,
         plan: &QuantizePlan,
         ranks: usize,
-        (time, chosen): (Duration, &Chosen),
+        (time, chosen, moved): (Duration, &Chosen, usize),
     ) -> anyhow::Result<()> {
         let faulty: Vec<(&str, &str)> = faults(manifest);
         if self.json {
@@ -404,7 +405,8 @@ impl Args {
                 "source_bytes": plan.source_bytes(),
                 "stored_bytes": plan.stored_bytes(),
                 "seconds": time.as_secs_f64(),
-                "device": self.evidence.runs_the_model().then(|| chosen.device.name()),
+                "device": chosen.device.name(),
+                "encoded_on_device": moved,
                 "device_reason": chosen.reason,
                 "totals": manifest.totals,
                 "faults": faulty.iter().map(|(tensor, fault)| json!({"tensor": tensor, "fault": fault})).collect::<Vec<Value>>(),
@@ -428,7 +430,7 @@ impl Args {
             size::seconds(time),
             size::bytes(rate as u64),
         );
-        if self.evidence.runs_the_model() {
+        if self.evidence.runs_the_model() || !chosen.device.is_cpu() {
             text += &device::line(chosen);
         }
         for (tensor, fault) in faulty.iter().take(SHOWN) {

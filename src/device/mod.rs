@@ -6,6 +6,7 @@
 //! | [`check`] | is what a GPU computes right? |
 //! | [`compare`] | does a model say the same on both devices? |
 //! | [`bench`] | how fast is it? |
+//! | [`encoding`] | which codes can be chosen there? |
 //!
 //! Artifacts do not record the device. Codes chosen from weights alone, or from a folder of statistics, are the same
 //! whichever is chosen; what a forward pass gave may differ in its last bits, so a run that is gone on with must stay on
@@ -14,11 +15,12 @@
 pub mod bench;
 pub mod check;
 pub mod compare;
+pub mod encoding;
 
 use std::fmt;
 use std::str::FromStr;
 
-use qtool_kernels::cuda::{self, Unavailable};
+use qtool_kernels::cuda::{self, Precision, Unavailable};
 use qtool_kernels::{CpuBackend, CudaBackend, Isa};
 
 use crate::{Error, Result};
@@ -78,13 +80,13 @@ impl Default for Device {
 }
 
 impl Device {
-    /// As people read it: `cpu (avx512)`, `cuda:0 (NVIDIA H200)`.
+    /// As people read it: `cpu (avx512)`, `cuda:0 (NVIDIA H200)`, `cuda:0 (NVIDIA H200, bf16 products)`.
     pub fn name(&self) -> String {
         match self {
             Self::Cpu(_) => format!("cpu ({})", Isa::best().kind().name()),
             Self::Cuda(gpu) => {
                 let device = gpu.device();
-                format!("cuda:{} ({})", device.ordinal(), device.name())
+                format!("cuda:{} ({}{})", device.ordinal(), device.name(), rounding(gpu))
             }
         }
     }
@@ -93,7 +95,7 @@ impl Device {
     pub fn identity(&self) -> String {
         match self {
             Self::Cpu(_) => "cpu".to_owned(),
-            Self::Cuda(gpu) => format!("cuda ({})", gpu.device().name()),
+            Self::Cuda(gpu) => format!("cuda ({}{})", gpu.device().name(), rounding(gpu)),
         }
     }
 
@@ -115,7 +117,7 @@ pub struct Chosen {
 /// Finds the device that was asked for; a GPU may use `memory` bytes, or nine tenths of what is free.
 ///
 /// Fails when a GPU was asked for by number and cannot be used; `auto` then takes the processor and says why.
-pub fn choose(wanted: Wanted, memory: Option<u64>) -> Result<Chosen> {
+pub fn choose(wanted: Wanted, memory: Option<u64>, precision: Precision) -> Result<Chosen> {
     let number = match wanted {
         Wanted::Cpu => return Ok(Chosen::default()),
         Wanted::Auto => 0,
@@ -124,7 +126,7 @@ pub fn choose(wanted: Wanted, memory: Option<u64>) -> Result<Chosen> {
     let budget = memory.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     match (cuda::open(number, budget), wanted) {
         (Ok(device), _) => Ok(Chosen {
-            device: Device::Cuda(CudaBackend::new(device)),
+            device: Device::Cuda(CudaBackend::new(device).with_precision(precision)),
             reason: None,
         }),
         (Err(reason), Wanted::Auto) => Ok(Chosen {
@@ -135,6 +137,13 @@ pub fn choose(wanted: Wanted, memory: Option<u64>) -> Result<Chosen> {
             wanted: wanted.to_string(),
             reason,
         }),
+    }
+}
+
+fn rounding(gpu: &CudaBackend) -> &'static str {
+    match gpu.precision() {
+        Precision::F32 => "",
+        Precision::Bf16 => ", bf16 products",
     }
 }
 
@@ -165,7 +174,7 @@ mod tests {
 
     #[test]
     fn the_processor_needs_no_reason() {
-        let chosen = choose(Wanted::Cpu, None).unwrap();
+        let chosen = choose(Wanted::Cpu, None, Precision::F32).unwrap();
         assert!(chosen.device.is_cpu() && chosen.reason.is_none());
         assert!(
             chosen.device.name().starts_with("cpu ("),
