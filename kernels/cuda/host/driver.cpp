@@ -138,7 +138,13 @@ CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsig
     static std::mutex one_at_a_time; // blocks run on fibers that are shared
     std::lock_guard<std::mutex> lock(one_at_a_time);
     if (shared > SHARED_BYTES) return 1;
-    memset(shared_bytes, 0xff, shared); // not what the block before left there
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_UNPOISON_MEMORY_REGION(shared_bytes, SHARED_BYTES);
+#endif
+    memset(shared_bytes, 0xff, shared); // not what the launch before left there
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_POISON_MEMORY_REGION(shared_bytes + shared, SHARED_BYTES - shared);
+#endif
     unsigned grid[3] = {gx, gy, gz}, size[3] = {bx, by, bz};
     static_cast<Kernel *>(function)->run(grid, size, arguments);
     return 0;
