@@ -8,7 +8,9 @@ use super::device::{Device, words};
 use super::launch::run;
 use super::tensor::Precision;
 use super::weight::DeviceWeight;
-use crate::backend::{Activation, Backend, Fault, Heads, HostWeight, RopeStyle, RopeTable, Segment};
+use crate::backend::{
+    Activation, Backend, ExpertWeights, Fault, Heads, HostWeight, RopeStyle, RopeTable, Routing, Segment,
+};
 
 /// Rows up to which a product is done by `gemv`.
 const FEW_ROWS: usize = 16;
@@ -121,7 +123,7 @@ impl CudaBackend {
     }
 
     /// A tensor that `work` fills, unless there is nothing to fill.
-    fn made(
+    pub(super) fn made(
         &self,
         what: &'static str,
         (rows, columns): (usize, usize),
@@ -205,7 +207,7 @@ impl CudaBackend {
     }
 }
 
-fn function(f: Activation) -> i32 {
+pub(super) fn function(f: Activation) -> i32 {
     match f {
         Activation::Silu => 0,
         Activation::Gelu => 1,
@@ -431,6 +433,17 @@ impl Backend for CudaBackend {
                 run(call, Self::each(count as usize), THREADS)
             });
         }
+    }
+
+    fn experts(
+        &self,
+        x: &DeviceTensor,
+        logits: &DeviceTensor,
+        routing: &Routing<'_>,
+        experts: &ExpertWeights<'_, DeviceWeight>,
+        f: Activation,
+    ) -> Option<DeviceTensor> {
+        self.routed(x, logits, routing, experts, f)
     }
 
     fn gram(&self, x: &DeviceTensor, moment: &mut [f64]) {

@@ -60,6 +60,10 @@ const KERNELS: &[(&str, &[&str])] = &[
             "gemm_nf4",
         ],
     ),
+    (
+        include_str!("ptx/moe.ptx"),
+        &["route", "group_entries", "gemm_grouped", "combine"],
+    ),
     (include_str!("ptx/scores.ptx"), &["log_p", "divergence"]),
     (include_str!("ptx/encode_affine.ptx"), &["encode_affine"]),
     (include_str!("ptx/encode_wint2.ptx"), &["encode_wint2"]),

@@ -8,6 +8,7 @@
 //! | [`backend`] | which kernel does each operation |
 //! | `gemv` | which kernel multiplies by few rows |
 //! | [`tensor`] | products on tensor cores, where their rounding is allowed |
+//! | `moe` | tokens sent to experts |
 //! | `rates` | how fast the kernels run |
 //! | [`scores`] | log-probabilities and divergences of logits, without copying them back |
 //! | [`encode`] | codes chosen on the device, the same bytes as on the processor |
@@ -26,6 +27,7 @@ pub mod device;
 pub mod encode;
 mod gemv;
 mod launch;
+mod moe;
 mod rates;
 pub mod scores;
 pub mod tensor;

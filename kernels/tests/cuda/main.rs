@@ -3,6 +3,7 @@
 //! QTOOL_REQUIRE_CUDA=1 that is a failure.
 
 mod failures;
+mod moe;
 mod operations;
 mod products;
 mod scores;
