@@ -22,8 +22,6 @@ const THREADS: u32 = 256;
 const ATTENTION_THREADS: u32 = 128;
 /// Largest head of `attention`: eight columns a thread.
 const LARGEST_HEAD: usize = 1024;
-/// Columns of a tile of `gram`.
-const GRAM_TILE: usize = 16;
 
 /// A GPU.
 #[derive(Debug, Clone)]
@@ -66,6 +64,11 @@ impl CudaBackend {
     /// The same, with products of many rows computed so.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// How products of many rows are computed.
+    pub(super) fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The stream everything runs on.
@@ -184,21 +187,6 @@ impl CudaBackend {
                 run(call, (blocks.0 as u32, blocks.1 as u32), THREADS)
             }
         }
-    }
-
-    /// The upper triangle of x^T x (K, K) for x (M, K).
-    pub(super) fn sum_products(
-        &self,
-        out: &mut CudaSlice<f64>,
-        x: &CudaSlice<f32>,
-        m: usize,
-        k: usize,
-    ) -> Result<(), DriverError> {
-        let (rows, columns) = (m as i32, k as i32);
-        let tiles = k.div_ceil(GRAM_TILE) as u32;
-        let mut call = self.kernel("gram");
-        call.arg(out).arg(x).arg(&rows).arg(&columns);
-        run(call, (tiles, tiles), THREADS)
     }
 
     /// Blocks of [`THREADS`] for one thread an element.

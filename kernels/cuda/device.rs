@@ -8,7 +8,7 @@ use cudarc::driver::sys::{CUfunction_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, result};
 use thiserror::Error;
 
-use super::{gemv, tensor};
+use super::{gemv, gram, tensor};
 
 /// Least driver, as `cuDriverGetVersion` counts: CUDA 12.0, which the bindings are made for.
 const LEAST_DRIVER: i32 = 12_000;
@@ -24,10 +24,7 @@ const KERNELS: &[(&str, &[&str])] = &[
         include_str!("ptx/elementwise.ptx"),
         &["add", "activate", "gate", "rope"],
     ),
-    (
-        include_str!("ptx/rows.ptx"),
-        &["gather", "scatter_add", "place", "gram"],
-    ),
+    (include_str!("ptx/rows.ptx"), &["gather", "scatter_add", "place"]),
     (
         include_str!("ptx/gemv.ptx"),
         &[
@@ -64,6 +61,7 @@ const KERNELS: &[(&str, &[&str])] = &[
         include_str!("ptx/moe.ptx"),
         &["route", "group_entries", "gemm_grouped", "combine"],
     ),
+    (include_str!("ptx/gram.ptx"), &["gram", "split", "gram_split"]),
     (include_str!("ptx/scores.ptx"), &["log_p", "divergence"]),
     (include_str!("ptx/encode_affine.ptx"), &["encode_affine"]),
     (include_str!("ptx/encode_wint2.ptx"), &["encode_wint2"]),
@@ -189,7 +187,8 @@ pub fn probe(ordinal: usize) -> Result<Arc<Device>, Unavailable> {
             functions.insert(*name, function);
         }
     }
-    for (name, bytes) in tensor::shared_memory().chain(gemv::shared_memory()) {
+    let large = tensor::shared_memory().chain(gemv::shared_memory());
+    for (name, bytes) in large.chain([gram::SPLIT_SHARED]) {
         // More than the 48 KiB that a kernel gets without asking.
         let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         functions[name]

@@ -8,6 +8,7 @@
 //! | [`backend`] | which kernel does each operation |
 //! | `gemv` | which kernel multiplies by few rows |
 //! | [`tensor`] | products on tensor cores, where their rounding is allowed |
+//! | `gram` | second moments, exact or on tensor cores |
 //! | `moe` | tokens sent to experts |
 //! | `rates` | how fast the kernels run |
 //! | [`scores`] | log-probabilities and divergences of logits, without copying them back |
@@ -26,6 +27,7 @@ pub mod backend;
 pub mod device;
 pub mod encode;
 mod gemv;
+mod gram;
 mod launch;
 mod moe;
 mod rates;

@@ -9,6 +9,7 @@
 #include "../encode_affine.cu"
 #include "../encode_wint2.cu"
 #include "../gemv.cu"
+#include "../gram.cu"
 #include "../matmul.cu"
 #include "../moe.cu"
 #include "../norm.cu"
@@ -45,7 +46,7 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(gemv),       KERNEL(gemm),     KERNEL(decode), KERNEL(attention), KERNEL(rms_norm),
     KERNEL(layer_norm), KERNEL(add),      KERNEL(gate),   KERNEL(activate),  KERNEL(rope),
     KERNEL(gather),     KERNEL(scatter_add), KERNEL(place), KERNEL(gram),
-    KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(route), KERNEL(group_entries), KERNEL(gemm_grouped), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
+    KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(group_entries), KERNEL(gemm_grouped), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
     KERNEL(gemm_int8),  KERNEL(gemm_int4), KERNEL(gemm_wint2), KERNEL(gemm_nf4),
     KERNEL(gemv_bf16_1), KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_16),
     KERNEL(gemv_int8_1), KERNEL(gemv_int8_4), KERNEL(gemv_int8_16),
