@@ -8,7 +8,9 @@ use super::device::{Device, words};
 use super::launch::{out_of_memory, run};
 use super::tensor::Precision;
 use super::weight::{DeviceWeight, WeightArgs};
-use crate::backend::{Activation, Backend, Fault, Heads, HostWeight, RopeStyle, RopeTable, Segment};
+use crate::backend::{
+    Activation, Backend, ExpertWeights, Fault, Heads, HostWeight, RopeStyle, RopeTable, Routing, Segment,
+};
 
 /// Rows up to which a product is done by `gemv`.
 const FEW_ROWS: usize = 16;
@@ -20,8 +22,6 @@ const THREADS: u32 = 256;
 const ATTENTION_THREADS: u32 = 128;
 /// Largest head of `attention`: eight columns a thread.
 const LARGEST_HEAD: usize = 1024;
-/// Columns of a tile of `gram`.
-const GRAM_TILE: usize = 16;
 
 /// A GPU.
 #[derive(Debug, Clone)]
@@ -159,7 +159,7 @@ impl CudaBackend {
     }
 
     /// A tensor that `work` fills, unless there is nothing to fill.
-    fn made(
+    pub(super) fn made(
         &self,
         what: &'static str,
         (rows, columns): (usize, usize),
@@ -223,28 +223,13 @@ impl CudaBackend {
         }
     }
 
-    /// The upper triangle of x^T x (K, K) for x (M, K).
-    pub(super) fn sum_products(
-        &self,
-        out: &mut CudaSlice<f64>,
-        x: &CudaSlice<f32>,
-        m: usize,
-        k: usize,
-    ) -> Result<(), DriverError> {
-        let (rows, columns) = (m as i32, k as i32);
-        let tiles = k.div_ceil(GRAM_TILE) as u32;
-        let mut call = self.kernel("gram");
-        call.arg(out).arg(x).arg(&rows).arg(&columns);
-        run(call, (tiles, tiles), THREADS)
-    }
-
     /// Blocks of [`THREADS`] for one thread an element.
     fn each(count: usize) -> (u32, u32) {
         (count.div_ceil(THREADS as usize) as u32, 1)
     }
 }
 
-fn function(f: Activation) -> i32 {
+pub(super) fn function(f: Activation) -> i32 {
     match f {
         Activation::Silu => 0,
         Activation::Gelu => 1,
@@ -472,6 +457,17 @@ impl Backend for CudaBackend {
                 run(call, Self::each(count as usize), THREADS)
             });
         }
+    }
+
+    fn experts(
+        &self,
+        x: &DeviceTensor,
+        logits: &DeviceTensor,
+        routing: &Routing<'_>,
+        experts: &ExpertWeights<'_, DeviceWeight>,
+        f: Activation,
+    ) -> Option<DeviceTensor> {
+        self.routed(x, logits, routing, experts, f)
     }
 
     fn gram(&self, x: &DeviceTensor, moment: &mut [f64]) {

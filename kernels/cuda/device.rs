@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::arena::Arena;
 use super::launch::order_by_hand;
 use super::residency::Residency;
-use super::{gemv, tensor};
+use super::{gemv, gram, tensor};
 
 /// Least driver, as `cuDriverGetVersion` counts: CUDA 12.0, which the bindings are made for.
 const LEAST_DRIVER: i32 = 12_000;
@@ -30,10 +30,7 @@ const KERNELS: &[(&str, &[&str])] = &[
         include_str!("ptx/elementwise.ptx"),
         &["add", "activate", "gate", "rope"],
     ),
-    (
-        include_str!("ptx/rows.ptx"),
-        &["gather", "scatter_add", "place", "gram"],
-    ),
+    (include_str!("ptx/rows.ptx"), &["gather", "scatter_add", "place"]),
     (
         include_str!("ptx/gemv.ptx"),
         &[
@@ -66,6 +63,11 @@ const KERNELS: &[(&str, &[&str])] = &[
             "gemm_nf4",
         ],
     ),
+    (
+        include_str!("ptx/moe.ptx"),
+        &["route", "group_entries", "gemm_grouped", "combine"],
+    ),
+    (include_str!("ptx/gram.ptx"), &["gram", "split", "gram_split"]),
     (include_str!("ptx/scores.ptx"), &["log_p", "divergence"]),
     (include_str!("ptx/encode_affine.ptx"), &["encode_affine"]),
     (include_str!("ptx/encode_wint2.ptx"), &["encode_wint2"]),
@@ -248,7 +250,8 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
             functions.insert(*name, function);
         }
     }
-    for (name, bytes) in tensor::shared_memory().chain(gemv::shared_memory()) {
+    let large = tensor::shared_memory().chain(gemv::shared_memory());
+    for (name, bytes) in large.chain([gram::SPLIT_SHARED]) {
         // More than the 48 KiB that a kernel gets without asking.
         let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         functions[name]

@@ -10,6 +10,8 @@
 //! | `residency` | which weights lie on the device, and how the others get there in time |
 //! | `gemv` | which kernel multiplies by few rows |
 //! | [`tensor`] | products on tensor cores, where their rounding is allowed |
+//! | `gram` | second moments, exact or on tensor cores |
+//! | `moe` | tokens sent to experts |
 //! | `rates` | how fast the kernels run |
 //! | [`scores`] | log-probabilities and divergences of logits, without copying them back |
 //! | [`encode`] | codes chosen on the device, the same bytes as on the processor |
@@ -28,7 +30,9 @@ pub mod backend;
 pub mod device;
 pub mod encode;
 mod gemv;
+mod gram;
 mod launch;
+mod moe;
 mod rates;
 mod residency;
 pub mod scores;

@@ -55,6 +55,11 @@ struct Place {
 }
 
 impl Slot {
+    /// Bytes of all parts.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     fn place(&self) -> MutexGuard<'_, Place> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }

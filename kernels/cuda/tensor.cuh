@@ -8,7 +8,7 @@
 //   C  rows t/4 and t/4 + 8, columns 2 (t%4) and the next
 //
 // `load_matrices` brings four 8 x 8 matrices of 16-bit values from shared memory into that form (`ldmatrix.x4`): thread t
-// names the 16 bytes of row t%8 of matrix t/8.
+// names the 16 bytes of row t%8 of matrix t/8. `load_transposed` does so with each matrix transposed.
 #pragma once
 #include "device.cuh"
 
@@ -16,6 +16,12 @@
 INLINE u32 shared_address(const void *p) { return (u32)(u64)(__attribute__((address_space(3))) const void *)p; }
 INLINE void load_matrices(u32 *r /* (4) */, const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+INLINE void load_transposed(u32 *r /* (4) */, const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(shared_address(row))
                  : "memory");

@@ -88,6 +88,11 @@ impl DeviceWeight {
         }
     }
 
+    /// Bytes of its parts.
+    pub(super) fn bytes(&self) -> usize {
+        self.held.as_ref().map_or(0, |(_, slot)| slot.bytes())
+    }
+
     /// Takes a weight in, on the device or where it can be fetched from.
     pub(super) fn admit(device: &Arc<Device>, weight: &HostWeight) -> Result<Self, DriverError> {
         let slot = device.residency.admit(weight)?;

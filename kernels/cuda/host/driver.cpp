@@ -9,7 +9,9 @@
 #include "../encode_affine.cu"
 #include "../encode_wint2.cu"
 #include "../gemv.cu"
+#include "../gram.cu"
 #include "../matmul.cu"
+#include "../moe.cu"
 #include "../norm.cu"
 #include "../rows.cu"
 #include "../scores.cu"
@@ -49,7 +51,7 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(gemv),       KERNEL(gemm),     KERNEL(decode), KERNEL(attention), KERNEL(rms_norm),
     KERNEL(layer_norm), KERNEL(add),      KERNEL(gate),   KERNEL(activate),  KERNEL(rope),
     KERNEL(gather),     KERNEL(scatter_add), KERNEL(place), KERNEL(gram),
-    KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
+    KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(group_entries), KERNEL(gemm_grouped), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
     KERNEL(gemm_int8),  KERNEL(gemm_int4), KERNEL(gemm_wint2), KERNEL(gemm_nf4),
     KERNEL(gemv_bf16_1), KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_16),
     KERNEL(gemv_int8_1), KERNEL(gemv_int8_4), KERNEL(gemv_int8_16),
@@ -209,7 +211,13 @@ CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsig
     unsigned grid[3] = {gx, gy, gz}, size[3] = {bx, by, bz};
     auto work = static_cast<Kernel *>(function)->bind(grid, size, arguments);
     streams::give(streams::named(stream), [=] {
-        memset(shared_bytes, 0xff, shared); // not what the block before left there
+#ifdef __SANITIZE_ADDRESS__
+        ASAN_UNPOISON_MEMORY_REGION(shared_bytes, SHARED_BYTES);
+#endif
+        memset(shared_bytes, 0xff, shared); // not what the launch before left there
+#ifdef __SANITIZE_ADDRESS__
+        ASAN_POISON_MEMORY_REGION(shared_bytes + shared, SHARED_BYTES - shared);
+#endif
         work();
     });
     return 0;

@@ -4,7 +4,12 @@
 //
 // It checks indexing, barriers and arithmetic as written. It is no race detector, and says nothing of real hardware.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 #include <bit>
 #include <cmath>
@@ -33,7 +38,10 @@ struct Copy {
     int size, bytes;
 };
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context; // where it begins, and with AddressSanitizer where it is
+    jmp_buf place;      // where it is otherwise
+    bool begun = false;
+    void *frames = nullptr; // AddressSanitizer's own
     std::vector<char> stack;
     At at = At::Done;
     Together work = nullptr;
@@ -57,11 +65,43 @@ inline uint32_t draw(uint32_t below) {
     random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
     return (uint32_t)((random_state >> 33) % below);
 }
-inline void wait(At at) {
-    fibers[current].at = at;
-    swapcontext(&fibers[current].context, &scheduler);
+
+// From the scheduler to a fiber and back. `_longjmp` saves the two calls of the system that `swapcontext` makes;
+// AddressSanitizer wants to be told of every change of stacks, and does not follow jumps.
+#ifdef __SANITIZE_ADDRESS__
+inline const void *scheduler_stack;
+inline size_t scheduler_size;
+inline void resume(Fiber &fiber) {
+    void *frames = nullptr;
+    __sanitizer_start_switch_fiber(&frames, fiber.stack.data(), fiber.stack.size());
+    swapcontext(&scheduler, &fiber.context);
+    __sanitizer_finish_switch_fiber(frames, nullptr, nullptr);
 }
+inline void wait(At at) {
+    Fiber &fiber = fibers[current];
+    fiber.at = at;
+    __sanitizer_start_switch_fiber(at == At::Done ? nullptr : &fiber.frames, scheduler_stack, scheduler_size);
+    swapcontext(&fiber.context, &scheduler);
+    __sanitizer_finish_switch_fiber(fiber.frames, nullptr, nullptr);
+}
+inline void begin() { __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_size); }
+#else
+inline jmp_buf scheduler_place;
+inline void resume(Fiber &fiber) {
+    if (_setjmp(scheduler_place)) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
+}
+inline void wait(At at) {
+    Fiber &fiber = fibers[current];
+    fiber.at = at;
+    if (!_setjmp(fiber.place)) _longjmp(scheduler_place, 1);
+}
+inline void begin() {}
+#endif
 inline void enter() {
+    begin();
     body();
     wait(At::Done);
 }
@@ -94,6 +134,7 @@ inline void run_block() {
     for (int i = 0; i < threads; i++) {
         Fiber &fiber = fibers[i];
         fiber.at = At::Running;
+        fiber.begun = false;
         fiber.open.clear();
         fiber.closed.clear();
         getcontext(&fiber.context);
@@ -107,7 +148,7 @@ inline void run_block() {
         for (int i = 0, first = (int)draw((uint32_t)threads); i < threads; i++) {
             current = (first + i) % threads;
             if (fibers[current].at == At::Running) {
-                swapcontext(&scheduler, &fibers[current].context);
+                resume(fibers[current]);
                 running++;
             }
         }

@@ -10,15 +10,28 @@ alignas(128) inline unsigned char shared_bytes[SHARED_BYTES];
 
 static inline float bf16_of(uint32_t pair, int which) { return std::bit_cast<float>((which ? pair >> 16 : pair & 0xffffu) << 16); }
 
+// Row `row` of matrix `matrix` of those that a warp loads.
+static inline const unsigned char *row_of(shim::Fiber *warp, int matrix, int row) {
+    const unsigned char *from = (const unsigned char *)warp[8 * matrix + row].pointer;
+    if ((uintptr_t)from % 16) shim::fail("rows of a matrix that are not aligned to 16 bytes");
+    return from;
+}
 static inline void load_matrices(uint32_t *r, const void *row) {
-    shim::Fiber &fiber = shim::fibers[shim::current];
-    fiber.pointer = row;
+    shim::fibers[shim::current].pointer = row;
+    shim::together([](shim::Fiber *warp) {
+        for (int t = 0; t < 32; t++)
+            for (int matrix = 0; matrix < 4; matrix++) memcpy(&warp[t].out[matrix], row_of(warp, matrix, t / 4) + 4 * (t % 4), 4);
+    });
+    memcpy(r, shim::fibers[shim::current].out, 16);
+}
+static inline void load_transposed(uint32_t *r, const void *row) {
+    shim::fibers[shim::current].pointer = row;
     shim::together([](shim::Fiber *warp) {
         for (int t = 0; t < 32; t++)
             for (int matrix = 0; matrix < 4; matrix++) {
-                const unsigned char *from = (const unsigned char *)warp[8 * matrix + t / 4].pointer;
-                if ((uintptr_t)from % 16) shim::fail("rows of a matrix that are not aligned to 16 bytes");
-                memcpy(&warp[t].out[matrix], from + 4 * (t % 4), 4);
+                uint16_t two[2];
+                for (int half = 0; half < 2; half++) memcpy(&two[half], row_of(warp, matrix, 2 * (t % 4) + half) + 2 * (t / 4), 2);
+                memcpy(&warp[t].out[matrix], two, 4);
             }
     });
     memcpy(r, shim::fibers[shim::current].out, 16);

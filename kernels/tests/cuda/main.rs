@@ -4,6 +4,7 @@
 
 mod failures;
 mod memory;
+mod moe;
 mod operations;
 mod products;
 mod scores;

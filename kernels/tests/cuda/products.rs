@@ -10,6 +10,7 @@ use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight, Nf4Weight};
 use qtool_formats::{FloatDtype, QuantizedWeight};
 use qtool_kernels::Backend;
 use qtool_kernels::backend::{Form, HostWeight, Storage};
+use qtool_kernels::cuda::Precision;
 use qtool_kernels::reference::forward::{decode, matmul};
 
 use crate::{CLOSE, SIZES, assert_close, both, numbers, values};
@@ -204,7 +205,7 @@ fn second_moments_are_the_processors() {
     let Some((gpu, cpu)) = both("second_moments_are_the_processors") else {
         return;
     };
-    for (m, k) in [(1, 1), (31, 17), (600, 33), (513, 64)] {
+    for (m, k) in [(1, 1), (31, 17), (600, 33), (513, 64), (40, 200)] {
         let x = numbers(k as u64, m * k);
         let (mut left, mut right) = (vec![0.5f64; k * k], vec![0.5f64; k * k]);
         gpu.gram(&gpu.upload(&x, k), &mut left);
@@ -213,6 +214,41 @@ fn second_moments_are_the_processors() {
         let top = right.iter().fold(0f64, |top, x| top.max(x.abs()));
         for (l, r) in left.iter().zip(&right) {
             assert!((l - r).abs() <= 1e-6 * top, "{m} x {k}: {l}, expected {r}");
+        }
+    }
+}
+
+#[test]
+fn second_moments_on_tensor_cores_are_within_their_bound() {
+    let Some((gpu, _)) = both("second_moments_on_tensor_cores_are_within_their_bound") else {
+        return;
+    };
+    let gpu = gpu.with_precision(Precision::Bf16);
+    for (m, k) in [(1, 1), (31, 17), (33, 130), (65, 300), (513, 129), (1100, 40)] {
+        let mut x = numbers(k as u64, m * k);
+        // Columns of many sizes.
+        x.iter_mut()
+            .enumerate()
+            .for_each(|(i, x)| *x *= 2f32.powi((i % k % 30) as i32 - 15));
+        let mut moment = vec![0.5f64; k * k];
+        gpu.gram(&gpu.upload(&x, k), &mut moment);
+        gpu.fault().unwrap();
+        for i in 0..k {
+            for j in 0..k {
+                let products = || x.chunks_exact(k).map(|row| f64::from(row[i]) * f64::from(row[j]));
+                let (right, size) = (
+                    0.5 + products().sum::<f64>(),
+                    products().map(f64::abs).sum::<f64>(),
+                );
+                let off = (moment[i * k + j] - right).abs();
+                // The halves' bound, and f32 sums of 512 products.
+                let bound = size * (3.0 / 262_144.0 + 1.0 / 1_048_576.0);
+                assert!(
+                    off <= bound,
+                    "{m} x {k}, ({i}, {j}): {}, expected {right}",
+                    moment[i * k + j]
+                );
+            }
         }
     }
 }
