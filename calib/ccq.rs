@@ -29,6 +29,7 @@
 //! scale step. An all-zero row has super scale 1. Rows whose values are so large that a decoded weight could
 //! overflow are clipped at about 1.6e38; rows below bf16's smallest numbers decode to zero.
 
+mod device;
 mod feedback;
 mod pairs;
 pub(crate) mod quantizer;

@@ -12,9 +12,11 @@
 
 use qtool_formats::scheme::{AffineScheme, Grid};
 use qtool_formats::{QuantizedWeight, Scheme};
+use qtool_kernels::cuda::Encoder;
 use qtool_kernels::{Candidate, Isa, absmax, clip_errors, clip_errors_weighted, minmax};
 
 use crate::affine::{ChooseScale, GroupScale, quantize_rows, storable_scale};
+use crate::device::DeviceAffine;
 use crate::rtn::symmetric_steps;
 use crate::stats::LayerStats;
 use crate::{Evidence, Method, Quantizer, Result, TensorOptions};
@@ -59,6 +61,14 @@ impl Quantizer for ClipSearch {
         Ok(Box::new(Weighted::new(self.scheme, stats)))
     }
 
+    fn on_device(&self, encoder: &Encoder) -> Result<Option<Box<dyn Quantizer>>> {
+        Ok(Some(Box::new(DeviceAffine::searching(
+            *self,
+            self.scheme,
+            encoder,
+        ))))
+    }
+
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
         let mut search = Search::new(self.scheme);
         quantize_rows(isa, self.scheme, x, n, k, &mut search)
@@ -75,7 +85,25 @@ const COARSE_FLOOR: [(u8, f32); 4] = [(2, 0.24), (3, 0.36), (4, 0.52), (8, 0.36)
 const FINE_STEPS: i32 = 5;
 const FINE_STEP: f32 = 0.007;
 /// Zero points tried to both sides of the centring one, in the first and the second sweep.
-const ZERO_REACH: [i32; 2] = [2, 1];
+pub(crate) const ZERO_REACH: [i32; 2] = [2, 1];
+
+/// Factors of the spanning scale, in the order they are tried: that scale itself first.
+pub(crate) fn coarse_factors(bits: u8) -> impl Iterator<Item = f32> {
+    let floor = COARSE_FLOOR
+        .iter()
+        .find(|(b, _)| *b == bits)
+        .map_or(0.5, |(_, f)| *f);
+    let steps = ((COARSE_TOP - floor) / COARSE_STEP).round() as i32;
+    let sweep = (0..=steps).map(|step| COARSE_TOP - COARSE_STEP * step as f32);
+    std::iter::once(1.0).chain(sweep)
+}
+
+/// Factors of the first sweep's winner, which itself is kept before them.
+pub(crate) fn fine_factors() -> impl Iterator<Item = f32> {
+    (-FINE_STEPS..=FINE_STEPS)
+        .filter(|&step| step != 0)
+        .map(|step| 1.0 + FINE_STEP * step as f32)
+}
 
 /// The search, with its working memory.
 pub(crate) struct Search {
@@ -194,14 +222,8 @@ impl ChooseScale for Search {
         };
         self.candidates.clear();
         self.zeros.clear();
-        self.push(&extent, 1.0, ZERO_REACH[0]);
-        let floor = COARSE_FLOOR
-            .iter()
-            .find(|(bits, _)| *bits == scheme.bits())
-            .map_or(0.5, |(_, f)| *f);
-        let steps = ((COARSE_TOP - floor) / COARSE_STEP).round() as i32;
-        for step in 0..=steps {
-            self.push(&extent, COARSE_TOP - COARSE_STEP * step as f32, ZERO_REACH[0]);
+        for factor in coarse_factors(scheme.bits()) {
+            self.push(&extent, factor, ZERO_REACH[0]);
         }
         let Some(best) = self.cheapest(isa, group, from) else {
             return GroupScale {
@@ -219,8 +241,8 @@ impl ChooseScale for Search {
             span_scale: winner.scale,
             ..extent
         };
-        for step in (-FINE_STEPS..=FINE_STEPS).filter(|&s| s != 0) {
-            self.push(&around, 1.0 + FINE_STEP * step as f32, ZERO_REACH[1]);
+        for factor in fine_factors() {
+            self.push(&around, factor, ZERO_REACH[1]);
         }
         let best = self.cheapest(isa, group, from).unwrap_or(0);
         GroupScale {

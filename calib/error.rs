@@ -55,6 +55,9 @@ pub enum CalibError {
         /// What is wrong.
         reason: String,
     },
+    /// A device that chooses codes failed.
+    #[error(transparent)]
+    Device(#[from] qtool_kernels::backend::Fault),
     /// A scheme or shape that does not exist.
     #[error(transparent)]
     Format(#[from] FormatError),

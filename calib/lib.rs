@@ -22,6 +22,7 @@
 //! | how much of a layer's output is error | [`proxy`] |
 //! | scales of input channels, by search | [`awq`] |
 //! | how many bits each tensor gets under a budget | [`allocation`] |
+//! | rounding and clip search on a GPU | [`device`] |
 //! | error figures of a block of rows | [`measure`] |
 #![forbid(unsafe_code)]
 
@@ -31,6 +32,7 @@ pub mod awq;
 pub mod ccq;
 pub mod ccq25;
 pub mod clip;
+pub mod device;
 pub mod error;
 pub mod gptq;
 pub mod hessian;
@@ -47,6 +49,7 @@ pub mod stats;
 
 use qtool_formats::{QuantizedWeight, Scheme};
 use qtool_kernels::Isa;
+use qtool_kernels::cuda::Encoder;
 
 pub use error::CalibError;
 pub use observe::Observer;
@@ -118,6 +121,14 @@ pub trait Quantizer: Send + Sync {
                 self.describe()
             ),
         })
+    }
+
+    /// The same method, with the same codes, on a GPU; `None` when it has no kernel for it. What
+    /// [`informed`](Self::informed) makes of the result runs on the processor.
+    ///
+    /// Fails when the device does.
+    fn on_device(&self, _encoder: &Encoder) -> Result<Option<Box<dyn Quantizer>>> {
+        Ok(None)
     }
 
     /// Chooses codes for `x`, a block of `n` rows of `k` values, row-major.

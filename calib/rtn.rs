@@ -13,9 +13,11 @@
 
 use qtool_formats::scheme::{AffineScheme, Grid};
 use qtool_formats::{QuantizedWeight, Scheme};
+use qtool_kernels::cuda::Encoder;
 use qtool_kernels::{Isa, absmax, minmax};
 
 use crate::affine::{ChooseScale, GroupScale, quantize_rows, storable_scale};
+use crate::device::DeviceAffine;
 use crate::{Method, Quantizer, Result, TensorOptions};
 
 /// The registry entry.
@@ -52,6 +54,14 @@ impl Quantizer for Rtn {
 
     fn describe(&self) -> String {
         "rtn".to_owned()
+    }
+
+    fn on_device(&self, encoder: &Encoder) -> Result<Option<Box<dyn Quantizer>>> {
+        Ok(Some(Box::new(DeviceAffine::rounding(
+            *self,
+            self.scheme,
+            encoder,
+        ))))
     }
 
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {

@@ -166,7 +166,7 @@ pub enum FormatError {
         path: PathBuf,
     },
     /// `--force` on something that qtool did not write.
-    #[error("{}: --force replaces only folders that qtool wrote (with qtool.json or qtool-export.json in them); remove this one by hand if it may go", path.display())]
+    #[error("{}: --force replaces only folders that qtool wrote (with qtool.json, qtool-export.json or stats.json in them); remove this one by hand if it may go", path.display())]
     TargetForeign {
         /// The target.
         path: PathBuf,

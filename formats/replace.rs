@@ -20,6 +20,9 @@ use crate::artifact::MANIFEST_FILE;
 use crate::export::PROVENANCE_FILE;
 use crate::{FormatError, Result};
 
+/// Index of a folder of statistics, as `qtool calibrate` writes it.
+pub const STATISTICS_FILE: &str = "stats.json";
+
 /// A folder under construction. See the module's text.
 #[derive(Debug)]
 pub struct Staging {
@@ -166,7 +169,7 @@ pub fn check_target(target: &Path, force: bool) -> Result<()> {
             path: target.to_owned(),
         });
     }
-    let ours = [MANIFEST_FILE, PROVENANCE_FILE]
+    let ours = [MANIFEST_FILE, PROVENANCE_FILE, STATISTICS_FILE]
         .iter()
         .any(|name| target.join(name).is_file());
     if ours {

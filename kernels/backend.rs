@@ -118,6 +118,29 @@ pub enum Activation {
     Tanh,
 }
 
+/// How tokens choose experts: p = softmax of their logits; the `top` experts of largest p + bias, of equal ones the
+/// lower number; each weighs p over the sum of the chosen p, which is at least `least_sum`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Routing<'a> {
+    /// Experts a token is sent to.
+    pub top: usize,
+    /// Added to p for the choice alone, one an expert.
+    pub bias: Option<&'a [f32]>,
+    /// Least sum that weights are divided by.
+    pub least_sum: f32,
+}
+
+/// The gated MLPs of experts, down(f(gate(x)) * up(x)), a weight of each kind an expert.
+#[derive(Debug, Clone)]
+pub struct ExpertWeights<'a, W> {
+    /// (F, K) each.
+    pub gate: Vec<&'a W>,
+    /// (F, K) each.
+    pub up: Vec<&'a W>,
+    /// (K, F) each.
+    pub down: Vec<&'a W>,
+}
+
 /// Why a device stopped computing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the device {device} failed to {what}: {reason}")]
@@ -154,6 +177,17 @@ pub trait Backend: Send + Sync {
     fn upload(&self, values: &[f32], columns: usize) -> Self::Tensor;
     /// All values of `x`, row-major.
     fn download(&self, x: &Self::Tensor) -> Vec<f32>;
+    /// The same, after asking whether they mean anything.
+    fn read(&self, x: &Self::Tensor) -> Result<Vec<f32>, Fault> {
+        let values = self.download(x);
+        self.fault()?;
+        Ok(values)
+    }
+    /// ln p of tokens `wanted[m]` under the softmax of row m of `logits` (M, V), in nats, NaN in a row with a logit that is not
+    /// finite; `None` from a device that leaves this to who reads the logits. After a failure they mean nothing.
+    fn log_probabilities(&self, _logits: &Self::Tensor, _wanted: &[Vec<u32>]) -> Option<Vec<Vec<f64>>> {
+        None
+    }
     /// (rows, columns).
     fn dims(&self, x: &Self::Tensor) -> (usize, usize);
     /// A weight to the device. Lengths of its parts must fit its scheme.
@@ -197,6 +231,18 @@ pub trait Backend: Send + Sync {
     fn scatter_add(&self, into: &mut Self::Tensor, rows: &[usize], x: &Self::Tensor, weights: &[f32]);
     /// `into[at + i] = x[i]` for all rows of x: how a cache of keys and values grows.
     fn place(&self, into: &mut Self::Tensor, at: usize, x: &Self::Tensor);
+    /// For each token of x (M, K) the sum of its experts' results times their weights, (M, K); `logits` (M, E) are the
+    /// router's. `None` when this device leaves it to the operations above.
+    fn experts(
+        &self,
+        _x: &Self::Tensor,
+        _logits: &Self::Tensor,
+        _routing: &Routing<'_>,
+        _experts: &ExpertWeights<'_, Self::Weight>,
+        _f: Activation,
+    ) -> Option<Self::Tensor> {
+        None
+    }
     /// `moment` += x^T x, (K, K), the upper triangle and its mirror. Products of at most 512 rows are summed
     /// in f32, those sums in f64, in order.
     fn gram(&self, x: &Self::Tensor, moment: &mut [f64]);

@@ -68,8 +68,34 @@ pub enum Error {
         got: String,
     },
     /// A device that stopped computing.
-    #[error(transparent)]
+    #[error("{0}; nothing was written")]
     Device(#[from] qtool_kernels::backend::Fault),
+    /// A device that stopped computing while answers are kept.
+    #[error("{fault}; {answers} answers are kept in {}, the same command with --resume goes on after them", folder.display())]
+    DeviceStopped {
+        /// What happened.
+        fault: qtool_kernels::backend::Fault,
+        /// Answers in the folder.
+        answers: usize,
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A device that stopped computing in a sequential run.
+    #[error("{fault}; finished blocks are kept in {}, the same command goes on after them (remove the folder to start anew)", folder.display())]
+    DevicePaused {
+        /// What happened.
+        fault: qtool_kernels::backend::Fault,
+        /// The folder with the blocks.
+        folder: PathBuf,
+    },
+    /// A GPU that was asked for and cannot be used.
+    #[error("--device {wanted}: {reason}; pass --device cpu, or leave --device out, to run on the processor")]
+    NoGpu {
+        /// As asked.
+        wanted: String,
+        /// Why.
+        reason: qtool_kernels::cuda::Unavailable,
+    },
     /// More tokens than a cache has room for.
     #[error("{tokens} tokens do not fit a cache of {capacity}")]
     CacheFull {
@@ -323,6 +349,20 @@ pub enum Error {
     /// Stopped by ctrl-C.
     #[error("interrupted; nothing was written")]
     Interrupted,
+}
+
+impl Error {
+    /// What a method says of a tensor; a device that failed is no fault of the tensor's.
+    pub fn of_tensor(path: &std::path::Path, tensor: &str, source: CalibError) -> Self {
+        match source {
+            CalibError::Device(fault) => Self::Device(fault),
+            source => Self::Tensor {
+                path: path.to_owned(),
+                tensor: tensor.to_owned(),
+                source: Box::new(source),
+            },
+        }
+    }
 }
 
 fn more(findings: usize) -> String {

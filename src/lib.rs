@@ -18,6 +18,7 @@ pub mod blocks;
 pub mod calibrate;
 pub mod classes;
 pub mod cli;
+pub mod device;
 pub mod error;
 pub mod estimate;
 pub mod export;

@@ -24,6 +24,7 @@ use qtool_kernels::{Isa, first_non_finite};
 use rayon::prelude::*;
 
 use crate::blocks::{Block, batches, cut, pack};
+use crate::device::Device;
 use crate::informed::{Calibrated, Codes, ProxySums, Ready, Workshop};
 use crate::plan::{Action, Conversion, Quantization, QuantizePlan, TensorPlan};
 use crate::progress::Progress;
@@ -57,6 +58,8 @@ pub struct Options {
     pub max_shard_bytes: u64,
     /// Worker threads; 0 means one per core.
     pub threads: usize,
+    /// Where the model runs when it is calibrated.
+    pub device: Device,
     /// Draw a progress line on a terminal.
     pub show_progress: bool,
     /// What the manifest says of the calibration, if there is one.

@@ -65,6 +65,7 @@ pub fn measured(model: &Path, corpus: &Corpus, target: &Path, part: Option<(usiz
         evidence: Evidence::Full,
         slices: part.map(|(i, n)| slices_of(i, n).unwrap()),
         threads,
+        device: qtool::device::Device::default(),
         show_progress: false,
     };
     measure::run(&Arc::new(Checkpoint::open(model).unwrap()), corpus, &options).unwrap();
@@ -124,6 +125,7 @@ fn parts_merge_to_the_bits_of_a_single_run() {
             evidence: Evidence::Full,
             slices: slices_of(0, 4),
             threads: 2,
+            device: qtool::device::Device::default(),
             show_progress: false,
         };
         let short = self::corpus(&model, &ids_file(dir.path()), 7);

@@ -29,6 +29,7 @@ pub fn with_recipe(target: &Path, default: &str, skips: &[&str], rules: &[&str])
         non_finite: NonFinite::Refuse,
         max_shard_bytes: 5_000_000_000,
         threads: 2,
+        device: qtool::device::Device::default(),
         show_progress: false,
         calibration: None,
     }

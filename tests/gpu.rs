@@ -2,6 +2,11 @@
 //! that `kernels/cuda/host/build` makes. Without one these tests say that they were skipped; with QTOOL_REQUIRE_CUDA=1 that
 //! is a failure.
 
+mod commands;
+mod failures;
+mod memory;
+mod self_check;
+
 use std::io::Write;
 use std::sync::Arc;
 
@@ -20,11 +25,15 @@ fn gpu(test: &str) -> Option<CudaBackend> {
         Err(reason) => {
             let required = std::env::var_os("QTOOL_REQUIRE_CUDA").is_some_and(|v| v == "1");
             assert!(!required, "QTOOL_REQUIRE_CUDA=1, and {reason}");
-            // Past the test harness, which swallows what a passing test prints.
-            let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
+            skipped(test, &reason);
             None
         }
     }
+}
+
+/// Says so past the test harness, which swallows what a passing test prints.
+pub fn skipped(test: &str, reason: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
 }
 
 fn open<B: Backend>(backend: B, folder: &std::path::Path) -> Model<B> {

@@ -77,6 +77,7 @@ fn its_statistics_are_those_of_the_final_norm() {
         evidence: Evidence::Full,
         slices: None,
         threads: 2,
+        device: qtool::device::Device::default(),
         show_progress: false,
     };
     measure::run(&Arc::new(Checkpoint::open(&model()).unwrap()), &corpus, &options).unwrap();

@@ -123,6 +123,25 @@ fn only_the_command_line_prints() {
     assert!(looked > 40, "{looked}");
 }
 
+/// Numbers that come from a device mean nothing after a failure: outside the models themselves, which are asked when they
+/// are done, everything asks as it reads.
+#[test]
+fn what_a_device_gave_is_asked_for() {
+    let (mut looked, mut reads) = (0, 0);
+    for (path, text) in sources() {
+        if !path.starts_with("src/") || path.starts_with("src/model/") {
+            continue;
+        }
+        looked += 1;
+        reads += text.matches("backend().read(").count();
+        assert!(
+            !text.contains(".download("),
+            "{path} takes numbers from a device without asking: use read"
+        );
+    }
+    assert!(looked > 100 && reads > 4, "{looked} {reads}");
+}
+
 /// `formats` stands on the ground: it imports no other package of the house, and `kernels` only it.
 #[test]
 fn imports_point_downwards() {

@@ -4,6 +4,7 @@ mod bad_files;
 mod calibrate;
 mod cli;
 mod decode;
+mod device;
 mod encoders;
 mod endpoint;
 mod ernie;

@@ -46,6 +46,8 @@ fn plan(data: &Path, work: Option<PathBuf>, resume: bool) -> Plan {
         resume,
         show_progress: false,
         device: "script".to_owned(),
+        device_reason: None,
+        device_identity: "script".to_owned(),
     }
 }
 

@@ -7,7 +7,9 @@ use qtool_formats::packing::wint2::GROUP;
 use qtool_formats::weight::CcqWeight;
 use qtool_formats::{FormatError, QuantizedWeight, Scheme};
 use qtool_kernels::Isa;
+use qtool_kernels::cuda::Encoder;
 
+use super::device::DeviceCcq;
 use super::feedback::{Prepared, TOGETHER};
 use super::{CcqError, CcqRow, Effort, Scratch, encode_row};
 use crate::{CalibError, Evidence, LayerStats, Method, Quantizer, Result, TensorOptions};
@@ -73,6 +75,13 @@ impl Quantizer for Ccq {
                 prepared: Prepared::new(stats),
             })),
         }))
+    }
+
+    fn on_device(&self, encoder: &Encoder) -> Result<Option<Box<dyn Quantizer>>> {
+        Ok(match self.knowledge {
+            None => Some(Box::new(DeviceCcq::new(self.clone(), self.effort, encoder)?)),
+            Some(_) => None,
+        })
     }
 
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {

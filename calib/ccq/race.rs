@@ -12,26 +12,26 @@ use super::{Book, Effort};
 
 /// One heat of the race.
 #[derive(Debug, Clone, Copy)]
-struct Heat {
+pub(super) struct Heat {
     /// Pairs that enter.
-    pairs: usize,
+    pub(super) pairs: usize,
     /// One over the part of the groups that judges them.
-    part: usize,
+    pub(super) part: usize,
     /// Scales tried for each group, of which the best counts, relative to the group's own.
-    scales: &'static [f32],
+    pub(super) scales: &'static [f32],
 }
 
 /// Only the group's own scale.
 const OWN: &[f32] = &[1.0];
 /// The own scale and a local step to both sides: how well a pair uses the freedom of local scales.
-const NEAR: &[f32] = &[1.0, 0.92, 1.085];
+pub(super) const NEAR: &[f32] = &[1.0, 0.92, 1.085];
 
 /// How much work each effort does.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plan {
-    heats: &'static [Heat],
+    pub(super) heats: &'static [Heat],
     /// Pairs that are fitted completely.
-    finalists: usize,
+    pub(super) finalists: usize,
     /// Super scales fitted for each finalist.
     pub(super) supers: usize,
     /// Rounds of least squares at most.
@@ -65,7 +65,8 @@ const fn heat(pairs: usize, part: usize, scales: &'static [f32]) -> Heat {
 }
 
 /// Every pair of the list with its codebook.
-static BOOKS: LazyLock<Vec<Book>> = LazyLock::new(|| PAIRS.iter().map(|&pair| Book::new(pair)).collect());
+pub(super) static BOOKS: LazyLock<Vec<Book>> =
+    LazyLock::new(|| PAIRS.iter().map(|&pair| Book::new(pair)).collect());
 
 /// The first pair of the list, the best single one.
 pub(super) fn typical() -> &'static Book {

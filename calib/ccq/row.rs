@@ -201,7 +201,7 @@ impl Row {
                     [next, three[0], three[1]]
                 };
             }
-            self.scale[g] = centre * STEP.powf(vertex(three));
+            self.scale[g] = centre * step_to_the(vertex(three));
         }
         self.found = found;
     }
@@ -260,6 +260,14 @@ fn vertex([low, middle, high]: [f32; 3]) -> f32 {
     }
 }
 
+/// [`STEP`] to a power between -1 and 1, by the series of e^(v ln STEP) in f64: the same on every machine, as a
+/// library's `powf` is not.
+fn step_to_the(v: f32) -> f32 {
+    const LN_STEP: f64 = 0.13976192164310813;
+    let t = f64::from(v) * LN_STEP;
+    (1..=10).rev().fold(1.0, |sum, i| 1.0 + sum * t / f64::from(i)) as f32
+}
+
 /// The group's weights from their order along K to component-major.
 fn spread(from: &[f32], to: &mut [f32], map: impl Fn(f32) -> f32) {
     for (v, four) in from.chunks_exact(VECTOR).enumerate() {
@@ -298,7 +306,7 @@ fn power_of_two(e: i32) -> f64 {
 
 /// A step that visits all groups and spreads every prefix over the row: coprime to `groups`, near the golden
 /// section of it.
-fn stride(groups: usize) -> usize {
+pub(super) fn stride(groups: usize) -> usize {
     let gcd = |mut a: usize, mut b: usize| {
         while b > 0 {
             (a, b) = (b, a % b);

@@ -2,12 +2,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaSlice, DriverError, LaunchArgs, PushKernelArg};
+use cudarc::driver::{CudaSlice, CudaStream, DriverError, LaunchArgs, PushKernelArg};
 
 use super::device::{Device, words};
-use super::launch::run;
-use super::weight::DeviceWeight;
-use crate::backend::{Activation, Backend, Fault, Heads, HostWeight, RopeStyle, RopeTable, Segment};
+use super::launch::{out_of_memory, run};
+use super::tensor::Precision;
+use super::weight::{DeviceWeight, WeightArgs};
+use crate::backend::{
+    Activation, Backend, ExpertWeights, Fault, Heads, HostWeight, RopeStyle, RopeTable, Routing, Segment,
+};
 
 /// Rows up to which a product is done by `gemv`.
 const FEW_ROWS: usize = 16;
@@ -19,22 +22,42 @@ const THREADS: u32 = 256;
 const ATTENTION_THREADS: u32 = 128;
 /// Largest head of `attention`: eight columns a thread.
 const LARGEST_HEAD: usize = 1024;
-/// Columns of a tile of `gram`.
-const GRAM_TILE: usize = 16;
 
 /// A GPU.
 #[derive(Debug, Clone)]
 pub struct CudaBackend {
     device: Arc<Device>,
     fault: Arc<Mutex<Option<Fault>>>,
+    precision: Precision,
 }
 
 /// (rows, columns) of f32 on the device, row-major; without values when it is empty or the device has failed.
 #[derive(Debug)]
 pub struct DeviceTensor {
+    device: Arc<Device>,
     rows: usize,
     columns: usize,
     values: Option<CudaSlice<f32>>,
+}
+
+impl Drop for DeviceTensor {
+    fn drop(&mut self) {
+        if let Some(values) = self.values.take() {
+            self.device.arena.give(values);
+        }
+    }
+}
+
+impl DeviceTensor {
+    /// (rows, columns).
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// Its numbers, if there are any.
+    pub(super) fn values(&self) -> Option<&CudaSlice<f32>> {
+        self.values.as_ref()
+    }
 }
 
 impl CudaBackend {
@@ -43,7 +66,28 @@ impl CudaBackend {
         Self {
             device,
             fault: Arc::default(),
+            precision: Precision::default(),
         }
+    }
+
+    /// The same, with products of many rows computed so.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// How products of many rows are computed.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The stream everything runs on.
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.device.stream
+    }
+
+    /// Its device, to be shared.
+    pub fn shared_device(&self) -> Arc<Device> {
+        Arc::clone(&self.device)
     }
 
     /// Its device.
@@ -52,7 +96,11 @@ impl CudaBackend {
     }
 
     /// Does `work` unless the device has failed; keeps the first failure.
-    fn attempt<T>(&self, what: &'static str, work: impl FnOnce() -> Result<T, DriverError>) -> Option<T> {
+    pub(super) fn attempt<T>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce() -> Result<T, DriverError>,
+    ) -> Option<T> {
         let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         if fault.is_some() {
             return None;
@@ -63,7 +111,7 @@ impl CudaBackend {
                 *fault = Some(Fault {
                     device: self.device.name().to_owned(),
                     what,
-                    reason: words(error),
+                    reason: self.device.arena.refusal().unwrap_or_else(|| words(error)),
                 });
                 None
             }
@@ -71,28 +119,47 @@ impl CudaBackend {
     }
 
     /// A kernel to push arguments on.
-    fn kernel(&self, name: &'static str) -> LaunchArgs<'_> {
+    pub(super) fn kernel(&self, name: &'static str) -> LaunchArgs<'_> {
         let function = self.device.function(name).expect("a kernel of the list");
         self.device.stream.launch_builder(function)
     }
 
-    fn zeros(&self, rows: usize, columns: usize) -> DeviceTensor {
-        let values = (rows * columns > 0)
-            .then(|| {
-                self.attempt("allocate a tensor", || {
-                    self.device.stream.alloc_zeros(rows * columns)
-                })
+    /// Room for a tensor, filled by `fill`; nothing when it is empty.
+    fn filled(
+        &self,
+        what: &'static str,
+        (rows, columns): (usize, usize),
+        fill: impl FnOnce(&mut CudaSlice<f32>) -> Result<(), DriverError>,
+    ) -> DeviceTensor {
+        let values = (rows * columns > 0).then(|| {
+            self.attempt(what, || {
+                let room = self.device.residency.room(rows * columns)?;
+                let mut values = room.ok_or_else(out_of_memory)?;
+                fill(&mut values)?;
+                Ok(values)
             })
-            .flatten();
+        });
         DeviceTensor {
+            device: Arc::clone(&self.device),
             rows,
             columns,
-            values,
+            values: values.flatten(),
         }
     }
 
+    fn zeros(&self, rows: usize, columns: usize) -> DeviceTensor {
+        self.filled("allocate a tensor", (rows, columns), |values| {
+            self.device.stream.memset_zeros(values)
+        })
+    }
+
+    /// What kernels are told of a weight, which is on the device then. Nothing may be allocated between this and the launch.
+    fn resident(&self, weight: &DeviceWeight) -> Result<WeightArgs, DriverError> {
+        Ok(DeviceWeight::resident(&self.device, &[weight])?.swap_remove(0))
+    }
+
     /// A tensor that `work` fills, unless there is nothing to fill.
-    fn made(
+    pub(super) fn made(
         &self,
         what: &'static str,
         (rows, columns): (usize, usize),
@@ -134,13 +201,35 @@ impl CudaBackend {
         })
     }
 
+    /// y (M, N) = x (M, K) times the transpose of `w`, by the kernel for so many rows.
+    pub(super) fn product(
+        &self,
+        y: &mut CudaSlice<f32>,
+        x: &CudaSlice<f32>,
+        w: &DeviceWeight,
+        m: usize,
+    ) -> Result<(), DriverError> {
+        let args = self.resident(w)?;
+        match self.precision {
+            _ if m <= FEW_ROWS => self.few_rows(y, x, &args, m),
+            Precision::Bf16 => self.tensor_product(y, x, &args, m),
+            Precision::F32 => {
+                let rows = m as i32;
+                let mut call = self.kernel("gemm");
+                call.arg(y).arg(x).arg(&args).arg(&rows);
+                let blocks = ((args.n as usize).div_ceil(TILE), m.div_ceil(TILE));
+                run(call, (blocks.0 as u32, blocks.1 as u32), THREADS)
+            }
+        }
+    }
+
     /// Blocks of [`THREADS`] for one thread an element.
     fn each(count: usize) -> (u32, u32) {
         (count.div_ceil(THREADS as usize) as u32, 1)
     }
 }
 
-fn function(f: Activation) -> i32 {
+pub(super) fn function(f: Activation) -> i32 {
     match f {
         Activation::Silu => 0,
         Activation::Gelu => 1,
@@ -162,13 +251,10 @@ impl Backend for CudaBackend {
 
     fn upload(&self, values: &[f32], columns: usize) -> DeviceTensor {
         assert_eq!(values.len() % columns.max(1), 0, "whole rows");
-        let copied = (!values.is_empty())
-            .then(|| self.attempt("copy a tensor there", || self.device.stream.clone_htod(values)));
-        DeviceTensor {
-            rows: values.len() / columns.max(1),
-            columns,
-            values: copied.flatten(),
-        }
+        let size = (values.len() / columns.max(1), columns);
+        self.filled("copy a tensor there", size, |copy| {
+            self.device.stream.memcpy_htod(values, copy)
+        })
     }
 
     fn download(&self, x: &DeviceTensor) -> Vec<f32> {
@@ -179,13 +265,17 @@ impl Backend for CudaBackend {
         values.unwrap_or_else(|| vec![0.0; x.rows * x.columns])
     }
 
+    fn log_probabilities(&self, logits: &DeviceTensor, wanted: &[Vec<u32>]) -> Option<Vec<Vec<f64>>> {
+        Some(self.log_p(logits, wanted))
+    }
+
     fn dims(&self, x: &DeviceTensor) -> (usize, usize) {
         (x.rows, x.columns)
     }
 
     fn weight(&self, weight: &HostWeight) -> DeviceWeight {
         self.attempt("copy a weight there", || {
-            DeviceWeight::upload(&self.device.stream, weight)
+            DeviceWeight::admit(&self.device, weight)
         })
         .unwrap_or_else(|| DeviceWeight::empty(weight))
     }
@@ -195,27 +285,18 @@ impl Backend for CudaBackend {
         assert!(ids.iter().all(|&id| id < rows), "ids within the table");
         self.made("embed tokens", (ids.len(), table.args.k as usize), |out| {
             let rows = self.device.stream.clone_htod(ids)?;
+            let args = self.resident(table)?;
             let mut call = self.kernel("decode");
-            call.arg(out).arg(&rows).arg(&table.args);
+            call.arg(out).arg(&rows).arg(&args);
             run(call, (ids.len() as u32, 1), THREADS)
         })
     }
 
     fn matmul(&self, x: &DeviceTensor, w: &DeviceWeight) -> DeviceTensor {
-        let (n, k) = (w.args.n as usize, w.args.k as usize);
-        assert_eq!(x.columns, k, "columns of x and of w");
-        self.made("multiply by a weight", (x.rows, n), |out| {
+        assert_eq!(x.columns, w.args.k as usize, "columns of x and of w");
+        self.made("multiply by a weight", (x.rows, w.args.n as usize), |out| {
             let Some(values) = &x.values else { return Ok(()) };
-            let m = x.rows as i32;
-            let few = x.rows <= FEW_ROWS;
-            let mut call = self.kernel(if few { "gemv" } else { "gemm" });
-            call.arg(out).arg(values).arg(&w.args).arg(&m);
-            let blocks = if few {
-                (n.div_ceil(THREADS as usize / 32), 1)
-            } else {
-                (n.div_ceil(TILE), x.rows.div_ceil(TILE))
-            };
-            run(call, (blocks.0 as u32, blocks.1 as u32), THREADS)
+            self.product(out, values, w, x.rows)
         })
     }
 
@@ -378,17 +459,24 @@ impl Backend for CudaBackend {
         }
     }
 
+    fn experts(
+        &self,
+        x: &DeviceTensor,
+        logits: &DeviceTensor,
+        routing: &Routing<'_>,
+        experts: &ExpertWeights<'_, DeviceWeight>,
+        f: Activation,
+    ) -> Option<DeviceTensor> {
+        self.routed(x, logits, routing, experts, f)
+    }
+
     fn gram(&self, x: &DeviceTensor, moment: &mut [f64]) {
         let k = x.columns;
         assert_eq!(moment.len(), k * k, "K x K");
         let Some(values) = &x.values else { return };
         let sums = self.attempt("sum products", || {
             let mut out = self.device.stream.alloc_zeros::<f64>(k * k)?;
-            let (m, columns) = (x.rows as i32, k as i32);
-            let tiles = k.div_ceil(GRAM_TILE) as u32;
-            let mut call = self.kernel("gram");
-            call.arg(&mut out).arg(values).arg(&m).arg(&columns);
-            run(call, (tiles, tiles), THREADS)?;
+            self.sum_products(&mut out, values, x.rows, k)?;
             self.device.stream.clone_dtoh(&out)
         });
         let Some(sums) = sums else { return };

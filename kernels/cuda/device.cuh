@@ -20,6 +20,10 @@ typedef long long i64;
 #define __device__ __attribute__((device))
 #define __shared__ __attribute__((shared))
 #define INLINE __attribute__((device)) inline __attribute__((always_inline))
+// Before a loop whose arrays must stay in registers.
+#define UNROLL _Pragma("unroll")
+// Before one that would only make the code long.
+#define KEEP_LOOP _Pragma("nounroll")
 
 INLINE i32 thread_x() { return __nvvm_read_ptx_sreg_tid_x(); }
 INLINE i32 block_x() { return __nvvm_read_ptx_sreg_ctaid_x(); }
@@ -30,6 +34,16 @@ INLINE void barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
 INLINE float shuffle_xor(float v, i32 lane) {
     float r;
     asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(r) : "f"(v), "r"(lane));
+    return r;
+}
+INLINE u32 shuffle_xor(u32 v, i32 lane) {
+    u32 r;
+    asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=r"(r) : "r"(v), "r"(lane));
+    return r;
+}
+INLINE float shuffle_from(float v, i32 lane) {
+    float r;
+    asm volatile("shfl.sync.idx.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(r) : "f"(v), "r"(lane));
     return r;
 }
 INLINE float sqrt_(float x) {
@@ -52,10 +66,49 @@ INLINE float from_f16(u16 bits) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(bits));
     return r;
 }
+INLINE u16 to_f16(float x) {
+    u16 r;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x));
+    return r;
+}
+INLINE double sqrt64(double x) {
+    double r;
+    asm("sqrt.rn.f64 %0, %1;" : "=d"(r) : "d"(x));
+    return r;
+}
+// To the nearest integer, ties to even.
+INLINE float round_even(float x) {
+    float r;
+    asm("cvt.rni.f32.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+// 2^23 + byte `i` of `word`: the byte in the lowest bits of its mantissa.
+INLINE float above_8388608(u32 word, i32 i) {
+    float r;
+    asm("prmt.b32 %0, %1, 0x4b000000, %2;" : "=f"(r) : "r"(word), "r"(0x7440 | i));
+    return r;
+}
+// c + a.low16 * b.byte0 + a.high16 * b.byte1, all signed; `high`: bytes 2 and 3.
+INLINE i32 dot_low(u32 a, u32 b, i32 c) {
+    i32 r;
+    asm("dp2a.lo.s32.s32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+INLINE i32 dot_high(u32 a, u32 b, i32 c) {
+    i32 r;
+    asm("dp2a.hi.s32.s32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
 #endif
 
 INLINE float as_float(u32 bits) { return __builtin_bit_cast(float, bits); }
 INLINE float from_bf16(u16 bits) { return as_float((u32)bits << 16); }
+INLINE u32 bits_of(float x) { return __builtin_bit_cast(u32, x); }
+// Finite numbers; ties to even.
+INLINE u16 to_bf16(float x) {
+    u32 bits = bits_of(x);
+    return (u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
 INLINE float max_(float a, float b) { return a > b ? a : b; }
 INLINE float min_(float a, float b) { return a < b ? a : b; }
 

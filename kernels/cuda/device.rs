@@ -4,14 +4,22 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUresult;
+use cudarc::driver::sys::{CUfunction_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, result};
 use thiserror::Error;
+
+use super::arena::Arena;
+use super::launch::order_by_hand;
+use super::residency::Residency;
+use super::{gemv, gram, tensor};
 
 /// Least driver, as `cuDriverGetVersion` counts: CUDA 12.0, which the bindings are made for.
 const LEAST_DRIVER: i32 = 12_000;
 /// Least compute capability: the PTX is made for sm_80 (Ampere).
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+
+/// Bytes left to the driver at least.
+const RESERVE: usize = 256 << 20;
 
 /// The kernels: a PTX page and the names it holds.
 const KERNELS: &[(&str, &[&str])] = &[
@@ -22,10 +30,47 @@ const KERNELS: &[(&str, &[&str])] = &[
         include_str!("ptx/elementwise.ptx"),
         &["add", "activate", "gate", "rope"],
     ),
+    (include_str!("ptx/rows.ptx"), &["gather", "scatter_add", "place"]),
     (
-        include_str!("ptx/rows.ptx"),
-        &["gather", "scatter_add", "place", "gram"],
+        include_str!("ptx/gemv.ptx"),
+        &[
+            "gemv_bf16_1",
+            "gemv_bf16_4",
+            "gemv_bf16_16",
+            "gemv_int8_1",
+            "gemv_int8_4",
+            "gemv_int8_16",
+            "gemv_int4_1",
+            "gemv_int4_4",
+            "gemv_int4_16",
+            "gemv_wint2_1",
+            "gemv_wint2_4",
+            "gemv_wint2_16",
+            "gemv_nf4_1",
+            "gemv_nf4_4",
+            "gemv_nf4_16",
+        ],
     ),
+    (
+        include_str!("ptx/tensor_gemm.ptx"),
+        &[
+            "narrow",
+            "gemm_any",
+            "gemm_bf16",
+            "gemm_int8",
+            "gemm_int4",
+            "gemm_wint2",
+            "gemm_nf4",
+        ],
+    ),
+    (
+        include_str!("ptx/moe.ptx"),
+        &["route", "group_entries", "gemm_grouped", "combine"],
+    ),
+    (include_str!("ptx/gram.ptx"), &["gram", "split", "gram_split"]),
+    (include_str!("ptx/scores.ptx"), &["log_p", "divergence"]),
+    (include_str!("ptx/encode_affine.ptx"), &["encode_affine"]),
+    (include_str!("ptx/encode_wint2.ptx"), &["encode_wint2"]),
 ];
 
 /// Why no GPU can be used.
@@ -48,6 +93,14 @@ pub enum Unavailable {
     /// A driver and no device.
     #[error("the NVIDIA driver finds no GPU; is it visible (CUDA_VISIBLE_DEVICES)?")]
     NoDevice,
+    /// Fewer devices than the number asked for.
+    #[error("there is no GPU number {ordinal}: the NVIDIA driver finds {found}, counted from 0")]
+    NoSuchDevice {
+        /// The number.
+        ordinal: usize,
+        /// How many there are.
+        found: usize,
+    },
     /// A device older than the kernels.
     #[error(
         "the GPU {name} has compute capability {}.{}, expected 8.0 or later",
@@ -93,7 +146,10 @@ fn failed(what: &'static str) -> impl Fn(DriverError) -> Unavailable {
 /// A GPU, ready: context, stream, kernels.
 pub struct Device {
     name: String,
+    ordinal: usize,
     pub(super) stream: Arc<CudaStream>,
+    pub(super) arena: Arc<Arena>,
+    pub(super) residency: Residency,
     functions: HashMap<&'static str, CudaFunction>,
 }
 
@@ -109,15 +165,59 @@ impl Device {
         &self.name
     }
 
+    /// Its number, as the driver counts.
+    pub fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+
+    /// What its memory is used for.
+    pub fn memory(&self) -> MemoryUse {
+        let (used, most) = self.arena.used();
+        let (fetched, foreseen) = self.residency.fetched();
+        MemoryUse {
+            budget: self.arena.budget(),
+            used,
+            most,
+            fetched,
+            foreseen,
+        }
+    }
+
     /// A kernel of [`KERNELS`]; `None` for another name.
     pub(super) fn function(&self, name: &str) -> Option<&CudaFunction> {
         self.functions.get(name)
     }
 }
 
-/// The GPU number `ordinal`, or why there is none. Asks for nothing that could panic: first whether the driver library is
-/// there, then for its version, for devices, for their age, and last for the kernels.
+/// What a device's memory is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Most bytes that may be taken.
+    pub budget: usize,
+    /// Bytes taken.
+    pub used: usize,
+    /// Most bytes taken at any time.
+    pub most: usize,
+    /// Weights that were brought in when they were used, because not all fit.
+    pub fetched: u64,
+    /// How many of these were on their way by then.
+    pub foreseen: u64,
+}
+
+/// Of memory that is free, what is left to others: a tenth, and as much as the driver's own needs for kernels.
+fn budget_of(free: usize) -> usize {
+    free - (free / 10).max(RESERVE).min(free / 2)
+}
+
+/// The GPU number `ordinal` with a budget made of what is free, or why there is none.
 pub fn probe(ordinal: usize) -> Result<Arc<Device>, Unavailable> {
+    open(ordinal, None)
+}
+
+/// The GPU number `ordinal`, or why there is none. Asks for nothing that could panic: first whether the driver library is
+/// there, then for its version, for devices, for their age, for the kernels, and last for free memory, of which `budget` bytes are
+/// used at most; without it, nine tenths.
+pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavailable> {
     if !super::launch::driver_is_there() {
         return Err(Unavailable::NoDriver);
     }
@@ -127,8 +227,10 @@ pub fn probe(ordinal: usize) -> Result<Arc<Device>, Unavailable> {
         return Err(Unavailable::OldDriver { found });
     }
     let count = result::device::get_count().map_err(failed("count GPUs"))?;
-    if usize::try_from(count).unwrap_or(0) <= ordinal {
-        return Err(Unavailable::NoDevice);
+    match usize::try_from(count).unwrap_or(0) {
+        0 => return Err(Unavailable::NoDevice),
+        found if found <= ordinal => return Err(Unavailable::NoSuchDevice { ordinal, found }),
+        _ => {}
     }
     let context = CudaContext::new(ordinal).map_err(failed("open the GPU"))?;
     let name = context.name().map_err(failed("name the GPU"))?;
@@ -148,9 +250,27 @@ pub fn probe(ordinal: usize) -> Result<Arc<Device>, Unavailable> {
             functions.insert(*name, function);
         }
     }
+    let large = tensor::shared_memory().chain(gemv::shared_memory());
+    for (name, bytes) in large.chain([gram::SPLIT_SHARED]) {
+        // More than the 48 KiB that a kernel gets without asking.
+        let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        functions[name]
+            .set_attribute(most, bytes as i32)
+            .map_err(failed("reserve shared memory"))?;
+    }
+    let (free, _) = context.mem_get_info().map_err(failed("tell its free memory"))?;
+    order_by_hand(&context);
+    let stream = context.default_stream();
+    let arena = Arc::new(Arena::new(
+        Arc::clone(&stream),
+        budget.unwrap_or_else(|| budget_of(free)),
+    ));
     Ok(Arc::new(Device {
         name,
-        stream: context.default_stream(),
+        ordinal,
+        residency: Residency::new(Arc::clone(&arena), Arc::clone(&stream)),
+        arena,
+        stream,
         functions,
     }))
 }

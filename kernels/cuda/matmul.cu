@@ -2,7 +2,7 @@
 //
 //   y[m][n] = sum over k of x[m][k] * w[n][k]
 //
-// `gemv` is for few rows: a warp for each output column, each of whose threads takes every 32nd input column, so packed
+// `gemv` is for few rows of x and forms that gemv.cu does not take: a warp for each output column, each of whose threads takes every 32nd input column, so packed
 // weights are read once and decoded where they are used. `gemm` is for many: a block computes a tile of 64 x 64 outputs,
 // 4 x 4 a thread, over slices of 16 input columns decoded into shared memory. Sums are f32, fused, in rising k (gemm), or
 // 32 such sums and a fixed tree (gemv). `decode` writes rows of w as they are (embeddings).
@@ -16,13 +16,12 @@ extern "C" __global__ void gemv(float *y /* (M, N) */, const float *x /* (M, K) 
         i32 rows = m - from < 8 ? m - from : 8;
         for (i32 k = lane; k < w.k; k += 32) {
             float value = weight_at(w, n, k);
-            for (i32 i = 0; i < 8; i++)
+            UNROLL for (i32 i = 0; i < 8; i++)
                 if (i < rows) sums[i] = fma_(x[(i64)(from + i) * w.k + k], value, sums[i]);
         }
-        for (i32 i = 0; i < 8; i++) { // a fixed count, so that the sums stay in registers
-            if (i >= rows) break;
+        UNROLL for (i32 i = 0; i < 8; i++) { // a fixed count, so that the sums stay in registers
             float sum = warp_sum(sums[i]);
-            if (lane == 0) y[(i64)(from + i) * w.n + n] = sum;
+            if (lane == 0 && i < rows) y[(i64)(from + i) * w.n + n] = sum;
         }
     }
 }

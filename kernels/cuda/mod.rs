@@ -6,6 +6,15 @@
 //! | [`device`] | is there a GPU, and if not, why |
 //! | [`weight`] | a weight's bytes on the device, still packed |
 //! | [`backend`] | which kernel does each operation |
+//! | `arena` | device memory under a budget |
+//! | `residency` | which weights lie on the device, and how the others get there in time |
+//! | `gemv` | which kernel multiplies by few rows |
+//! | [`tensor`] | products on tensor cores, where their rounding is allowed |
+//! | `gram` | second moments, exact or on tensor cores |
+//! | `moe` | tokens sent to experts |
+//! | `rates` | how fast the kernels run |
+//! | [`scores`] | log-probabilities and divergences of logits, without copying them back |
+//! | [`encode`] | codes chosen on the device, the same bytes as on the processor |
 //! | `launch` | the only unsafe code: kernels started, arguments as the kernels see them |
 //! | `*.cu`, `*.cuh` | the kernels; `ptx/` is made of them by `build_ptx` |
 //! | `host/` | the same kernels on the processor behind a library that looks like the driver, for tests without a GPU |
@@ -16,10 +25,21 @@
 //! then on nothing is started, every tensor is empty of meaning, and [`Backend::fault`](crate::Backend::fault) says what happened. Whoever reads
 //! results asks for it first.
 
+mod arena;
 pub mod backend;
 pub mod device;
+pub mod encode;
+mod gemv;
+mod gram;
 mod launch;
+mod moe;
+mod rates;
+mod residency;
+pub mod scores;
+pub mod tensor;
 pub mod weight;
 
 pub use backend::CudaBackend;
-pub use device::{Unavailable, probe};
+pub use device::{Device, MemoryUse, Unavailable, open, probe};
+pub use encode::Encoder;
+pub use tensor::Precision;

@@ -2,23 +2,25 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DriverError};
+use cudarc::driver::DriverError;
 use qtool_formats::{FloatDtype, QuantizedWeight, Scheme};
 
+use super::device::Device;
+use super::residency::Slot;
 use crate::backend::{Form, HostWeight, Storage};
 
 /// Most parts of a scheme.
-const PARTS: usize = 5;
+pub(super) const PARTS: usize = 5;
 
 /// `struct Weight` of weight.cuh, field by field.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct WeightArgs {
-    parts: [u64; PARTS],
-    form: i32,
+    pub(super) parts: [u64; PARTS],
+    pub(super) form: i32,
     pub(super) n: i32,
     pub(super) k: i32,
-    bits: i32,
+    pub(super) bits: i32,
     group: i32,
     zero: i32,
     scale: i32,
@@ -28,7 +30,7 @@ pub struct WeightArgs {
 const _: () = assert!(size_of::<WeightArgs>() == 8 * PARTS + 8 * 4);
 
 /// `enum Form` of weight.cuh.
-fn dense(dtype: FloatDtype) -> i32 {
+pub(super) fn dense(dtype: FloatDtype) -> i32 {
     match dtype {
         FloatDtype::F32 => 0,
         FloatDtype::Bf16 => 1,
@@ -40,8 +42,16 @@ fn dense(dtype: FloatDtype) -> i32 {
 #[derive(Debug)]
 pub struct DeviceWeight {
     pub(super) args: WeightArgs,
-    /// Owns what `args.parts` points to.
-    _parts: Vec<CudaSlice<u8>>,
+    /// Where its parts lie when they are used; none when the device had failed before.
+    held: Option<(Arc<Device>, Arc<Slot>)>,
+}
+
+impl Drop for DeviceWeight {
+    fn drop(&mut self) {
+        if let Some((device, slot)) = self.held.take() {
+            device.residency.dismiss(&slot);
+        }
+    }
 }
 
 impl DeviceWeight {
@@ -76,31 +86,49 @@ impl DeviceWeight {
                 scale,
                 padding: 0,
             },
-            _parts: Vec::new(),
+            held: None,
         }
     }
 
-    /// Copies a weight's bytes to the device.
-    pub(super) fn upload(stream: &Arc<CudaStream>, weight: &HostWeight) -> Result<Self, DriverError> {
-        let mut on_device = Self::empty(weight);
-        let values: Arc<dyn Storage>;
-        let parts = match &weight.form {
-            Form::Dense { bytes, .. } => std::slice::from_ref(bytes),
+    /// Bytes of its parts.
+    pub(super) fn bytes(&self) -> usize {
+        self.held.as_ref().map_or(0, |(_, slot)| slot.bytes())
+    }
+
+    /// Takes a weight in, on the device or where it can be fetched from.
+    pub(super) fn admit(device: &Arc<Device>, weight: &HostWeight) -> Result<Self, DriverError> {
+        let slot = match &weight.form {
             Form::Packed {
                 scheme: scheme @ (Scheme::K(_) | Scheme::Nf4Double),
                 parts,
             } => {
-                values = Arc::new(decoded(*scheme, weight, parts));
-                std::slice::from_ref(&values)
+                let bytes: Arc<dyn Storage> = Arc::new(decoded(*scheme, weight, parts));
+                let form = Form::Dense {
+                    dtype: FloatDtype::F32,
+                    bytes,
+                };
+                device.residency.admit(&HostWeight { form, ..*weight })?
             }
-            Form::Packed { parts, .. } => parts.as_slice(),
+            _ => device.residency.admit(weight)?,
         };
-        for (pointer, part) in on_device.args.parts.iter_mut().zip(parts) {
-            let bytes = stream.clone_htod(part.bytes())?;
-            *pointer = bytes.device_ptr(stream).0;
-            on_device._parts.push(bytes);
-        }
-        Ok(on_device)
+        Ok(Self {
+            held: Some((Arc::clone(device), slot)),
+            args: Self::empty(weight).args,
+        })
+    }
+
+    /// What kernels are told of these weights, which are on the device then, and stay until the next call.
+    pub(super) fn resident(device: &Device, weights: &[&Self]) -> Result<Vec<WeightArgs>, DriverError> {
+        let slots: Vec<&Arc<Slot>> = weights
+            .iter()
+            .filter_map(|weight| weight.held.as_ref().map(|(_, slot)| slot))
+            .collect();
+        let pointers = device.residency.use_all(&slots)?;
+        let args = weights
+            .iter()
+            .zip(pointers)
+            .map(|(weight, parts)| WeightArgs { parts, ..weight.args });
+        Ok(args.collect())
     }
 }
 

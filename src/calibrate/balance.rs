@@ -100,6 +100,7 @@ fn measured(
         evidence: Evidence::Full,
         slices: None,
         threads: options.threads,
+        device: options.device.clone(),
         show_progress: options.show_progress,
     };
     measure::run(checkpoint, corpus, &wanted)?;

@@ -8,13 +8,14 @@ use std::time::Instant;
 
 use qtool_calib::{Evidence, LayerStats};
 use qtool_formats::checkpoint::Checkpoint;
-use qtool_kernels::{Backend, CpuBackend, Isa};
+use qtool_kernels::{Backend, Isa};
 use serde::Serialize;
 
 use super::pipeline::{self, Calibration};
 use super::recorder::Recorder;
 use super::statistics::Statistics;
 use crate::blocks::read_rows;
+use crate::device::Device;
 use crate::model::Batch;
 use crate::model::stack::Stack;
 use crate::plan::{Quantization, QuantizePlan};
@@ -52,6 +53,19 @@ pub fn forecast(
     checkpoint: &Arc<Checkpoint>,
     plans: &[QuantizePlan],
     calibration: &Calibration,
+    (device, threads): (&Device, usize),
+) -> Result<Forecast> {
+    match device {
+        Device::Cpu(backend) => forecast_on(*backend, checkpoint, plans, calibration, threads),
+        Device::Cuda(backend) => forecast_on(backend.clone(), checkpoint, plans, calibration, threads),
+    }
+}
+
+fn forecast_on<B: Backend>(
+    backend: B,
+    checkpoint: &Arc<Checkpoint>,
+    plans: &[QuantizePlan],
+    calibration: &Calibration,
     threads: usize,
 ) -> Result<Forecast> {
     let (corpus, passes) = match calibration {
@@ -64,7 +78,7 @@ pub fn forecast(
     let evidence = pipeline::evidence(plans).max(Evidence::Diagonal);
     quantize::with_threads(threads, || {
         let source = Arc::new(Source::of_checkpoint(Arc::clone(checkpoint))?);
-        let model = Stack::open(CpuBackend::new(Isa::best()), source)?;
+        let model = Stack::open(backend, source)?;
         let row = &corpus.rows()[0];
         let batch = Batch::new(std::slice::from_ref(row));
         let mut x = model.begin(&batch)?;
@@ -83,9 +97,12 @@ pub fn forecast(
             let mut observed = model.backend().gather(&x, &all);
             let started = Instant::now();
             model.run(&block, &mut observed, &batch, Some(&mut recorder));
+            model.backend().fault()?;
             let with = started.elapsed().as_secs_f64();
             let started = Instant::now();
             model.run(&block, &mut x, &batch, None);
+            // Also waits, where a device works while we go on.
+            model.backend().fault()?;
             let plain = started.elapsed().as_secs_f64();
             let stats = recorder.block.inputs.into_iter().map(|i| i.stats);
             let before = seen.len();

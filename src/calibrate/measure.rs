@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use qtool_calib::Evidence;
 use qtool_formats::checkpoint::Checkpoint;
-use qtool_kernels::{CpuBackend, Isa};
+use qtool_kernels::Backend;
 use rayon::prelude::*;
 
 use super::corpus::{Corpus, SLICES};
 use super::statistics::{FORMAT, Index, StatisticsWriter, VERSION};
 use super::walk::{Seen, Walk};
+use crate::device::Device;
 use crate::model::stack::Stack;
 use crate::progress::Progress;
 use crate::source::Source;
@@ -29,6 +30,8 @@ pub struct Options {
     pub slices: Option<std::ops::Range<usize>>,
     /// Worker threads; 0 means one per core.
     pub threads: usize,
+    /// Where the model runs.
+    pub device: Device,
     /// Draw a progress line on a terminal.
     pub show_progress: bool,
 }
@@ -62,9 +65,21 @@ pub fn model_name(path: &Path) -> String {
 
 /// Measures `corpus` on the model of `checkpoint`.
 pub fn run(checkpoint: &Arc<Checkpoint>, corpus: &Corpus, options: &Options) -> Result<Index> {
+    match &options.device {
+        Device::Cpu(backend) => run_on(*backend, checkpoint, corpus, options),
+        Device::Cuda(backend) => run_on(backend.clone(), checkpoint, corpus, options),
+    }
+}
+
+fn run_on<B: Backend>(
+    backend: B,
+    checkpoint: &Arc<Checkpoint>,
+    corpus: &Corpus,
+    options: &Options,
+) -> Result<Index> {
     quantize::with_threads(options.threads, || {
         let source = Arc::new(Source::of_checkpoint(Arc::clone(checkpoint))?);
-        let model = Stack::open(CpuBackend::new(Isa::best()), source)?;
+        let model = Stack::open(backend, source)?;
         let slices = options.slices.clone().unwrap_or(0..SLICES);
         let part = options.slices.is_some();
         if part && corpus.rows().len() < SLICES {
@@ -82,6 +97,7 @@ pub fn run(checkpoint: &Arc<Checkpoint>, corpus: &Corpus, options: &Options) -> 
             tool: TOOL.to_owned(),
             model: model_name(checkpoint.root()),
             model_digest: digest(checkpoint)?,
+            device: Some(options.device.identity()),
             corpus: corpus.description().clone(),
             full: options.evidence == Evidence::Full,
             slices: [slices.start, slices.end],

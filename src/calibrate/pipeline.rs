@@ -97,6 +97,10 @@ pub fn run(
                 Error::Interrupted if folder.is_dir() => Error::Paused {
                     folder: folder.clone(),
                 },
+                Error::Device(fault) if folder.is_dir() => Error::DevicePaused {
+                    fault,
+                    folder: folder.clone(),
+                },
                 other => other,
             };
             let decisions = sequential::run(checkpoint, plans, corpus, &wanted).map_err(kept)?;
@@ -126,6 +130,7 @@ pub fn run(
                 }),
                 slices: None,
                 threads: options.threads,
+                device: options.device.clone(),
                 show_progress: options.show_progress,
             };
             measure::run(checkpoint, corpus, &measured)?;

@@ -19,7 +19,7 @@ use qtool_calib::Evidence;
 use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::piece::overlapping;
 use qtool_formats::{FormatError, QuantizedWeight};
-use qtool_kernels::{CpuBackend, Isa};
+use qtool_kernels::{Backend, Isa};
 use rayon::prelude::*;
 use serde_json::json;
 
@@ -28,6 +28,7 @@ use super::coverage::Observed;
 use super::decisions::{Decided, Decision, Decisions};
 use super::measure::digest;
 use super::walk::{Seen, Walk};
+use crate::device::Device;
 use crate::informed::{Calibrated, Codes, Ready, Workshop};
 use crate::model::stack::{Stack, StackLayer};
 use crate::plan::{Action, Quantization, QuantizePlan, TensorPlan};
@@ -59,13 +60,26 @@ pub fn run(
     corpus: &Corpus,
     options: &Options<'_>,
 ) -> Result<Decisions> {
+    match &options.quantize.device {
+        Device::Cpu(backend) => run_on(*backend, checkpoint, plans, corpus, options),
+        Device::Cuda(backend) => run_on(backend.clone(), checkpoint, plans, corpus, options),
+    }
+}
+
+fn run_on<B: Backend>(
+    backend: B,
+    checkpoint: &Arc<Checkpoint>,
+    plans: &[QuantizePlan],
+    corpus: &Corpus,
+    options: &Options<'_>,
+) -> Result<Decisions> {
     quantize::with_threads(options.quantize.threads, || {
         let transform = plans.first().and_then(|plan| plan.transform.as_ref());
         let source: Arc<dyn WeightSource> = match transform {
             None => Arc::new(Source::of_checkpoint(Arc::clone(checkpoint))?),
             Some(transform) => Arc::new(Transformed::new(Arc::clone(checkpoint), Arc::clone(transform))?),
         };
-        let model = Stack::open(CpuBackend::new(Isa::best()), Arc::clone(&source))?;
+        let model = Stack::open(backend, Arc::clone(&source))?;
         let methods: Vec<Vec<String>> = plans.iter().map(describe).collect();
         let fingerprint = json!({
             "tool": TOOL,
@@ -75,8 +89,11 @@ pub fn run(
             "transform": transform.map(|t| t.fingerprint()).transpose()?,
             "min_coverage": options.min_coverage,
             "evidence": format!("{:?}", options.evidence),
-            // The forward pass may differ in the last bit between instruction sets.
-            "processor": format!("{:?}", Isa::best()),
+            // The forward pass may differ in the last bit between instruction sets and devices.
+            "processor": match &options.quantize.device {
+                Device::Cpu(_) => format!("{:?}", Isa::best()),
+                gpu @ Device::Cuda(_) => gpu.identity(),
+            },
         });
         let mut decisions = Decisions::begin(&options.quantize.target, &fingerprint)?;
         let blocks = model.layers();
@@ -140,14 +157,14 @@ fn describe(plan: &QuantizePlan) -> Vec<String> {
     plan.quantized().map(line).collect()
 }
 
-struct Job<'a> {
+struct Job<'a, B: Backend> {
     checkpoint: &'a Checkpoint,
     plans: &'a [QuantizePlan],
     source: &'a dyn WeightSource,
-    model: &'a Stack<CpuBackend>,
+    model: &'a Stack<B>,
 }
 
-impl Job<'_> {
+impl<B: Backend> Job<'_, B> {
     /// Tensors of the plans, by rank and number, that are made of one of these weights.
     fn tensors_of(&self, names: &[&str]) -> Vec<(usize, usize)> {
         let reads = |q: &Quantization| q.pieces.iter().any(|p| names.contains(&p.tensor.as_str()));
@@ -255,7 +272,7 @@ impl Job<'_> {
     }
 
     /// The block with its decided weights decoded, the others as they are.
-    fn quantized_block(&self, number: usize, decisions: &Decisions) -> Result<StackLayer<CpuBackend>> {
+    fn quantized_block(&self, number: usize, decisions: &Decisions) -> Result<StackLayer<B>> {
         let original = self.model.layer(number, self.model.source())?;
         let mut values: HashMap<String, (usize, Vec<f32>)> = HashMap::new();
         for (rank, index) in self.tensors_of(&original.tensors()) {

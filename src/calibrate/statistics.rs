@@ -11,13 +11,13 @@
 //! A part made by `calibrate --shard` holds `i.moment.s` in F64 for each of its slices s instead, so that merging
 //! adds in the order of a single run and gives its very bits.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use qtool_calib::stats::{LayerStats, Moment};
 use qtool_formats::checkpoint::Checkpoint;
 use qtool_formats::checkpoint::shards::read_json;
-use qtool_formats::replace::{Staging, write_file};
+use qtool_formats::replace::{STATISTICS_FILE, Staging, write_file};
 use qtool_formats::{FloatDtype, FormatError};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ use super::recorder::{BlockStatistics, Input, KeyValueMagnitudes};
 use crate::{Error, Result, TOOL};
 
 /// Name of the index.
-pub const INDEX_FILE: &str = "stats.json";
+pub const INDEX_FILE: &str = STATISTICS_FILE;
 /// Value of its `format`.
 pub const FORMAT: &str = "qtool-statistics";
 /// Value of its `version`.
@@ -46,6 +46,10 @@ pub struct Index {
     pub model: String,
     /// Digest of the model's tensors.
     pub model_digest: String,
+    /// What the model ran on: `cpu`, or `cuda` with the GPU's model. Its sums differ in their last bits from those of
+    /// another device. Merged parts of several devices name them all; folders of earlier versions name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Files, options and digests of the rows.
     pub corpus: Value,
     /// Whether whole second moments are there, or diagonals alone.
@@ -455,7 +459,13 @@ pub fn merge(parts: &[PathBuf], target: &Path, force: bool) -> Result<Index> {
             ),
         });
     }
+    let devices: BTreeSet<&str> = open
+        .iter()
+        .filter_map(|part| part.index.device.as_deref())
+        .collect();
+    let devices = Vec::from_iter(devices).join(", ");
     let index = Index {
+        device: (!devices.is_empty()).then_some(devices),
         tool: TOOL.to_owned(),
         slices: [0, expected],
         part: false,

@@ -64,7 +64,7 @@ impl<'a, B: Backend> Walk<'a, B> {
         for group in 0..this.groups.len() {
             let (batch, at) = this.batch(group);
             let x = model.begin(&batch)?;
-            this.activations.write(at, &model.backend().download(&x))?;
+            this.activations.write(at, &model.backend().read(&x)?)?;
         }
         Ok(this)
     }
@@ -99,12 +99,14 @@ impl<'a, B: Backend> Walk<'a, B> {
                 Some(listening) => {
                     let recorder = listening.turn_to(self.groups[group].slice)?;
                     self.model.run(block, &mut x, &batch, Some(recorder));
+                    // Of a device that failed nothing was seen, whatever the recorder holds.
+                    backend.fault()?;
                     self.check(recorder)?;
                 }
                 None => self.model.run(block, &mut x, &batch, None),
             }
             if advance {
-                self.activations.write(at, &backend.download(&x))?;
+                self.activations.write(at, &backend.read(&x)?)?;
             }
             self.progress.add(batch.ids().len() as u64);
         }
@@ -131,7 +133,8 @@ impl<'a, B: Backend> Walk<'a, B> {
                 continue;
             };
             let recorder = listening.turn_to(self.groups[group].slice)?;
-            recorder.linear_input(&[head], &backend.download(&normed), columns);
+            recorder.linear_input(&[head], &backend.read(&normed)?, columns);
+            backend.fault()?;
             self.check(recorder)?;
         }
         listening.finish()

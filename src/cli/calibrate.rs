@@ -1,6 +1,6 @@
 //! `qtool calibrate` and `qtool merge-stats`: what was typed and what is printed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,11 +9,13 @@ use qtool_calib::Evidence;
 use qtool_formats::checkpoint::Checkpoint;
 use serde_json::json;
 
+use super::device::{self, DeviceArgs};
 use super::{corpus, print, print_json, size, wants_progress};
 use crate::calibrate::coverage::{self, LayerCoverage, MIN_COVERAGE};
 use crate::calibrate::measure::{self, Options};
 use crate::calibrate::statistics::{Index, merge};
 use crate::calibrate::walk::slices_of;
+use crate::device::Chosen;
 use crate::table::Table;
 
 /// What was typed.
@@ -47,6 +49,8 @@ pub struct Args {
     /// Measure part I of N (N 1, 2, 4 or 8) of the rows; merge the parts afterwards
     #[arg(long, value_name = "I/N")]
     pub shard: Option<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Worker threads; 0 means one per core. The result does not depend on it
     #[arg(short = 'j', long, default_value_t = 0)]
     pub threads: usize,
@@ -69,6 +73,7 @@ impl Args {
         let checkpoint = Arc::new(Checkpoint::open(&self.model)?);
         crate::plan::refuse_quantized(&checkpoint)?;
         let corpus = self.corpus.read(&self.model, &self.data)?;
+        let chosen = self.device.choose()?;
         let options = Options {
             target: self.output.clone(),
             force: self.force,
@@ -79,10 +84,17 @@ impl Args {
             },
             slices,
             threads: self.threads,
+            device: chosen.device.clone(),
             show_progress: wants_progress(self.json, self.quiet),
         };
         let index = measure::run(&checkpoint, &corpus, &options)?;
-        report(&index, &self.output, self.corpus.min_coverage, self.json, started)?;
+        let printing = Printing {
+            output: &self.output,
+            min_coverage: self.corpus.min_coverage,
+            json: self.json,
+            started,
+        };
+        report(&index, Some(&chosen), &printing)?;
         Ok(0)
     }
 }
@@ -118,24 +130,38 @@ impl MergeArgs {
     pub fn run(&self) -> anyhow::Result<i32> {
         let started = Instant::now();
         let index = merge(&self.parts, &self.output, self.force)?;
-        report(&index, &self.output, MIN_COVERAGE, self.json, started)?;
+        let printing = Printing {
+            output: &self.output,
+            min_coverage: MIN_COVERAGE,
+            json: self.json,
+            started,
+        };
+        report(&index, None, &printing)?;
         Ok(0)
     }
 }
 
-fn report(
-    index: &Index,
-    output: &std::path::Path,
+/// What is printed of a folder of statistics.
+struct Printing<'a> {
+    output: &'a Path,
     min_coverage: u64,
-    as_json: bool,
+    json: bool,
     started: Instant,
-) -> anyhow::Result<()> {
+}
+
+fn report(index: &Index, chosen: Option<&Chosen>, printing: &Printing<'_>) -> anyhow::Result<()> {
+    let Printing {
+        output,
+        min_coverage,
+        started,
+        ..
+    } = *printing;
     let inputs = index.blocks.iter().flat_map(|b| &b.inputs);
     let rows = inputs
         .clone()
         .filter_map(|i| Some((i.tensors.first()?.as_str(), i.rows.iter().sum())));
     let coverage = coverage::report(rows, min_coverage);
-    if as_json {
+    if printing.json {
         return print_json(&json!({
             "output": output,
             "model_digest": index.model_digest,
@@ -145,6 +171,8 @@ fn report(
             "part": index.part,
             "seconds": started.elapsed().as_secs_f64(),
             "coverage": coverage,
+            "device": chosen.map(|c| c.device.name()),
+            "device_reason": chosen.and_then(|c| c.reason.as_ref()),
         }));
     }
     let mut text = String::new();
@@ -162,6 +190,7 @@ fn report(
         output.display(),
         size::seconds(started.elapsed()),
     );
+    text += &chosen.map(device::line).unwrap_or_default();
     let below: usize = coverage.iter().map(|c| c.below).sum();
     if below > 0 {
         text += &format!(

@@ -42,6 +42,15 @@ pub struct EvidenceArgs {
 }
 
 impl EvidenceArgs {
+    /// Whether the model will run: with a text, but not with statistics that are there already.
+    pub fn runs_the_model(&self) -> bool {
+        match self.calib.as_slice() {
+            [] => false,
+            [stats] => !Statistics::is_statistics(stats),
+            _ => true,
+        }
+    }
+
     /// Where evidence for the model in `folder` comes from, if any was asked for.
     pub fn read(&self, folder: &Path) -> anyhow::Result<Option<Calibration>> {
         Ok(match self.calib.as_slice() {

@@ -4,10 +4,13 @@ pub mod cache;
 pub mod calibrate;
 pub mod completions;
 pub mod corpus;
+pub mod device;
+pub mod devices;
 pub mod export;
 pub mod forecast;
 pub mod inspect;
 pub mod outcome;
+pub mod planned;
 pub mod predict;
 pub mod quantize;
 pub mod server;
@@ -74,6 +77,8 @@ pub enum Command {
     Validate(Box<validate::Args>),
     /// Write a label for each item of a file, by one model
     Predict(Box<predict::Args>),
+    /// Say which device models run on, and check it
+    Device(devices::Args),
     /// Write an artifact in another format
     Export(export::Args),
     /// Print a completion script for a shell
@@ -91,6 +96,7 @@ impl Cli {
             Command::Verify(args) => args.run(),
             Command::Validate(args) => args.run(),
             Command::Predict(args) => args.run(),
+            Command::Device(args) => args.run(),
             Command::Export(args) => args.run(),
             Command::Completions(args) => Ok(args.run()),
         }

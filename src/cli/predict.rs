@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use console::style;
 
-use super::server::{ServerArgs, device};
+use super::device::{self, DeviceArgs};
+use super::server::ServerArgs;
 use super::tasks::{AskArgs, task_and_data};
 use super::{print, wants_progress};
 use crate::validate::{self, Place, Plan, outputs};
@@ -33,6 +34,8 @@ pub struct Args {
     ask: AskArgs,
     #[command(flatten)]
     server: ServerArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// File to write; without it, standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -59,6 +62,7 @@ impl Args {
         if models.len() > 1 {
             anyhow::bail!("predict asks one model; give one --model");
         }
+        let chosen = self.device.choose_if(self.folder.is_some())?;
         let plan = Plan {
             models,
             tasks: vec![(name.to_owned(), self.ask.setup(name, data, false)?)],
@@ -69,10 +73,14 @@ impl Args {
             work: None,
             resume: false,
             show_progress: wants_progress(false, self.quiet),
-            device: device(),
+            device: chosen.device.name(),
+            device_reason: chosen.reason.clone(),
+            device_identity: chosen.device.identity(),
         };
         let found = crate::quantize::with_threads(self.threads, || {
-            validate::predict(&plan, &|place| self.server.open(place, self.ask.seed))
+            validate::predict(&plan, &|place| {
+                self.server.open(place, &chosen.device, self.ask.seed)
+            })
         })?;
         let missing: Vec<&String> = found.iter().filter_map(|p| p.as_ref().err()).collect();
         let fallback = match (&self.fallback, missing.first()) {
@@ -103,6 +111,9 @@ impl Args {
                 format!(" ({} by --fallback)", missing.len())
             }
         ))?;
+        if self.folder.is_some() {
+            print(&device::line(&chosen))?;
+        }
         Ok(0)
     }
 }

@@ -16,17 +16,19 @@ use qtool_formats::export::fastdeploy::Wanted;
 use serde_json::{Value, json};
 
 use super::cache::Cache;
+use super::device::{self, DeviceArgs};
 use super::outcome::{faults, outcome_table};
+use super::planned::{PlanClass, of_ranks, plan_classes, totals_line};
 use super::transform::{TransformArgs, untied_line};
 use super::{corpus, print, print_json, size, target, wants_progress};
 use crate::calibrate::pipeline::Calibration;
 use crate::calibrate::target::Allocated;
 use crate::calibrate::{forecast, pipeline};
-use crate::classes::group;
-use crate::estimate::{self, Estimate};
+use crate::device::{Chosen, Device, encoding};
+use crate::estimate;
 use crate::fastdeploy::Request;
 use crate::informed::Codes;
-use crate::plan::{QuantizePlan, TensorPlan};
+use crate::plan::QuantizePlan;
 use crate::quantize::{self, NonFinite, Options};
 use crate::table::Table;
 
@@ -90,6 +92,8 @@ pub struct Args {
     /// Most tensor data in one file
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size::parse)]
     pub max_shard_size: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Worker threads; 0 means one per core. The artifact's bytes do not depend on it
     #[arg(short = 'j', long, default_value_t = 0)]
     pub threads: usize,
@@ -159,6 +163,8 @@ impl Args {
     pub fn run(&self) -> anyhow::Result<i32> {
         let started = Instant::now();
         let mut options = self.options()?;
+        let chosen = self.device.choose()?;
+        options.device = chosen.device.clone();
         let checkpoint = Arc::new(Checkpoint::open(&self.model)?);
         let unmatched = options.recipe.unmatched(&checkpoint.names().collect::<Vec<_>>());
         if let Some(pattern) = unmatched.first() {
@@ -188,12 +194,13 @@ impl Args {
         if calibration.is_none() {
             calibration = self.evidence.read(&self.model)?;
         }
+        let moved = encoding::move_to(&chosen.device, &mut plans)?;
         if self.dry_run {
             qtool_formats::replace::check_target(&self.output, self.force)?;
             return self.print_plan(
                 &checkpoint,
                 &plans,
-                calibration.as_ref(),
+                (calibration.as_ref(), &chosen.device),
                 applied.allocated.as_ref(),
             );
         }
@@ -216,7 +223,7 @@ impl Args {
             }
         };
         let (manifest, plan) = (&manifests[0], &plans[0]);
-        self.print_outcome(manifest, plan, plans.len(), started.elapsed())?;
+        self.print_outcome(manifest, plan, plans.len(), (started.elapsed(), &chosen, moved))?;
         Ok(0)
     }
 
@@ -272,6 +279,7 @@ impl Args {
             },
             max_shard_bytes: self.max_shard_size,
             threads: self.threads,
+            device: Device::default(),
             show_progress: wants_progress(self.json, self.quiet),
             calibration: None,
         })
@@ -330,12 +338,12 @@ impl Args {
         &self,
         checkpoint: &Arc<Checkpoint>,
         plans: &[QuantizePlan],
-        calibration: Option<&Calibration>,
+        (calibration, device): (Option<&Calibration>, &Device),
         allocated: Option<&Allocated>,
     ) -> anyhow::Result<i32> {
         let (plan, ranks) = (&plans[0], plans.len());
         let calibration = calibration
-            .map(|c| forecast::forecast(checkpoint, plans, c, self.threads))
+            .map(|c| forecast::forecast(checkpoint, plans, c, (device, self.threads)))
             .transpose()?;
         let estimate = estimate::estimate(checkpoint, plan, self.threads)?;
         let classes = plan_classes(plan);
@@ -387,7 +395,7 @@ impl Args {
         manifest: &Manifest,
         plan: &QuantizePlan,
         ranks: usize,
-        time: Duration,
+        (time, chosen, moved): (Duration, &Chosen, usize),
     ) -> anyhow::Result<()> {
         let faulty: Vec<(&str, &str)> = faults(manifest);
         if self.json {
@@ -397,6 +405,9 @@ impl Args {
                 "source_bytes": plan.source_bytes(),
                 "stored_bytes": plan.stored_bytes(),
                 "seconds": time.as_secs_f64(),
+                "device": chosen.device.name(),
+                "encoded_on_device": moved,
+                "device_reason": chosen.reason,
                 "totals": manifest.totals,
                 "faults": faulty.iter().map(|(tensor, fault)| json!({"tensor": tensor, "fault": fault})).collect::<Vec<Value>>(),
                 "tensors": manifest.tensors,
@@ -419,6 +430,9 @@ impl Args {
             size::seconds(time),
             size::bytes(rate as u64),
         );
+        if self.evidence.runs_the_model() || !chosen.device.is_cpu() {
+            text += &device::line(chosen);
+        }
         for (tensor, fault) in faulty.iter().take(SHOWN) {
             text += &format!("{} {tensor}: {fault}\n", style("warning:").yellow().bold());
         }
@@ -435,65 +449,4 @@ impl Args {
         );
         print(&text)
     }
-}
-
-/// Says that figures are those of one rank.
-fn of_ranks(ranks: usize) -> String {
-    if ranks == 1 {
-        String::new()
-    } else {
-        format!(" (rank 0 of {ranks}, all alike)")
-    }
-}
-
-/// Tensors of one class with the same fate.
-struct PlanClass {
-    class: String,
-    outcome: String,
-    tensors: usize,
-    before: u64,
-    after: u64,
-}
-
-impl PlanClass {
-    fn json(&self) -> Value {
-        json!({
-            "class": self.class, "tensors": self.tensors, "becomes": self.outcome,
-            "source_bytes": self.before, "stored_bytes": self.after,
-        })
-    }
-}
-
-fn plan_classes(plan: &QuantizePlan) -> Vec<PlanClass> {
-    let groups = group(&plan.tensors, |t| (t.class(), t.outcome()));
-    groups
-        .into_iter()
-        .map(|(class, outcome, members)| PlanClass {
-            class,
-            outcome,
-            tensors: members.len(),
-            before: members.iter().map(|t| t.source_bytes).sum(),
-            after: members.iter().map(|t| TensorPlan::stored_bytes(t)).sum(),
-        })
-        .collect()
-}
-
-fn totals_line(plan: &QuantizePlan, estimate: &Estimate) -> String {
-    let weights: u64 = plan
-        .tensors
-        .iter()
-        .map(|t| t.shape.iter().product::<usize>() as u64)
-        .sum();
-    format!(
-        "{} -> {} ({:.2} bits per weight), about {}: {} to choose codes (timed on a sample), {} to read and {} to write at an assumed {}/s and {}/s\n",
-        size::bytes(plan.source_bytes()),
-        size::bytes(plan.stored_bytes()),
-        plan.stored_bytes() as f64 * 8.0 / weights.max(1) as f64,
-        size::seconds(Duration::from_secs_f64(estimate.total_seconds())),
-        size::seconds(Duration::from_secs_f64(estimate.compute_seconds)),
-        size::seconds(Duration::from_secs_f64(estimate.read_seconds)),
-        size::seconds(Duration::from_secs_f64(estimate.write_seconds)),
-        size::bytes(estimate::READ_RATE as u64),
-        size::bytes(estimate::WRITE_RATE as u64),
-    )
 }

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use qtool_kernels::{CpuBackend, Isa};
-
 use crate::Result;
+use crate::device::Device;
 use crate::scorer::Scorer;
 use crate::scoring::endpoint::{EndpointScorer, Key, Options};
 use crate::scoring::local;
@@ -62,19 +61,11 @@ impl ServerArgs {
         }
     }
 
-    /// Makes a model ready to be asked, here or there.
-    pub fn open(&self, place: &Place, seed: u64) -> Result<Box<dyn Scorer>> {
+    /// Makes a model ready to be asked, on this device or there.
+    pub fn open(&self, place: &Place, device: &Device, seed: u64) -> Result<Box<dyn Scorer>> {
         Ok(match place {
-            Place::Folder(folder) => {
-                let backend = CpuBackend::new(Isa::best());
-                crate::scoring::open(backend, folder, local::Options::default())?
-            }
+            Place::Folder(folder) => crate::scoring::open_on(device, folder, local::Options::default())?,
             Place::Served { url, name } => Box::new(EndpointScorer::open(&self.options(url, name, seed))?),
         })
     }
-}
-
-/// What models run on.
-pub fn device() -> String {
-    format!("cpu ({})", Isa::best().kind().name())
 }

@@ -86,6 +86,7 @@ impl TargetArgs {
                     evidence: Evidence::Full,
                     slices: None,
                     threads: options.threads,
+                    device: options.device.clone(),
                     show_progress: options.show_progress,
                 };
                 measure::run(checkpoint, corpus, &measured)?;

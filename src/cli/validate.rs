@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use console::{Term, style};
 
-use super::server::{ServerArgs, device};
+use super::device::DeviceArgs;
+use super::server::ServerArgs;
 use super::tasks::{AskArgs, table, task_and_data};
 use super::{print, print_json, size, wants_progress};
+use crate::device::Chosen;
 use crate::report::text::{self, Look};
 use crate::report::{Report, html, json, markdown};
 use crate::statistics::resample::RESAMPLES;
@@ -45,6 +47,8 @@ pub struct Args {
     ask: AskArgs,
     #[command(flatten)]
     server: ServerArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Most points a task's first metric may drop, such as question-matching=1
     #[arg(long, value_name = "TASK=POINTS", help_heading = "Limits")]
     pub max_drop: Vec<String>,
@@ -93,7 +97,7 @@ pub struct Args {
 }
 
 impl Args {
-    fn plan(&self) -> anyhow::Result<Plan> {
+    fn plan(&self, chosen: &Chosen) -> anyhow::Result<Plan> {
         let mut tasks = Vec::new();
         for text in &self.tasks {
             let (name, data) = task_and_data(text)?;
@@ -123,7 +127,9 @@ impl Args {
             work: self.work.clone().or_else(|| validate::work_beside(&self.reports)),
             resume: self.resume,
             show_progress: wants_progress(self.json, self.quiet),
-            device: device(),
+            device: chosen.device.name(),
+            device_reason: chosen.reason.clone(),
+            device_identity: chosen.device.identity(),
         })
     }
 
@@ -149,13 +155,16 @@ impl Args {
 
     /// Runs the tasks.
     pub fn run(&self) -> anyhow::Result<i32> {
-        let plan = self.plan()?;
+        let chosen = self.device.choose_if(!self.models.is_empty())?;
+        let plan = self.plan(&chosen)?;
         let limits = self.limits(&plan)?;
         if self.dry_run {
-            return self.rehearse(&plan);
+            return self.rehearse(&plan, &chosen);
         }
         let outcome = crate::quantize::with_threads(self.threads, || {
-            validate::run(&plan, &|place| self.server.open(place, self.ask.seed))
+            validate::run(&plan, &|place| {
+                self.server.open(place, &chosen.device, self.ask.seed)
+            })
         })?;
         let mut report = outcome.report;
         let labels: Vec<String> = report.models.iter().map(|m| m.label.clone()).collect();
@@ -185,9 +194,11 @@ impl Args {
         Ok(report.verdict.map_or(0, |v| v.outcome.exit_status()))
     }
 
-    fn rehearse(&self, plan: &Plan) -> anyhow::Result<i32> {
+    fn rehearse(&self, plan: &Plan, chosen: &Chosen) -> anyhow::Result<i32> {
         let found = crate::quantize::with_threads(self.threads, || {
-            rehearsal::run(plan, &|place| self.server.open(place, self.ask.seed))
+            rehearsal::run(plan, &|place| {
+                self.server.open(place, &chosen.device, self.ask.seed)
+            })
         })?;
         if self.json {
             print_json(&found)?;
@@ -217,6 +228,7 @@ impl Args {
                 times.join(", ")
             ))?;
         }
+        print(&super::device::line(chosen))?;
         let all = size::seconds(std::time::Duration::from_secs_f64(all));
         print(&format!(
             "about {all} in all, from {} questions of each task asked of each model; nothing was written\n",

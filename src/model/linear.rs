@@ -57,6 +57,11 @@ impl<B: Backend> Linear<B> {
         rows.iter().map(part).collect()
     }
 
+    /// Its weight, when that is all there is: no bias.
+    pub fn plain(&self) -> Option<&B::Weight> {
+        self.bias.is_none().then_some(&self.weight)
+    }
+
     /// x (M, K) to (M, N).
     pub fn run(&self, backend: &B, x: &B::Tensor) -> B::Tensor {
         let mut y = backend.matmul(x, &self.weight);

@@ -9,7 +9,7 @@
 
 use qtool_calib::Observer;
 use qtool_kernels::Backend;
-use qtool_kernels::backend::Activation;
+use qtool_kernels::backend::{Activation, ExpertWeights, Routing};
 
 use super::decoder::{Decoder, Moe};
 use super::linear::{Linear, observe};
@@ -166,7 +166,13 @@ impl<B: Backend> Feed<B> {
 impl<B: Backend> Experts<B> {
     fn run(&self, backend: &B, x: &B::Tensor, mut observer: Option<&mut (dyn Observer + '_)>) -> B::Tensor {
         let (rows, columns) = backend.dims(x);
-        let logits = backend.download(&self.router.run(backend, x));
+        let logits = self.router.run(backend, x);
+        if observer.is_none()
+            && let Some(out) = self.run_together(backend, x, &logits)
+        {
+            return out;
+        }
+        let logits = backend.download(&logits);
         let mut sent: Vec<(Vec<usize>, Vec<f32>)> = vec![Default::default(); self.moe.experts];
         for (row, logits) in logits.chunks_exact(self.moe.experts).enumerate() {
             for (expert, weight) in choose(logits, self.bias.as_deref(), &self.moe) {
@@ -186,6 +192,33 @@ impl<B: Backend> Experts<B> {
             backend.scatter_add(&mut out, rows, &y, weights);
         }
         out
+    }
+}
+
+impl<B: Backend> Experts<B> {
+    /// All experts by one operation of the device, when it has one for them.
+    fn run_together(&self, backend: &B, x: &B::Tensor, logits: &B::Tensor) -> Option<B::Tensor> {
+        let plain = |part: fn(&Mlp<B>) -> &Linear<B>| -> Option<Vec<&B::Weight>> {
+            self.experts.iter().map(|mlp| part(mlp).plain()).collect()
+        };
+        let experts = ExpertWeights {
+            gate: plain(|mlp| &mlp.gate)?,
+            up: plain(|mlp| &mlp.up)?,
+            down: plain(|mlp| &mlp.down)?,
+        };
+        let routing = Routing {
+            top: self.moe.top,
+            bias: self.bias.as_deref(),
+            least_sum: self.moe.least_sum,
+        };
+        let activation = self.experts.first()?.activation;
+        let routed = backend.experts(x, logits, &routing, &experts, activation)?;
+        let Some(shared) = &self.shared else {
+            return Some(routed);
+        };
+        let mut out = shared.run(backend, x, None);
+        backend.add(&mut out, &routed);
+        Some(out)
     }
 }
 

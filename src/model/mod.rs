@@ -118,6 +118,7 @@ impl<B: Backend> Model<B> {
         self.blocks = (0..self.decoder.blocks)
             .map(|i| self.block(i))
             .collect::<Result<_>>()?;
+        self.backend.fault()?;
         Ok(self)
     }
 
@@ -262,6 +263,7 @@ impl<B: Backend> Model<B> {
                 block.run(&self.backend, &self.decoder, &mut x, &place, memory, None);
             }
         });
+        self.backend.fault()?;
         cache.filled = end;
         Ok(x)
     }
@@ -273,7 +275,7 @@ impl<B: Backend> Model<B> {
         let mut logits = self.extend(&mut cache, prompt)?;
         let mut out = Vec::new();
         while out.len() < most {
-            let values = self.backend.download(&logits);
+            let values = self.backend.read(&logits)?;
             let best = values
                 .iter()
                 .enumerate()

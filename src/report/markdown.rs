@@ -164,6 +164,9 @@ fn run(report: &Report) -> String {
         run.threads,
         run.seed
     );
+    if let Some(reason) = &run.device_reason {
+        text += &format!("- {}\n", safe(reason));
+    }
     if let Some(line) = resources(report) {
         text += &format!("- {line}\n");
     }

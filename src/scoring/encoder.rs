@@ -67,7 +67,7 @@ impl<B: Backend> EncoderScorer<B> {
                 .fetch_add(together.ids().len() as u64, Ordering::Relaxed);
             let out = run(&together)?;
             let columns = self.model.backend().dims(&out).1.max(1);
-            let values = self.model.backend().download(&out);
+            let values = self.model.backend().read(&out)?;
             for (&index, row) in batch.iter().zip(values.chunks_exact(columns)) {
                 let answer = if row.iter().all(|v| v.is_finite()) {
                     Ok(row.to_vec())

@@ -214,7 +214,7 @@ fn run<B: Backend>(
             let tokens = part.iter().map(|&i| (next[i].0, next[i].1.as_slice()));
             let tokens: Vec<(usize, &[u32])> = tokens.collect();
             scorer.count(part.iter().map(|&i| lengths[i]).sum());
-            let rows = model.backend().download(&model.grow(&mut slots, &tokens)?);
+            let rows = model.backend().read(&model.grow(&mut slots, &tokens)?)?;
             for (&i, row) in part.iter().zip(rows.chunks_exact(vocabulary)) {
                 logits[i] = row.to_vec();
             }

@@ -137,7 +137,7 @@ fn run<B: Backend>(
         }));
         from += tree.rows();
     }
-    let mut found = read(scorer, &x, &wants).into_iter();
+    let mut found = read(scorer, &x, &wants)?.into_iter();
     let mut next = || found.next().unwrap_or_default();
     let sums = splits.iter().map(|split| {
         let mut nats = next();
@@ -150,17 +150,28 @@ fn run<B: Backend>(
 }
 
 /// ln p of the wanted tokens of the wanted rows of the last block's output.
-fn read<B: Backend>(scorer: &LocalScorer<B>, x: &B::Tensor, wants: &[Want]) -> Vec<Vec<f64>> {
+fn read<B: Backend>(scorer: &LocalScorer<B>, x: &B::Tensor, wants: &[Want]) -> Result<Vec<Vec<f64>>> {
     let model = scorer.model();
     let vocabulary = model.decoder().vocabulary;
     let mut found = Vec::with_capacity(wants.len());
     for part in wants.chunks(rows_together(vocabulary)) {
         let rows: Vec<usize> = part.iter().map(|w| w.row).collect();
-        let logits = model.backend().download(&model.logits(x, Some(&rows)));
+        let logits = model.logits(x, Some(&rows));
+        let wanted: Vec<Vec<u32>> = part.iter().map(|want| want.tokens.clone()).collect();
+        let known = wanted
+            .iter()
+            .flatten()
+            .all(|&token| (token as usize) < vocabulary);
+        if known && let Some(done) = model.backend().log_probabilities(&logits, &wanted) {
+            model.backend().fault()?;
+            found.extend(done);
+            continue;
+        }
+        let logits = model.backend().read(&logits)?;
         let one = |(logits, want): (&[f32], &Want)| log_p(logits, &want.tokens);
         found.par_extend(logits.par_chunks_exact(vocabulary).zip(part).map(one));
     }
-    found
+    Ok(found)
 }
 
 /// ln p of the scored tokens of windows.
@@ -199,7 +210,7 @@ pub fn windows<B: Backend>(
             }
             from += rows(i);
         }
-        let mut found = read(scorer, &x, &wants).into_iter().flatten();
+        let mut found = read(scorer, &x, &wants)?.into_iter().flatten();
         for &i in &batch {
             let scored = windows[i].ids.len() - windows[i].context.max(1);
             let nats = found.by_ref().take(scored).map(|n| n as f32).collect();
@@ -222,7 +233,7 @@ pub fn logits<B: Backend>(scorer: &LocalScorer<B>, window: &Window) -> Result<Ve
     let rows: Vec<usize> = (first - 1..window.ids.len() - 1).collect();
     let mut out = Vec::with_capacity(rows.len() * model.decoder().vocabulary);
     for part in rows.chunks(rows_together(model.decoder().vocabulary)) {
-        out.extend(model.backend().download(&model.logits(&x, Some(part))));
+        out.extend(model.backend().read(&model.logits(&x, Some(part)))?);
     }
     Ok(out)
 }

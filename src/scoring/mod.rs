@@ -25,9 +25,18 @@ use std::path::Path;
 use qtool_kernels::Backend;
 
 use crate::Result;
+use crate::device::Device;
 use crate::model::architectures::is_encoder;
 use crate::scorer::Scorer;
 use crate::source::Source;
+
+/// As [`open`], on the device that was chosen.
+pub fn open_on(device: &Device, folder: &Path, options: local::Options) -> Result<Box<dyn Scorer>> {
+    match device {
+        Device::Cpu(backend) => open(*backend, folder, options),
+        Device::Cuda(backend) => open(backend.clone(), folder, options),
+    }
+}
 
 /// Opens the model of a folder, checkpoint or artifact, language model or encoder, as its config says.
 pub fn open<B: Backend + 'static>(

@@ -82,6 +82,10 @@ pub struct Plan {
     pub show_progress: bool,
     /// The device's name, for the report.
     pub device: String,
+    /// Why it is this one, where another was looked for.
+    pub device_reason: Option<String>,
+    /// What must be the same for answers to be gone on with.
+    pub device_identity: String,
 }
 
 /// What a validation gave.
@@ -108,7 +112,7 @@ pub fn run(plan: &Plan, open: Open<'_>) -> Result<Outcome> {
     let journal = plan
         .work
         .as_deref()
-        .map(|folder| Journal::open(folder, &fingerprint(&models, &ready), plan.resume))
+        .map(|folder| Journal::open(folder, &fingerprint(plan, &models, &ready), plan.resume))
         .transpose()?;
     let how = Reporting {
         seed: plan.seed,
@@ -124,6 +128,11 @@ pub fn run(plan: &Plan, open: Open<'_>) -> Result<Outcome> {
         let outcome = answer(plan, one, &models, journal.as_ref());
         let answers = outcome.map_err(|(error, answered)| match (&error, &journal) {
             (Error::Interrupted, Some(journal)) => Error::Stopped {
+                answers: kept + answered,
+                folder: journal.folder().to_owned(),
+            },
+            (Error::Device(fault), Some(journal)) => Error::DeviceStopped {
+                fault: fault.clone(),
                 answers: kept + answered,
                 folder: journal.folder().to_owned(),
             },
@@ -153,7 +162,7 @@ pub fn run(plan: &Plan, open: Open<'_>) -> Result<Outcome> {
         verdict: None,
         run: Run {
             device: plan.device.clone(),
-            device_reason: None,
+            device_reason: plan.device_reason.clone(),
             threads: rayon::current_num_threads(),
             seed: plan.seed,
             seconds: clock.elapsed().as_secs_f64(),
@@ -295,8 +304,8 @@ fn answer<'a>(
 }
 
 /// What the answers depend on.
-fn fingerprint(models: &[Asked], ready: &[Ready]) -> Fingerprint {
-    let mut all = Fingerprint::new();
+fn fingerprint(plan: &Plan, models: &[Asked], ready: &[Ready]) -> Fingerprint {
+    let mut all = Fingerprint::from([("device".to_owned(), plan.device_identity.clone())]);
     let text = |value: Value| value.to_string();
     for (i, model) in models.iter().enumerate() {
         let entry = &model.entry;

@@ -84,6 +84,7 @@ fn statistics_are_those_of_the_layers_inputs() {
             evidence: Evidence::Full,
             slices: None,
             threads: 2,
+            device: qtool::device::Device::default(),
             show_progress: false,
         };
         measure::run(

@@ -2,43 +2,62 @@
 // over the kernels compiled for the processor by shim.h. Device memory is heap memory of its own, so that AddressSanitizer
 // sees a kernel that leaves its buffers. QTOOL_FAKE_CUDA_FAIL=N makes the Nth call that may fail do so, QTOOL_FAKE_CUDA_CODE says with
 // which CUresult (2, out of memory, if it is not set); QTOOL_FAKE_CUDA_COUNT=FILE has the number of such calls written
-// there at the end. PTX is looked at only so far as to see that it is PTX.
+// there at the end. QTOOL_FAKE_CUDA_MEMORY=BYTES is how much device memory there is. Streams are those of streams.h. PTX is looked at only so far as to see that it is PTX.
 #define HOST_SHIM
 #include "../attention.cu"
 #include "../elementwise.cu"
+#include "../encode_affine.cu"
+#include "../encode_wint2.cu"
+#include "../gemv.cu"
+#include "../gram.cu"
 #include "../matmul.cu"
+#include "../moe.cu"
 #include "../norm.cu"
 #include "../rows.cu"
+#include "../scores.cu"
+#include "../tensor_gemm.cu"
+#include "streams.h"
 
+#include <array>
 #include <map>
-#include <mutex>
 #include <string>
 #include <tuple>
 #include <utility>
 
+typedef unsigned long long Pointer;
+
 namespace {
+// A launch with its arguments, taken when it is given.
 struct Kernel {
-    void (*run)(const unsigned *, const unsigned *, void **);
+    std::function<void()> (*bind)(const unsigned *, const unsigned *, void **);
 };
 
 template <class... Arguments, std::size_t... I>
-void call(void (*kernel)(Arguments...), const unsigned *grid, const unsigned *size, void **arguments,
-          std::index_sequence<I...>) {
+std::function<void()> with(void (*kernel)(Arguments...), const unsigned *grid, const unsigned *size, void **arguments,
+                           std::index_sequence<I...>) {
     auto taken = std::tuple<Arguments...>(*static_cast<Arguments *>(arguments[I])...);
-    shim::launch(grid, size, [&] { std::apply(kernel, taken); });
+    std::array<unsigned, 3> blocks = {grid[0], grid[1], grid[2]}, threads = {size[0], size[1], size[2]};
+    return [=] { shim::launch(blocks.data(), threads.data(), [&] { std::apply(kernel, taken); }); };
 }
 template <auto kernel> struct Entry;
 template <class... Arguments, void (*kernel)(Arguments...)> struct Entry<kernel> {
-    static void run(const unsigned *grid, const unsigned *size, void **arguments) {
-        call(kernel, grid, size, arguments, std::index_sequence_for<Arguments...>{});
+    static std::function<void()> bound(const unsigned *grid, const unsigned *size, void **arguments) {
+        return with(kernel, grid, size, arguments, std::index_sequence_for<Arguments...>{});
     }
 };
 
-#define KERNEL(name) {#name, {Entry<name>::run}}
+#define KERNEL(name) {#name, {Entry<name>::bound}}
 const std::map<std::string, Kernel> kernels = {
     KERNEL(gemv),       KERNEL(gemm),     KERNEL(decode), KERNEL(attention), KERNEL(rms_norm),
     KERNEL(layer_norm), KERNEL(add),      KERNEL(gate),   KERNEL(activate),  KERNEL(rope),
     KERNEL(gather),     KERNEL(scatter_add), KERNEL(place), KERNEL(gram),
+    KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(group_entries), KERNEL(gemm_grouped), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
+    KERNEL(gemm_int8),  KERNEL(gemm_int4), KERNEL(gemm_wint2), KERNEL(gemm_nf4),
+    KERNEL(gemv_bf16_1), KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_16),
+    KERNEL(gemv_int8_1), KERNEL(gemv_int8_4), KERNEL(gemv_int8_16),
+    KERNEL(gemv_int4_1), KERNEL(gemv_int4_4), KERNEL(gemv_int4_16),
+    KERNEL(gemv_wint2_1), KERNEL(gemv_wint2_4), KERNEL(gemv_wint2_16),
+    KERNEL(gemv_nf4_1), KERNEL(gemv_nf4_4), KERNEL(gemv_nf4_16),
 };
 
 long setting(const char *name, long otherwise) {
@@ -57,11 +76,31 @@ struct Count {
     }
 } count_at_the_end;
 
-int may_fail() { return ++calls == setting("QTOOL_FAKE_CUDA_FAIL", -1) ? (int)setting("QTOOL_FAKE_CUDA_CODE", 2) : 0; }
+// A device that failed by anything but memory fails from then on, as a real one does.
+int may_fail() {
+    static const long fail = setting("QTOOL_FAKE_CUDA_FAIL", -1), code = setting("QTOOL_FAKE_CUDA_CODE", 2);
+    calls++;
+    return calls == fail || (fail > 0 && calls > fail && code != 2) ? (int)code : 0;
+}
 int here;
+size_t memory() { return (size_t)setting("QTOOL_FAKE_CUDA_MEMORY", 1l << 33); }
+
+int to_device(Pointer to, const void *from, size_t bytes, void *stream) {
+    if (streams::is_pinned(from)) {
+        streams::give(streams::named(stream), [=] { memcpy((void *)to, from, bytes); });
+    } else {
+        std::vector<char> now((const char *)from, (const char *)from + bytes);
+        streams::give(streams::named(stream), [=, now = std::move(now)] { memcpy((void *)to, now.data(), bytes); });
+    }
+    return 0;
+}
+int from_device(void *to, Pointer from, size_t bytes, void *stream) {
+    streams::give(streams::named(stream), [=] { memcpy(to, (void *)from, bytes); });
+    if (!streams::is_pinned(to)) streams::finish(streams::named(stream));
+    return 0;
+}
 } // namespace
 
-typedef unsigned long long Pointer;
 #define CALL extern "C" int
 #define MAY_FAIL                                                                                                              \
     if (int code = may_fail()) return code
@@ -71,17 +110,18 @@ CALL cuDriverGetVersion(int *version) { *version = (int)setting("QTOOL_FAKE_CUDA
 CALL cuDeviceGetCount(int *count) { *count = (int)setting("QTOOL_FAKE_CUDA_DEVICES", 1); return 0; }
 CALL cuDeviceGet(int *device, int ordinal) { MAY_FAIL; *device = ordinal; return 0; }
 CALL cuDeviceGetName(char *name, int size, int) { strncpy(name, "host shim", (size_t)size); return 0; }
-CALL cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = 1ull << 33; return 0; }
+CALL cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = memory(); return 0; }
 CALL cuDeviceGetAttribute(int *value, int attribute, int) {
-    *value = attribute == 75 ? (int)setting("QTOOL_FAKE_CUDA_MAJOR", 8) : 0; // compute capability 8.0
+    // Compute capability 8.0, and memory pools: allocation in the order of a stream.
+    *value = attribute == 75 ? (int)setting("QTOOL_FAKE_CUDA_MAJOR", 8) : attribute == 115 ? 1 : 0;
     return 0;
 }
 CALL cuDevicePrimaryCtxRetain(void **context, int) { MAY_FAIL; *context = &here; return 0; }
 CALL cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 CALL cuCtxGetCurrent(void **context) { *context = &here; return 0; }
 CALL cuCtxSetCurrent(void *) { return 0; }
-CALL cuCtxSynchronize() { MAY_FAIL; return 0; }
-CALL cuMemGetInfo_v2(size_t *free, size_t *total) { *free = 1ull << 33; *total = 1ull << 33; return 0; }
+CALL cuCtxSynchronize() { MAY_FAIL; streams::finish_all(); return 0; }
+CALL cuMemGetInfo_v2(size_t *free, size_t *total) { MAY_FAIL; *total = memory(); *free = memory() - streams::taken; return 0; }
 CALL cuModuleLoadData(void **module, const void *image) {
     MAY_FAIL;
     *module = &here;
@@ -95,33 +135,90 @@ CALL cuModuleGetFunction(void **function, void *, const char *name) {
     *function = const_cast<Kernel *>(&found->second);
     return 0;
 }
-CALL cuMemAlloc_v2(Pointer *pointer, size_t bytes) { MAY_FAIL; *pointer = (Pointer)malloc(bytes); return *pointer ? 0 : 2; }
+CALL cuFuncSetAttribute(void *, int attribute, int value) {
+    MAY_FAIL;
+    return attribute == 8 && value <= (int)SHARED_BYTES ? 0 : 1; // most dynamic shared memory
+}
+CALL cuMemAlloc_v2(Pointer *pointer, size_t bytes) {
+    MAY_FAIL;
+    *pointer = (Pointer)streams::take(bytes, memory());
+    return *pointer ? 0 : 2;
+}
 CALL cuMemAllocAsync(Pointer *pointer, size_t bytes, void *) { return cuMemAlloc_v2(pointer, bytes); }
-CALL cuMemFree_v2(Pointer pointer) { free((void *)pointer); return 0; }
-CALL cuMemFreeAsync(Pointer pointer, void *) { free((void *)pointer); return 0; }
-CALL cuMemcpyHtoD_v2(Pointer to, const void *from, size_t bytes) { MAY_FAIL; memcpy((void *)to, from, bytes); return 0; }
-CALL cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t bytes, void *) { MAY_FAIL; memcpy((void *)to, from, bytes); return 0; }
-CALL cuMemcpyDtoH_v2(void *to, Pointer from, size_t bytes) { MAY_FAIL; memcpy(to, (void *)from, bytes); return 0; }
-CALL cuMemcpyDtoHAsync_v2(void *to, Pointer from, size_t bytes, void *) { MAY_FAIL; memcpy(to, (void *)from, bytes); return 0; }
-CALL cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void *) { MAY_FAIL; memcpy((void *)to, (void *)from, bytes); return 0; }
-CALL cuMemsetD8_v2(Pointer to, unsigned char value, size_t bytes) { MAY_FAIL; memset((void *)to, value, bytes); return 0; }
-CALL cuMemsetD8Async(Pointer to, unsigned char value, size_t bytes, void *) { MAY_FAIL; memset((void *)to, value, bytes); return 0; }
-CALL cuStreamCreate(void **stream, unsigned) { *stream = &here; return 0; }
-CALL cuStreamSynchronize(void *) { MAY_FAIL; return 0; }
-CALL cuStreamDestroy_v2(void *) { return 0; }
-CALL cuStreamWaitEvent(void *, void *, unsigned) { return 0; }
-CALL cuEventCreate(void **event, unsigned) { *event = &here; return 0; }
-CALL cuEventRecord(void *, void *) { return 0; }
+CALL cuMemFree_v2(Pointer pointer) { streams::finish_all(); streams::give_back((void *)pointer); return 0; }
+CALL cuMemFreeAsync(Pointer pointer, void *stream) {
+    streams::give(streams::named(stream), [=] { streams::give_back((void *)pointer); });
+    return 0;
+}
+CALL cuMemHostAlloc(void **host, size_t bytes, unsigned) {
+    MAY_FAIL;
+    *host = malloc(bytes);
+    std::lock_guard<std::recursive_mutex> guard(streams::lock);
+    streams::pinned[(uintptr_t)*host] = bytes;
+    return *host ? 0 : 2;
+}
+CALL cuMemFreeHost(void *host) {
+    std::lock_guard<std::recursive_mutex> guard(streams::lock);
+    streams::finish_all();
+    streams::pinned.erase((uintptr_t)host);
+    free(host);
+    return 0;
+}
+CALL cuMemcpyHtoD_v2(Pointer to, const void *from, size_t bytes) { MAY_FAIL; streams::finish_all(); memcpy((void *)to, from, bytes); return 0; }
+CALL cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t bytes, void *stream) { MAY_FAIL; return to_device(to, from, bytes, stream); }
+CALL cuMemcpyDtoH_v2(void *to, Pointer from, size_t bytes) { MAY_FAIL; streams::finish_all(); memcpy(to, (void *)from, bytes); return 0; }
+CALL cuMemcpyDtoHAsync_v2(void *to, Pointer from, size_t bytes, void *stream) { MAY_FAIL; return from_device(to, from, bytes, stream); }
+CALL cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void *stream) {
+    MAY_FAIL;
+    streams::give(streams::named(stream), [=] { memmove((void *)to, (void *)from, bytes); });
+    return 0;
+}
+CALL cuMemsetD8_v2(Pointer to, unsigned char value, size_t bytes) { MAY_FAIL; streams::finish_all(); memset((void *)to, value, bytes); return 0; }
+CALL cuMemsetD8Async(Pointer to, unsigned char value, size_t bytes, void *stream) {
+    MAY_FAIL;
+    streams::give(streams::named(stream), [=] { memset((void *)to, value, bytes); });
+    return 0;
+}
+CALL cuStreamCreate(void **stream, unsigned) {
+    MAY_FAIL;
+    std::lock_guard<std::recursive_mutex> guard(streams::lock);
+    auto *made = new streams::Stream;
+    streams::all.push_back(made);
+    *stream = made;
+    return 0;
+}
+CALL cuStreamSynchronize(void *stream) { MAY_FAIL; streams::finish(streams::named(stream)); return 0; }
+// Streams and events stay: work that waits may still name them.
+CALL cuStreamDestroy_v2(void *stream) { streams::finish(streams::named(stream)); return 0; }
+CALL cuStreamWaitEvent(void *stream, void *event, unsigned) { MAY_FAIL; streams::wait(streams::named(stream), *(streams::Event *)event); return 0; }
+CALL cuEventCreate(void **event, unsigned) { MAY_FAIL; *event = new streams::Event; return 0; }
+CALL cuEventRecord(void *event, void *stream) { MAY_FAIL; streams::record(*(streams::Event *)event, streams::named(stream)); return 0; }
 CALL cuEventDestroy_v2(void *) { return 0; }
-CALL cuEventSynchronize(void *) { return 0; }
+CALL cuEventSynchronize(void *event) { MAY_FAIL; streams::wait(*(streams::Event *)event); return 0; }
+CALL cuEventElapsedTime(float *milliseconds, void *start, void *end) {
+    MAY_FAIL;
+    auto *a = (streams::Event *)start, *b = (streams::Event *)end;
+    streams::wait(*a), streams::wait(*b);
+    *milliseconds = std::chrono::duration<float, std::milli>(b->at - a->at).count();
+    return 0;
+}
 CALL cuGetErrorName(int code, const char **name) { *name = code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_OF_THE_SHIM"; return 0; }
 CALL cuGetErrorString(int code, const char **text) { *text = code == 2 ? "out of memory" : "a failure that was asked for"; return 0; }
-CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned,
-                    void *, void **arguments, void **) {
+CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                    void *stream, void **arguments, void **) {
     MAY_FAIL;
-    static std::mutex one_at_a_time; // blocks run on fibers that are shared
-    std::lock_guard<std::mutex> lock(one_at_a_time);
+    if (shared > SHARED_BYTES) return 1;
     unsigned grid[3] = {gx, gy, gz}, size[3] = {bx, by, bz};
-    static_cast<Kernel *>(function)->run(grid, size, arguments);
+    auto work = static_cast<Kernel *>(function)->bind(grid, size, arguments);
+    streams::give(streams::named(stream), [=] {
+#ifdef __SANITIZE_ADDRESS__
+        ASAN_UNPOISON_MEMORY_REGION(shared_bytes, SHARED_BYTES);
+#endif
+        memset(shared_bytes, 0xff, shared); // not what the launch before left there
+#ifdef __SANITIZE_ADDRESS__
+        ASAN_POISON_MEMORY_REGION(shared_bytes + shared, SHARED_BYTES - shared);
+#endif
+        work();
+    });
     return 0;
 }

@@ -1,16 +1,23 @@
-// Kernels on the processor: every CUDA thread of a block is a fiber; barriers and shuffles hand the processor to the next.
+// Kernels on the processor: every CUDA thread of a block is a fiber; barriers and what a warp does together hand the processor to the next.
 // One block runs at a time. Which fiber goes first is drawn anew at every turn from a seed (QTOOL_SHIM_SEED), so a missing
 // barrier shows up as a wrong result under some seed. A barrier or shuffle that not all threads reach ends the program.
 //
 // It checks indexing, barriers and arithmetic as written. It is no race detector, and says nothing of real hardware.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <vector>
 
@@ -18,16 +25,32 @@
 #define __device__
 #define __shared__ static
 #define INLINE static inline
+#define UNROLL
+#define KEEP_LOOP
 
 namespace shim {
-enum class At { Running, Barrier, Shuffle, Done };
+enum class At { Running, Barrier, Warp, Done };
+struct Fiber;
+typedef void (*Together)(Fiber *warp); // what the 32 threads of a warp do as one
+struct Copy {
+    void *to;
+    const void *from;
+    int size, bytes;
+};
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context; // where it begins, and with AddressSanitizer where it is
+    jmp_buf place;      // where it is otherwise
+    bool begun = false;
+    void *frames = nullptr; // AddressSanitizer's own
     std::vector<char> stack;
     At at = At::Done;
-    float value = 0; // offered to a shuffle
-    float other = 0; // taken from it
-    int lane = 0;    // whose value
+    Together work = nullptr;
+    uint32_t in[10] = {}; // offered to it
+    uint32_t out[4] = {}; // taken from it
+    int lane = 0;         // whose value a shuffle takes
+    const void *pointer = nullptr;
+    std::vector<Copy> open; // copies of the group that is being filled
+    std::deque<std::vector<Copy>> closed;
 };
 inline std::vector<Fiber> fibers;
 inline ucontext_t scheduler;
@@ -42,11 +65,43 @@ inline uint32_t draw(uint32_t below) {
     random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
     return (uint32_t)((random_state >> 33) % below);
 }
-inline void wait(At at) {
-    fibers[current].at = at;
-    swapcontext(&fibers[current].context, &scheduler);
+
+// From the scheduler to a fiber and back. `_longjmp` saves the two calls of the system that `swapcontext` makes;
+// AddressSanitizer wants to be told of every change of stacks, and does not follow jumps.
+#ifdef __SANITIZE_ADDRESS__
+inline const void *scheduler_stack;
+inline size_t scheduler_size;
+inline void resume(Fiber &fiber) {
+    void *frames = nullptr;
+    __sanitizer_start_switch_fiber(&frames, fiber.stack.data(), fiber.stack.size());
+    swapcontext(&scheduler, &fiber.context);
+    __sanitizer_finish_switch_fiber(frames, nullptr, nullptr);
 }
+inline void wait(At at) {
+    Fiber &fiber = fibers[current];
+    fiber.at = at;
+    __sanitizer_start_switch_fiber(at == At::Done ? nullptr : &fiber.frames, scheduler_stack, scheduler_size);
+    swapcontext(&fiber.context, &scheduler);
+    __sanitizer_finish_switch_fiber(fiber.frames, nullptr, nullptr);
+}
+inline void begin() { __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_size); }
+#else
+inline jmp_buf scheduler_place;
+inline void resume(Fiber &fiber) {
+    if (_setjmp(scheduler_place)) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
+}
+inline void wait(At at) {
+    Fiber &fiber = fibers[current];
+    fiber.at = at;
+    if (!_setjmp(fiber.place)) _longjmp(scheduler_place, 1);
+}
+inline void begin() {}
+#endif
 inline void enter() {
+    begin();
     body();
     wait(At::Done);
 }
@@ -55,24 +110,33 @@ inline void enter() {
     abort();
 }
 
-// Lets go the warps whose 32 threads all offer a value; true when there was one.
+// Does the work of the warps whose 32 threads have all come for it; true when there was one.
 inline bool exchange() {
     bool any = false;
     for (int warp = 0; warp < threads; warp += 32) {
-        int here = 0, size = threads - warp < 32 ? threads - warp : 32;
-        for (int i = warp; i < warp + size; i++) here += fibers[i].at == At::Shuffle;
-        if (here != size) continue;
-        for (int i = warp; i < warp + size; i++) fibers[i].other = fibers[warp + fibers[i].lane % size].value;
-        for (int i = warp; i < warp + size; i++) fibers[i].at = At::Running;
+        int here = 0;
+        for (int i = warp; i < warp + 32; i++) here += fibers[i].at == At::Warp;
+        if (here != 32) continue;
+        for (int i = warp; i < warp + 32; i++)
+            if (fibers[i].work != fibers[warp].work) fail("threads of a warp that do different things together");
+        fibers[warp].work(&fibers[warp]);
+        for (int i = warp; i < warp + 32; i++) fibers[i].at = At::Running;
         any = true;
     }
     return any;
+}
+inline void together(Together work) {
+    fibers[current].work = work;
+    wait(At::Warp);
 }
 
 inline void run_block() {
     for (int i = 0; i < threads; i++) {
         Fiber &fiber = fibers[i];
         fiber.at = At::Running;
+        fiber.begun = false;
+        fiber.open.clear();
+        fiber.closed.clear();
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
         fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -84,7 +148,7 @@ inline void run_block() {
         for (int i = 0, first = (int)draw((uint32_t)threads); i < threads; i++) {
             current = (first + i) % threads;
             if (fibers[current].at == At::Running) {
-                swapcontext(&scheduler, &fibers[current].context);
+                resume(fibers[current]);
                 running++;
             }
         }
@@ -99,7 +163,7 @@ inline void run_block() {
             continue;
         }
         if (barrier && done) fail("a barrier that threads have passed by ending");
-        if (!running && !went) fail("threads wait for each other at a barrier and at a shuffle");
+        if (!running && !went) fail("threads wait for each other at a barrier and at a shuffle or product");
     }
 }
 
@@ -123,12 +187,21 @@ static inline int block_y() { return shim::block[1]; }
 static inline int threads_x() { return shim::threads; }
 static inline int blocks_x() { return shim::blocks[0]; }
 static inline void barrier() { shim::wait(shim::At::Barrier); }
-static inline float shuffle_xor(float value, int lane) {
+static inline uint32_t shuffle_bits(uint32_t value, int lane) {
     shim::Fiber &fiber = shim::fibers[shim::current];
-    fiber.value = value;
-    fiber.lane = (shim::current % 32) ^ lane;
-    shim::wait(shim::At::Shuffle);
-    return shim::fibers[shim::current].other;
+    fiber.in[0] = value;
+    fiber.lane = lane;
+    shim::together([](shim::Fiber *warp) {
+        for (int i = 0; i < 32; i++) warp[i].out[0] = warp[warp[i].lane % 32].in[0];
+    });
+    return shim::fibers[shim::current].out[0];
+}
+static inline uint32_t shuffle_xor(uint32_t value, int lane) { return shuffle_bits(value, (shim::current % 32) ^ lane); }
+static inline float shuffle_xor(float value, int lane) {
+    return std::bit_cast<float>(shuffle_xor(std::bit_cast<uint32_t>(value), lane));
+}
+static inline float shuffle_from(float value, int lane) {
+    return std::bit_cast<float>(shuffle_bits(std::bit_cast<uint32_t>(value), lane));
 }
 static inline float sqrt_(float x) { return sqrtf(x); }
 static inline float fma_(float a, float b, float c) { return fmaf(a, b, c); }
@@ -138,3 +211,17 @@ static inline float from_f16(unsigned short bits) {
     memcpy(&half, &bits, 2);
     return (float)half;
 }
+static inline unsigned short to_f16(float x) {
+    _Float16 half = (_Float16)x;
+    unsigned short bits;
+    memcpy(&bits, &half, 2);
+    return bits;
+}
+static inline double sqrt64(double x) { return sqrt(x); }
+static inline float round_even(float x) { return rintf(x); }
+static inline int dot_pairs(uint32_t a, int first, int second, int c) {
+    return c + (int16_t)(a & 0xffff) * first + (int16_t)(a >> 16) * second;
+}
+static inline int dot_low(uint32_t a, uint32_t b, int c) { return dot_pairs(a, (int8_t)b, (int8_t)(b >> 8), c); }
+static inline int dot_high(uint32_t a, uint32_t b, int c) { return dot_pairs(a, (int8_t)(b >> 16), (int8_t)(b >> 24), c); }
+static inline float above_8388608(uint32_t word, int i) { return std::bit_cast<float>(0x4b000000u | ((word >> (8 * i)) & 255u)); }

@@ -3,8 +3,12 @@
 //! QTOOL_REQUIRE_CUDA=1 that is a failure.
 
 mod failures;
+mod memory;
+mod moe;
 mod operations;
 mod products;
+mod scores;
+mod tensor;
 
 use std::io::Write;
 use std::sync::Arc;

@@ -10,10 +10,12 @@ use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight, Nf4Weight};
 use qtool_formats::{FloatDtype, QuantizedWeight};
 use qtool_kernels::Backend;
 use qtool_kernels::backend::{Form, HostWeight, Storage};
+use qtool_kernels::cuda::Precision;
+use qtool_kernels::reference::forward::{decode, matmul};
 
 use crate::{CLOSE, SIZES, assert_close, both, numbers, values};
 
-fn dense(dtype: FloatDtype, n: usize, k: usize) -> HostWeight {
+pub fn dense(dtype: FloatDtype, n: usize, k: usize) -> HostWeight {
     let mut bytes = Vec::new();
     for x in numbers((n * 1000 + k) as u64, n * k) {
         match dtype {
@@ -46,7 +48,7 @@ fn packed(weight: &QuantizedWeight) -> HostWeight {
     }
 }
 
-fn affine(name: &str, n: usize, k: usize) -> HostWeight {
+pub fn affine(name: &str, n: usize, k: usize) -> HostWeight {
     let scheme = AffineScheme::parse(name).unwrap();
     let groups = scheme.groups(n, k).unwrap();
     let (low, high) = scheme.code_range();
@@ -61,7 +63,7 @@ fn affine(name: &str, n: usize, k: usize) -> HostWeight {
     packed(&QuantizedWeight::Affine(weight.unwrap()))
 }
 
-fn ccq(n: usize, k: usize) -> HostWeight {
+pub fn ccq(n: usize, k: usize) -> HostWeight {
     let channel = |i: usize| Channel {
         super_scale: bf16::from_f32(0.001 + 0.0001 * i as f32),
         code_scale: 110.0 + i as f32 % 10.0,
@@ -83,7 +85,7 @@ fn ccq25(n: usize, k: usize) -> HostWeight {
     ))
 }
 
-fn nf4(n: usize, k: usize) -> HostWeight {
+pub fn nf4(n: usize, k: usize) -> HostWeight {
     let codes = (0..n * k).map(|i| (i * 7 % 16) as u8).collect();
     let scales = (0..n * k / 64).map(|i| 0.01 * (i % 5) as f32).collect();
     packed(&QuantizedWeight::Nf4(
@@ -92,7 +94,7 @@ fn nf4(n: usize, k: usize) -> HostWeight {
 }
 
 /// Weights in every form, with zeros, odd groups, one row.
-fn weights() -> Vec<(String, HostWeight)> {
+pub fn weights() -> Vec<(String, HostWeight)> {
     let mut all = Vec::new();
     for dtype in [FloatDtype::F32, FloatDtype::Bf16, FloatDtype::F16] {
         for n in SIZES {
@@ -118,6 +120,50 @@ fn weights() -> Vec<(String, HostWeight)> {
     all
 }
 
+/// Weights longer than what a warp takes at a time, in every form with kernels of its own.
+fn long_weights() -> Vec<(String, HostWeight)> {
+    let mut all: Vec<_> = [
+        ("w8-sym-row-bf16", 17, 528),
+        ("w8-zp-g16-f16", 3, 1040),
+        ("w4-sym-g64-bf16", 15, 1088),
+        ("w4-zp-g16-f32", 2, 1056),
+        ("w4-narrow-row-f16", 18, 2080),
+    ]
+    .into_iter()
+    .map(|(name, n, k)| (format!("{name} {n} x {k}"), affine(name, n, k)))
+    .collect();
+    all.push(("bf16 17 x 776".to_owned(), dense(FloatDtype::Bf16, 17, 776)));
+    for (n, k) in [(3, 1088), (17, 2112), (1, 4160)] {
+        all.push((format!("wint2 {n} x {k}"), ccq(n, k)));
+        all.push((format!("nf4 {n} x {k}"), nf4(n, k)));
+    }
+    all
+}
+
+#[test]
+fn products_with_few_rows_are_the_references() {
+    let Some((gpu, _)) = both("products_with_few_rows_are_the_references") else {
+        return;
+    };
+    for (name, weight) in long_weights() {
+        let (there, exact) = (gpu.weight(&weight), decode(&weight));
+        for m in [1, 2, 4, 5, 16] {
+            let x = numbers(m as u64, m * weight.k);
+            let got = values(&gpu, &gpu.matmul(&gpu.upload(&x, weight.k), &there));
+            let (expected, magnitudes) = matmul(&x, &exact, weight.k);
+            for (i, got) in got.iter().enumerate() {
+                // Chains of at most a few hundred f32 additions.
+                let off = (f64::from(*got) - expected[i]).abs();
+                assert!(
+                    off <= magnitudes[i] / 1_048_576.0,
+                    "{m} rows times {name}, value {i}: {got}, expected {}",
+                    expected[i]
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn products_are_the_processors() {
     let Some((gpu, cpu)) = both("products_are_the_processors") else {
@@ -125,7 +171,7 @@ fn products_are_the_processors() {
     };
     for (name, weight) in weights() {
         let (there, here) = (gpu.weight(&weight), cpu.weight(&weight));
-        for m in [1, 7, 16, 17, 70] {
+        for m in [1, 3, 7, 16, 17, 70] {
             let x = numbers(m as u64, m * weight.k);
             let left = gpu.matmul(&gpu.upload(&x, weight.k), &there);
             let right = cpu.matmul(&cpu.upload(&x, weight.k), &here);
@@ -159,7 +205,7 @@ fn second_moments_are_the_processors() {
     let Some((gpu, cpu)) = both("second_moments_are_the_processors") else {
         return;
     };
-    for (m, k) in [(1, 1), (31, 17), (600, 33), (513, 64)] {
+    for (m, k) in [(1, 1), (31, 17), (600, 33), (513, 64), (40, 200)] {
         let x = numbers(k as u64, m * k);
         let (mut left, mut right) = (vec![0.5f64; k * k], vec![0.5f64; k * k]);
         gpu.gram(&gpu.upload(&x, k), &mut left);
@@ -168,6 +214,41 @@ fn second_moments_are_the_processors() {
         let top = right.iter().fold(0f64, |top, x| top.max(x.abs()));
         for (l, r) in left.iter().zip(&right) {
             assert!((l - r).abs() <= 1e-6 * top, "{m} x {k}: {l}, expected {r}");
+        }
+    }
+}
+
+#[test]
+fn second_moments_on_tensor_cores_are_within_their_bound() {
+    let Some((gpu, _)) = both("second_moments_on_tensor_cores_are_within_their_bound") else {
+        return;
+    };
+    let gpu = gpu.with_precision(Precision::Bf16);
+    for (m, k) in [(1, 1), (31, 17), (33, 130), (65, 300), (513, 129), (1100, 40)] {
+        let mut x = numbers(k as u64, m * k);
+        // Columns of many sizes.
+        x.iter_mut()
+            .enumerate()
+            .for_each(|(i, x)| *x *= 2f32.powi((i % k % 30) as i32 - 15));
+        let mut moment = vec![0.5f64; k * k];
+        gpu.gram(&gpu.upload(&x, k), &mut moment);
+        gpu.fault().unwrap();
+        for i in 0..k {
+            for j in 0..k {
+                let products = || x.chunks_exact(k).map(|row| f64::from(row[i]) * f64::from(row[j]));
+                let (right, size) = (
+                    0.5 + products().sum::<f64>(),
+                    products().map(f64::abs).sum::<f64>(),
+                );
+                let off = (moment[i * k + j] - right).abs();
+                // The halves' bound, and f32 sums of 512 products.
+                let bound = size * (3.0 / 262_144.0 + 1.0 / 1_048_576.0);
+                assert!(
+                    off <= bound,
+                    "{m} x {k}, ({i}, {j}): {}, expected {right}",
+                    moment[i * k + j]
+                );
+            }
         }
     }
 }

@@ -60,6 +60,7 @@ impl<B: Backend> Encoder<B> {
         self.layers = (0..self.shape.layers)
             .map(|i| self.layer_from(i, self.source.as_ref()))
             .collect::<Result<_>>()?;
+        self.backend.fault()?;
         Ok(self)
     }
 
