@@ -28,7 +28,7 @@ use crate::{Error, Result, interrupt};
 
 /// Relative squared distance of norms from which a model counts as changed before quantization. Rounding to F16 or BF16
 /// gives less than 2e-5.
-const CHANGED: f64 = 1e-3;
+const CHANGED: f64 = 1e-4;
 
 /// Verifies an open model.
 pub fn run(model: Foreign, base: Option<&Path>, show_progress: bool) -> Result<Verification> {

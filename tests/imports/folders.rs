@@ -22,7 +22,7 @@ const FOLDERS: [(&str, &str, &str, bool); 11] = [
     ("gptq", "gptq", "w4-sym-g32-f16", true),
     ("gptq-act-order", "gptq", "w4-sym-g32-f16", false),
     ("gptq-v2-zp", "gptq", "w4-zp-g32-f16", true),
-    ("awq", "awq", "w4-zp-g32-f16", true),
+    ("awq", "awq", "w4-zp-g32-bf16", true),
     ("ct-w4", "compressed-tensors", "w4-sym-g32-f16", true),
     ("ct-w4-zp", "compressed-tensors", "w4-zp-g32-f16", true),
     ("ct-w8-zp", "compressed-tensors", "w8-zp-row-f16", true),
