@@ -133,7 +133,7 @@ fn faer(bencher: Bencher, m: usize) {
                 x,
                 w.transpose(),
                 1.0,
-                par,
+                Par::Seq,
             );
         });
 }

@@ -73,7 +73,7 @@ impl Args {
                 chosen.reason.as_deref().unwrap_or("--device cpu was passed")
             ),
             Device::Cpu(_) => {
-                self.tell(&chosen, Map::new(), String::new())?;
+                self.tell(&chosen, Map::new(), "")?;
                 return Ok(0);
             }
         };
@@ -105,7 +105,7 @@ impl Args {
             found.insert("bench".to_owned(), json!(figures));
         }
         found.insert("toy".to_owned(), json!(size == Size::Toy));
-        self.tell(&chosen, found, text)?;
+        self.tell(&chosen, found, &text)?;
         Ok(if held { 0 } else { FOUND })
     }
 
@@ -113,7 +113,7 @@ impl Args {
         &self,
         chosen: &Chosen,
         mut found: Map<String, serde_json::Value>,
-        text: String,
+        text: &str,
     ) -> anyhow::Result<()> {
         let memory = match &chosen.device {
             Device::Cuda(gpu) => Some(gpu.device().memory()),

@@ -61,10 +61,11 @@ pub fn run(gpu: &CudaBackend, folder: &Path, tokens: usize) -> Result<Comparison
 
 /// Logits of a model for random tokens, and how many belong together: those of an encoder are its labels', or the last
 /// layer's numbers where it has none.
-fn distributions<B: Backend>(backend: &B, source: &Arc<Source>, tokens: usize) -> Result<(Vec<f32>, usize)>
-where
-    B: Clone,
-{
+fn distributions<B: Backend + Clone>(
+    backend: &B,
+    source: &Arc<Source>,
+    tokens: usize,
+) -> Result<(Vec<f32>, usize)> {
     let source: Arc<Source> = Arc::clone(source);
     let mut all = Vec::new();
     let mut columns = 1;
