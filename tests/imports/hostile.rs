@@ -11,13 +11,14 @@ use serde_json::{Value, json};
 use super::folders::golden;
 use crate::model::{Tensor, read_model, write_file};
 
+/// The tensors of a file.
+type Tensors = Vec<(String, Tensor)>;
+
+/// What is done to them.
+type Damage = Box<dyn Fn(&mut Tensors)>;
+
 /// A copy of a golden folder with its tensors and quantization config changed.
-fn changed(
-    name: &str,
-    into: &Path,
-    tensors: &dyn Fn(&mut Vec<(String, Tensor)>),
-    config: &dyn Fn(&mut Value),
-) {
+fn changed(name: &str, into: &Path, tensors: &dyn Fn(&mut Tensors), config: &dyn Fn(&mut Value)) {
     fs::create_dir_all(into).unwrap();
     let mut all = read_model(&golden(name).join("model.safetensors"));
     tensors(&mut all);
@@ -36,7 +37,7 @@ fn part<'a>(all: &'a mut [(String, Tensor)], suffix: &str) -> &'a mut Tensor {
     &mut all.iter_mut().find(|(known, _)| *known == name).unwrap().1
 }
 
-fn without(all: &mut Vec<(String, Tensor)>, suffix: &str) {
+fn without(all: &mut Tensors, suffix: &str) {
     let before = all.len();
     all.retain(|(name, _)| *name != format!("{MODULE}.{suffix}"));
     assert_eq!(all.len(), before - 1, "{suffix}");
@@ -58,12 +59,7 @@ fn index(columns: usize, group: u32) -> Tensor {
     }
 }
 
-type Change = (
-    &'static str,
-    &'static str,
-    fn(&mut Vec<(String, Tensor)>),
-    fn(&mut Value),
-);
+type Change = (&'static str, &'static str, fn(&mut Tensors), fn(&mut Value));
 
 /// Folder, part of the sentence, and the lie.
 const LIES: &[Change] = &[
@@ -317,7 +313,7 @@ fn each_lie_gets_its_sentence() {
 fn wrong_numbers_are_found() {
     let dir = tempfile::tempdir().unwrap();
     let half = |value: f32| half::f16::from_f32(value).to_le_bytes();
-    let cases: Vec<(&str, &str, Box<dyn Fn(&mut Vec<(String, Tensor)>)>)> = vec![
+    let cases: Vec<(&str, &str, Damage)> = vec![
         (
             "gptq",
             "column 3 is in group 9999, expected 0 to 3",
