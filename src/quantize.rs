@@ -455,11 +455,7 @@ impl Job<'_> {
             CalibError::NonFinite { row, column, value } => {
                 self.non_finite_in(&q.pieces, first_row + row, column, value)
             }
-            source => Error::Tensor {
-                path: self.checkpoint.root().to_owned(),
-                tensor: tensor.name.clone(),
-                source: Box::new(source),
-            },
+            source => Error::of_tensor(self.checkpoint.root(), &tensor.name, source),
         }
     }
 

@@ -261,7 +261,14 @@ impl Residency {
                 Ok(true)
             }
             Err(error) => {
-                blocks.into_iter().for_each(|block| self.arena.give(block));
+                // Some parts may be on their way into these blocks. Of a device that no longer answers nothing is used again.
+                let settled = state.copies.as_ref().map_or(Ok(()), |c| c.stream.synchronize());
+                for block in blocks {
+                    match settled {
+                        Ok(()) => self.arena.give(block),
+                        Err(_) => drop(block.leak()),
+                    }
+                }
                 Err(error)
             }
         }
@@ -312,8 +319,16 @@ impl Residency {
             let mut place = slot.place();
             (std::mem::take(&mut place.blocks), place.ready.take())
         };
-        let waited = coming.map_or(Ok(()), |coming| self.compute.wait(&coming));
-        blocks.into_iter().for_each(|block| self.arena.give(block));
+        let waited = coming.map_or(Ok(()), |coming| {
+            let waited = self.compute.wait(&coming);
+            waited.or_else(|_| coming.synchronize())
+        });
+        for block in blocks {
+            match waited {
+                Ok(()) => self.arena.give(block),
+                Err(_) => drop(block.leak()),
+            }
+        }
         waited
     }
 

@@ -226,11 +226,7 @@ impl<B: Backend> Job<'_, B> {
     }
 
     fn fault(&self, name: &str, source: qtool_calib::CalibError) -> Error {
-        Error::Tensor {
-            path: self.checkpoint.root().to_owned(),
-            tensor: name.to_owned(),
-            source: Box::new(source),
-        }
+        Error::of_tensor(self.checkpoint.root(), name, source)
     }
 
     /// All rows of a tensor, in parts that do not depend on the number of threads.

@@ -16,9 +16,9 @@ use super::gpu;
 use crate::gpu::skipped;
 
 /// Calls while the device is found and made ready, at most.
-const FIRST: u64 = 60;
+const FIRST: u64 = 45;
 /// Calls that are tried of those after them.
-const SAMPLED: u64 = 14;
+const SAMPLED: u64 = 11;
 /// Out of memory, a failed launch, a lost device.
 const CODES: [u64; 3] = [2, 719, 46];
 

@@ -76,11 +76,16 @@ struct Count {
     }
 } count_at_the_end;
 
-// A device that failed by anything but memory fails from then on, as a real one does.
-int may_fail() {
-    static const long fail = setting("QTOOL_FAKE_CUDA_FAIL", -1), code = setting("QTOOL_FAKE_CUDA_CODE", 2);
+// A device that failed by anything but memory fails from then on, as a real one does. A call that needs no memory does not
+// run out of it: the next one does.
+int may_fail(bool needs_memory = true) {
+    static long fail = setting("QTOOL_FAKE_CUDA_FAIL", -1);
+    static const long code = setting("QTOOL_FAKE_CUDA_CODE", 2);
     calls++;
-    return calls == fail || (fail > 0 && calls > fail && code != 2) ? (int)code : 0;
+    if (calls == fail && code == 2 && !needs_memory) fail++;
+    bool fails = calls == fail || (fail > 0 && calls > fail && code != 2);
+    if (fails && code != 2) streams::lost = true;
+    return fails ? (int)code : 0;
 }
 int here;
 size_t memory() { return (size_t)setting("QTOOL_FAKE_CUDA_MEMORY", 1l << 33); }
@@ -104,6 +109,8 @@ int from_device(void *to, Pointer from, size_t bytes, void *stream) {
 #define CALL extern "C" int
 #define MAY_FAIL                                                                                                              \
     if (int code = may_fail()) return code
+#define MAY_FAIL_WITHOUT_MEMORY                                                                                               \
+    if (int code = may_fail(false)) return code
 
 CALL cuInit(unsigned) { MAY_FAIL; return 0; }
 CALL cuDriverGetVersion(int *version) { *version = (int)setting("QTOOL_FAKE_CUDA_VERSION", 12080); return 0; }
@@ -120,7 +127,7 @@ CALL cuDevicePrimaryCtxRetain(void **context, int) { MAY_FAIL; *context = &here;
 CALL cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 CALL cuCtxGetCurrent(void **context) { *context = &here; return 0; }
 CALL cuCtxSetCurrent(void *) { return 0; }
-CALL cuCtxSynchronize() { MAY_FAIL; streams::finish_all(); return 0; }
+CALL cuCtxSynchronize() { MAY_FAIL_WITHOUT_MEMORY; streams::finish_all(); return 0; }
 CALL cuMemGetInfo_v2(size_t *free, size_t *total) { MAY_FAIL; *total = memory(); *free = memory() - streams::taken; return 0; }
 CALL cuModuleLoadData(void **module, const void *image) {
     MAY_FAIL;
@@ -147,7 +154,7 @@ CALL cuMemAlloc_v2(Pointer *pointer, size_t bytes) {
 CALL cuMemAllocAsync(Pointer *pointer, size_t bytes, void *) { return cuMemAlloc_v2(pointer, bytes); }
 CALL cuMemFree_v2(Pointer pointer) { streams::finish_all(); streams::give_back((void *)pointer); return 0; }
 CALL cuMemFreeAsync(Pointer pointer, void *stream) {
-    streams::give(streams::named(stream), [=] { streams::give_back((void *)pointer); });
+    streams::give(streams::named(stream), streams::Work{[=] { streams::give_back((void *)pointer); }, true});
     return 0;
 }
 CALL cuMemHostAlloc(void **host, size_t bytes, unsigned) {
@@ -164,18 +171,18 @@ CALL cuMemFreeHost(void *host) {
     free(host);
     return 0;
 }
-CALL cuMemcpyHtoD_v2(Pointer to, const void *from, size_t bytes) { MAY_FAIL; streams::finish_all(); memcpy((void *)to, from, bytes); return 0; }
-CALL cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t bytes, void *stream) { MAY_FAIL; return to_device(to, from, bytes, stream); }
-CALL cuMemcpyDtoH_v2(void *to, Pointer from, size_t bytes) { MAY_FAIL; streams::finish_all(); memcpy(to, (void *)from, bytes); return 0; }
-CALL cuMemcpyDtoHAsync_v2(void *to, Pointer from, size_t bytes, void *stream) { MAY_FAIL; return from_device(to, from, bytes, stream); }
+CALL cuMemcpyHtoD_v2(Pointer to, const void *from, size_t bytes) { MAY_FAIL_WITHOUT_MEMORY; streams::finish_all(); memcpy((void *)to, from, bytes); return 0; }
+CALL cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t bytes, void *stream) { MAY_FAIL_WITHOUT_MEMORY; return to_device(to, from, bytes, stream); }
+CALL cuMemcpyDtoH_v2(void *to, Pointer from, size_t bytes) { MAY_FAIL_WITHOUT_MEMORY; streams::finish_all(); memcpy(to, (void *)from, bytes); return 0; }
+CALL cuMemcpyDtoHAsync_v2(void *to, Pointer from, size_t bytes, void *stream) { MAY_FAIL_WITHOUT_MEMORY; return from_device(to, from, bytes, stream); }
 CALL cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void *stream) {
-    MAY_FAIL;
+    MAY_FAIL_WITHOUT_MEMORY;
     streams::give(streams::named(stream), [=] { memmove((void *)to, (void *)from, bytes); });
     return 0;
 }
-CALL cuMemsetD8_v2(Pointer to, unsigned char value, size_t bytes) { MAY_FAIL; streams::finish_all(); memset((void *)to, value, bytes); return 0; }
+CALL cuMemsetD8_v2(Pointer to, unsigned char value, size_t bytes) { MAY_FAIL_WITHOUT_MEMORY; streams::finish_all(); memset((void *)to, value, bytes); return 0; }
 CALL cuMemsetD8Async(Pointer to, unsigned char value, size_t bytes, void *stream) {
-    MAY_FAIL;
+    MAY_FAIL_WITHOUT_MEMORY;
     streams::give(streams::named(stream), [=] { memset((void *)to, value, bytes); });
     return 0;
 }
@@ -187,14 +194,14 @@ CALL cuStreamCreate(void **stream, unsigned) {
     *stream = made;
     return 0;
 }
-CALL cuStreamSynchronize(void *stream) { MAY_FAIL; streams::finish(streams::named(stream)); return 0; }
+CALL cuStreamSynchronize(void *stream) { MAY_FAIL_WITHOUT_MEMORY; streams::finish(streams::named(stream)); return 0; }
 // Streams and events stay: work that waits may still name them.
 CALL cuStreamDestroy_v2(void *stream) { streams::finish(streams::named(stream)); return 0; }
-CALL cuStreamWaitEvent(void *stream, void *event, unsigned) { MAY_FAIL; streams::wait(streams::named(stream), *(streams::Event *)event); return 0; }
+CALL cuStreamWaitEvent(void *stream, void *event, unsigned) { MAY_FAIL_WITHOUT_MEMORY; streams::wait(streams::named(stream), *(streams::Event *)event); return 0; }
 CALL cuEventCreate(void **event, unsigned) { MAY_FAIL; *event = new streams::Event; return 0; }
-CALL cuEventRecord(void *event, void *stream) { MAY_FAIL; streams::record(*(streams::Event *)event, streams::named(stream)); return 0; }
+CALL cuEventRecord(void *event, void *stream) { MAY_FAIL_WITHOUT_MEMORY; streams::record(*(streams::Event *)event, streams::named(stream)); return 0; }
 CALL cuEventDestroy_v2(void *) { return 0; }
-CALL cuEventSynchronize(void *event) { MAY_FAIL; streams::wait(*(streams::Event *)event); return 0; }
+CALL cuEventSynchronize(void *event) { MAY_FAIL_WITHOUT_MEMORY; streams::wait(*(streams::Event *)event); return 0; }
 CALL cuEventElapsedTime(float *milliseconds, void *start, void *end) {
     MAY_FAIL;
     auto *a = (streams::Event *)start, *b = (streams::Event *)end;

@@ -4,6 +4,7 @@
 //
 // Waits refer to work that was handed in before, so running one stream may need some of another, and never ends in a circle.
 #pragma once
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -17,9 +18,12 @@ namespace streams {
 struct Stream;
 struct Work {
     std::function<void()> run;
+    bool frees = false; // memory: done on a lost device too
     Stream *on = nullptr; // or: wait until this stream
     uint64_t upto = 0;    // has done that much
 };
+// A lost device does nothing that waits: its copies and kernels no longer touch memory, whose owners may be gone by then.
+inline std::atomic<bool> lost{false};
 struct Stream {
     std::deque<Work> queue;
     uint64_t given = 0, done = 0;
@@ -47,7 +51,7 @@ inline void run(Stream &stream, uint64_t upto) {
         Work work = std::move(stream.queue.front());
         stream.queue.pop_front();
         if (work.on) run(*work.on, work.upto);
-        if (work.run) work.run();
+        if (work.run && (work.frees || !lost)) work.run();
         stream.done++;
     }
 }
@@ -65,7 +69,7 @@ inline void give(Stream &stream, Work work) {
     stream.given++;
     if (heads()) run(stream, stream.given);
 }
-inline void give(Stream &stream, std::function<void()> work) { give(stream, Work{std::move(work)}); }
+inline void give(Stream &stream, std::function<void()> work) { give(stream, Work{std::move(work), false, nullptr, 0}); }
 
 // The legacy default stream, also where a program says the one of its thread.
 inline Stream &named(void *handle) { return (uintptr_t)handle <= 2 ? null : *(Stream *)handle; }
@@ -77,7 +81,7 @@ inline void record(Event &event, Stream &stream) {
     give(stream, [&event] { event.at = std::chrono::steady_clock::now(); });
 }
 inline void wait(Stream &stream, const Event &event) {
-    if (event.on) give(stream, Work{nullptr, event.on, event.upto});
+    if (event.on) give(stream, Work{nullptr, false, event.on, event.upto});
 }
 inline void wait(const Event &event) {
     std::lock_guard<std::recursive_mutex> guard(lock);
