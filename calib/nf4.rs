@@ -2,7 +2,7 @@
 //! levels; of two as near, the lower. bitsandbytes does the same, with thresholds that are the middles between
 //! neighbouring levels.
 //!
-//! `nf4-dq`: the same codes, chosen by the scales as they are; then the scales are quantized ([`nested`](crate::nested)),
+//! `nf4-dq`: the same codes, chosen by the scales as they are; then the scales are quantized ([`crate::nested`]),
 //! which takes a survey of all of them.
 
 use qtool_formats::scheme::nf4::{GROUP, LEVELS, ZERO};

@@ -19,7 +19,7 @@ enum PrecisionArg {
 /// What was typed.
 #[derive(Debug, Clone, clap::Args)]
 pub struct DeviceArgs {
-    /// Where models run: auto (a GPU if one can be used), cpu, or cuda[:N]
+    /// Where models run: auto (a GPU if one can be used), cpu, or cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value_t = Wanted::Auto, help_heading = "Device")]
     device: Wanted,
     /// Most GPU memory to use, such as 8GiB; weights that do not fit are brought in when they are used [default: nine tenths of what is free]

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`check`] | is what a GPU computes right? |
 //! | [`compare`] | does a model say the same on both devices? |
-//! | [`bench`] | how fast is it? |
+//! | [`mod@bench`] | how fast is it? |
 //! | [`encoding`] | which codes can be chosen there? |
 //!
 //! Artifacts do not record the device. Codes chosen from weights alone, or from a folder of statistics, are the same

@@ -166,6 +166,7 @@ def test_decoder_is_small(_context):
     imports += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
     assert imports
     assert len(lines) < 165, len(lines)
-    assert set(imports) <= {"hashlib", "json", "sys", "pathlib", "numpy"}, imports
-    assert json.dumps(handmade.AFFINE) in "".join(lines)
+    assert set(imports) <= {"hashlib", "json", "re", "sys", "pathlib", "numpy"}, imports
+    # A formula is known by its digest: one that the manifest states otherwise is refused.
+    assert hashlib.sha256(handmade.AFFINE.encode()).hexdigest()[:16] in "".join(lines)
     return f"{len(lines)} lines"
