@@ -2,7 +2,6 @@
 
 import ast
 import hashlib
-import json
 import struct
 import subprocess
 import sys
