@@ -90,9 +90,9 @@ impl KQuant {
         whole_groups(self.name(), (n, k), SUPER_BLOCK)?;
         let packed = |role, bits: u8, count: usize| {
             let width = LSB_ROWS.row_bytes(bits, count);
-            part(role, LSB_ROWS.name(), bits, Dtype::U8, (n, width))
+            Part::of_rows(role, LSB_ROWS.name(), bits, Dtype::U8, (n, width))
         };
-        let halves = |role| part(role, packing::ROWS, 16, Dtype::F16, (n, k / SUPER_BLOCK));
+        let halves = |role| Part::of_rows(role, packing::ROWS, 16, Dtype::F16, (n, k / SUPER_BLOCK));
         Ok(vec![
             packed(Role::Codes, self.bits(), k),
             packed(Role::LocalScales, self.scale_bits(), k / self.group()),
@@ -100,19 +100,6 @@ impl KQuant {
             halves(Role::SuperScales),
             halves(Role::SuperMins),
         ])
-    }
-}
-
-fn part(role: Role, layout: &'static str, bits: u8, dtype: Dtype, (rows, width): (usize, usize)) -> Part {
-    Part {
-        role,
-        layout,
-        bits,
-        dtype,
-        shape: vec![rows, width],
-        rows,
-        row_bytes: width * dtype.bitsize() / 8,
-        by_columns: false,
     }
 }
 

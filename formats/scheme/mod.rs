@@ -94,6 +94,26 @@ pub struct Part {
 }
 
 impl Part {
+    /// A tensor (rows, width) whose rows lie one after the other.
+    fn of_rows(
+        role: Role,
+        layout: &'static str,
+        bits: u8,
+        dtype: Dtype,
+        (rows, width): (usize, usize),
+    ) -> Self {
+        Self {
+            role,
+            layout,
+            bits,
+            dtype,
+            shape: vec![rows, width],
+            rows,
+            row_bytes: width * dtype.bitsize() / 8,
+            by_columns: false,
+        }
+    }
+
     /// Bytes of the whole stored tensor.
     pub fn bytes(&self) -> usize {
         self.rows * self.row_bytes

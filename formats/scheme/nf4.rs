@@ -76,8 +76,8 @@ pub static DOUBLE_FORMULA: LazyLock<String> = LazyLock::new(|| {
 pub fn parts(family: Family, n: usize, k: usize) -> Result<Vec<Part>> {
     check(NAME, family, n, k)?;
     Ok(vec![
-        part(Role::Codes, LSB_ROWS.name(), 4, Dtype::U8, (n, k / 2)),
-        part(Role::Scales, packing::ROWS, 32, Dtype::F32, (n, k / GROUP)),
+        Part::of_rows(Role::Codes, LSB_ROWS.name(), 4, Dtype::U8, (n, k / 2)),
+        Part::of_rows(Role::Scales, packing::ROWS, 32, Dtype::F32, (n, k / GROUP)),
     ])
 }
 
@@ -86,11 +86,11 @@ pub fn double_parts(family: Family, n: usize, k: usize) -> Result<Vec<Part>> {
     check(DOUBLE_NAME, family, n, k)?;
     let whole = |role, count: usize| Part {
         shape: vec![count],
-        ..part(role, packing::WHOLE, 32, Dtype::F32, (count, 1))
+        ..Part::of_rows(role, packing::WHOLE, 32, Dtype::F32, (count, 1))
     };
     Ok(vec![
-        part(Role::Codes, LSB_ROWS.name(), 4, Dtype::U8, (n, k / 2)),
-        part(Role::Scales, packing::ROWS, 8, Dtype::U8, (n, k / GROUP)),
+        Part::of_rows(Role::Codes, LSB_ROWS.name(), 4, Dtype::U8, (n, k / 2)),
+        Part::of_rows(Role::Scales, packing::ROWS, 8, Dtype::U8, (n, k / GROUP)),
         whole(Role::NestedScales, (n * (k / GROUP)).div_ceil(NESTED_GROUP)),
         whole(Role::Offset, 1),
     ])
@@ -106,19 +106,6 @@ fn check(name: &str, family: Family, n: usize, k: usize) -> Result<()> {
         });
     }
     whole_groups(name, (n, k), GROUP)
-}
-
-fn part(role: Role, layout: &'static str, bits: u8, dtype: Dtype, (rows, width): (usize, usize)) -> Part {
-    Part {
-        role,
-        layout,
-        bits,
-        dtype,
-        shape: vec![rows, width],
-        rows,
-        row_bytes: width * dtype.bitsize() / 8,
-        by_columns: false,
-    }
 }
 
 #[cfg(test)]

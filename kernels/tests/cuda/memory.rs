@@ -69,6 +69,9 @@ fn weights_take_turns() {
             if budget < 64 << 10 {
                 assert!(memory.fetched > 12, "{memory:?}");
             }
+            if budget == 40 << 10 {
+                assert!(memory.foreseen > 0, "{memory:?}");
+            }
             if budget == 64 << 10 {
                 assert!(memory.foreseen * 3 > memory.fetched, "{memory:?}");
             }
