@@ -181,10 +181,23 @@ pub fn encode_row(
     isa: Isa,
     scratch: &mut Scratch,
 ) -> Result<CcqRow, CcqError> {
+    let best = fitted_row(x, weights, effort, isa, scratch)?;
+    Ok(best.map_or_else(|| zero_row(x.len()), |best| finish(&scratch.row, &best)))
+}
+
+/// The best encoding of a row, in its units; `None` for a row of zeros, and for one that nothing stored comes near.
+fn fitted_row(
+    x: &[f32],
+    weights: Option<&[f32]>,
+    effort: Effort,
+    isa: Isa,
+    scratch: &mut Scratch,
+) -> Result<Option<scales::Fitted>, CcqError> {
     check(x, weights)?;
     let Scratch { row, race, fit } = scratch;
+    fit.asked = 0.0;
     if !row.load(x, weights) {
-        return Ok(zero_row(x.len()));
+        return Ok(None);
     }
     let plan = race::Plan::of(effort);
     row.guess_group_scales();
@@ -199,8 +212,7 @@ pub fn encode_row(
             best = Some(fitted);
         }
     }
-    let best = best.filter(|best| best.super_scale > 0.0);
-    Ok(best.map_or_else(|| zero_row(x.len()), |best| finish(row, &best)))
+    Ok(best.filter(|best| best.super_scale > 0.0))
 }
 
 pub(crate) fn check(x: &[f32], weights: Option<&[f32]>) -> Result<(), CcqError> {

@@ -62,11 +62,10 @@ impl Quantizer for ClipSearch {
     }
 
     fn on_device(&self, encoder: &Encoder) -> Result<Option<Box<dyn Quantizer>>> {
-        Ok(Some(Box::new(DeviceAffine::searching(
-            *self,
-            self.scheme,
-            encoder,
-        ))))
+        let there = DeviceAffine::searching(*self, self.scheme, encoder);
+        let there =
+            there.informed_by(|there, stats| Weighted::on_device(there.scheme_of(), stats, there.encoder()));
+        Ok(Some(Box::new(there)))
     }
 
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
@@ -115,6 +114,15 @@ pub(crate) struct Search {
     importance: Vec<f32>,
 }
 
+/// A column that never counts would let its group's scale run away: each counts a millionth of the mean at least.
+pub(crate) fn floored(importance: &[f32]) -> Vec<f32> {
+    let floor = importance.iter().sum::<f32>() / importance.len().max(1) as f32 * 1e-6;
+    importance
+        .iter()
+        .map(|v| v.max(floor).max(f32::MIN_POSITIVE))
+        .collect()
+}
+
 /// The values between which a zero point lies in a group, and the scale that spans them.
 struct Extent {
     min: f32,
@@ -136,12 +144,7 @@ impl Search {
 
     /// Lets column c of every row count `importance[c]`.
     pub(crate) fn weigh(&mut self, importance: &[f32]) {
-        // A column that never counts would let its group's scale run away.
-        let floor = importance.iter().sum::<f32>() / importance.len().max(1) as f32 * 1e-6;
-        self.importance = importance
-            .iter()
-            .map(|v| v.max(floor).max(f32::MIN_POSITIVE))
-            .collect();
+        self.importance = floored(importance);
     }
 
     /// The choice for one group whose values count `weights`.

@@ -20,9 +20,15 @@ pub(crate) struct DeviceAffine<Q> {
     encoder: Encoder,
     coarse: Vec<f32>,
     fine: Vec<f32>,
+    /// How much columns count in the search, above zero; none when all count the same.
+    importance: Option<Vec<f32>>,
+    informed: Informed<Q>,
 }
 
-impl<Q> DeviceAffine<Q> {
+/// What knowledge of the inputs makes of a method: its own way on a device, if it has one.
+type Informed<Q> = fn(&DeviceAffine<Q>, &LayerStats) -> Result<Box<dyn Quantizer>>;
+
+impl<Q: Quantizer> DeviceAffine<Q> {
     /// Plain rounding.
     pub(crate) fn rounding(processor: Q, scheme: AffineScheme, encoder: &Encoder) -> Self {
         Self {
@@ -31,6 +37,8 @@ impl<Q> DeviceAffine<Q> {
             encoder: encoder.clone(),
             coarse: Vec::new(),
             fine: Vec::new(),
+            importance: None,
+            informed: |this, stats| this.processor.informed(stats),
         }
     }
 
@@ -41,6 +49,29 @@ impl<Q> DeviceAffine<Q> {
             fine: fine_factors().collect(),
             ..Self::rounding(processor, scheme, encoder)
         }
+    }
+
+    /// The same, where column c of every row counts `importance[c]`.
+    pub(crate) fn weighted(self, importance: Vec<f32>) -> Self {
+        Self {
+            importance: Some(importance),
+            ..self
+        }
+    }
+
+    /// The same, with this way of becoming informed.
+    pub(crate) fn informed_by(self, informed: Informed<Q>) -> Self {
+        Self { informed, ..self }
+    }
+
+    /// Its scheme.
+    pub(crate) fn scheme_of(&self) -> AffineScheme {
+        self.scheme
+    }
+
+    /// Its device.
+    pub(crate) fn encoder(&self) -> &Encoder {
+        &self.encoder
     }
 
     /// The first weight in order without a code, as the processor says it.
@@ -84,7 +115,11 @@ impl<Q: Quantizer> Quantizer for DeviceAffine<Q> {
     }
 
     fn informed(&self, stats: &LayerStats) -> Result<Box<dyn Quantizer>> {
-        self.processor.informed(stats)
+        (self.informed)(self, stats)
+    }
+
+    fn rows_together(&self, k: usize) -> Option<usize> {
+        Some(self.encoder.rows_together(k))
     }
 
     fn quantize(&self, _isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
@@ -99,6 +134,7 @@ impl<Q: Quantizer> Quantizer for DeviceAffine<Q> {
             coarse: &self.coarse,
             fine: &self.fine,
             reach: ZERO_REACH,
+            importance: self.importance.as_deref(),
         };
         let chosen = self.encoder.affine(Rows::Values(x), n, k, &job)?;
         self.check(x, k, &chosen)?;

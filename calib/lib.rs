@@ -124,11 +124,16 @@ pub trait Quantizer: Send + Sync {
     }
 
     /// The same method, with the same codes, on a GPU; `None` when it has no kernel for it. What
-    /// [`informed`](Self::informed) makes of the result runs on the processor.
+    /// [`informed`](Self::informed) makes of the result has the codes of the processor's, too.
     ///
     /// Fails when the device does.
     fn on_device(&self, _encoder: &Encoder) -> Result<Option<Box<dyn Quantizer>>> {
         Ok(None)
+    }
+
+    /// Rows of `k` values that are best quantized together, where that is not for the caller to say: a GPU wants many.
+    fn rows_together(&self, _k: usize) -> Option<usize> {
+        None
     }
 
     /// Chooses codes for `x`, a block of `n` rows of `k` values, row-major.

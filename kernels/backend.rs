@@ -141,6 +141,17 @@ pub struct ExpertWeights<'a, W> {
     pub down: Vec<&'a W>,
 }
 
+/// A row of a candidate's logits beside the base's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Divergence {
+    /// KL(base || candidate), in nats: sum over the vocabulary of p (ln p - ln q), at least 0.
+    pub kl: f64,
+    /// Change of the probability of the token that stands in the text.
+    pub delta_p: f64,
+    /// Whether both find the same token most likely; of equal ones the lowest number.
+    pub agreed: bool,
+}
+
 /// Why a device stopped computing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the device {device} failed to {what}: {reason}")]
@@ -188,6 +199,15 @@ pub trait Backend: Send + Sync {
     fn log_probabilities(&self, _logits: &Self::Tensor, _wanted: &[Vec<u32>]) -> Option<Vec<Vec<f64>>> {
         None
     }
+    /// Row m of `candidate` (M, V) beside row m of `base` (M, V), logits of both, with the token `targets[m]`. `None` for a row with
+    /// a logit that is not finite, and where the token is not below V. Sums are f64 on every device, in an order of its own: KL
+    /// is the same within 1e-12 of 1 + KL + |ln sum e^l|. After a failure they mean nothing.
+    fn divergences(
+        &self,
+        base: &Self::Tensor,
+        candidate: &Self::Tensor,
+        targets: &[u32],
+    ) -> Vec<Option<Divergence>>;
     /// (rows, columns).
     fn dims(&self, x: &Self::Tensor) -> (usize, usize);
     /// A weight to the device. Lengths of its parts must fit its scheme.

@@ -19,6 +19,7 @@
 //! | [`nearest_codewords`] | `cpu/codewords.rs` | nearest of 256 codewords for vectors of 4 weights, in integers |
 //! | [`nearest_in_metric`], [`add_scaled`] | `cpu/metric.rs` | nearest codeword under a 4 x 4 metric; a few scaled rows added up |
 //! | [`code_histogram`] | `cpu/histogram.rs` | how often each code occurs |
+//! | [`divergences`] | `cpu/divergence.rs` | KL, change of p and agreement of two models' logits |
 //! | [`log_sum_exp`] | `cpu/log_sum.rs` | ln(sum of exp(x)), for log-probabilities |
 //! | [`Orthogonal`] | `orthogonal.rs` | rotations by Hadamard and seeded matrices, in f64 |
 //!
@@ -56,6 +57,7 @@ pub use backend::Backend;
 pub use cpu::backend::{CpuBackend, Matrix};
 pub use cpu::clip::{Candidate, clip_errors, clip_errors_weighted};
 pub use cpu::codewords::{Codewords, SearchWeights, nearest_codewords};
+pub use cpu::divergence::divergences;
 pub use cpu::error::{ErrorSums, row_error};
 pub use cpu::extent::{absmax, absmax_groups, first_non_finite, minmax, minmax_groups};
 pub use cpu::histogram::code_histogram;

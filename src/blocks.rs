@@ -79,6 +79,23 @@ pub fn batches(blocks: &[Block]) -> Vec<Range<usize>> {
     batches
 }
 
+/// Groups blocks that follow each other in a tensor until they have `most(tensor)` rows; each of the others is alone.
+pub fn bundles(blocks: &[Block], most: impl Fn(usize) -> Option<usize>) -> Vec<Range<usize>> {
+    let mut bundles: Vec<Range<usize>> = Vec::new();
+    for (i, block) in blocks.iter().enumerate() {
+        if let Some(last) = bundles.last_mut()
+            && let (first, before) = (&blocks[last.start], &blocks[last.end - 1])
+            && (before.tensor, before.range.end) == (block.tensor, block.range.start)
+            && most(block.tensor).is_some_and(|most| block.range.end - first.range.start <= most)
+        {
+            last.end = i + 1;
+        } else {
+            bundles.push(i..i + 1);
+        }
+    }
+    bundles
+}
+
 /// Widens little-endian floats of any alignment.
 pub fn widen(isa: Isa, dtype: FloatDtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {
@@ -167,4 +184,33 @@ pub(crate) fn pack(
         _ => LSB_ROWS.pack(bits, k, codes, out)?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_bundled_within_a_tensor_and_a_limit() {
+        let block = |tensor, range: Range<usize>| Block {
+            tensor,
+            source_bytes: range.len(),
+            range,
+        };
+        let blocks = [
+            block(0, 0..10),
+            block(0, 10..20),
+            block(0, 20..30),
+            block(0, 30..34),
+            block(1, 0..10),
+            block(1, 20..30),
+            block(2, 0..10),
+            block(2, 10..20),
+        ];
+        let most = |tensor| [Some(24), Some(100), None][tensor];
+        let found = bundles(&blocks, most);
+        assert_eq!(found, [0..2, 2..4, 4..5, 5..6, 6..7, 7..8]);
+        assert_eq!(bundles(&blocks, |_| None).len(), blocks.len());
+        assert!(bundles(&[], |_| None).is_empty());
+    }
 }

@@ -48,6 +48,15 @@ impl Ready {
         Some(ProxySums { error, energy })
     }
 
+    /// Rows that are best quantized together, where that is not for the caller to say.
+    pub fn rows_together(&self, q: &Quantization) -> Option<usize> {
+        match &self.how {
+            How::Plan => q.quantizer.rows_together(q.k),
+            How::Informed(quantizer) => quantizer.rows_together(q.k),
+            How::Decided(_) => None,
+        }
+    }
+
     /// The codes of rows `range`, whose values are `rows`.
     pub fn quantize(
         &self,

@@ -14,6 +14,7 @@
 //! | [`validate`] | models and data to a report |
 #![forbid(unsafe_code)]
 
+mod block_work;
 pub mod blocks;
 pub mod calibrate;
 pub mod classes;

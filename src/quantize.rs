@@ -13,25 +13,26 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use qtool_calib::measure::{BlockFigures, measure};
-use qtool_calib::{CalibError, Recipe};
+use qtool_calib::Recipe;
+use qtool_calib::measure::BlockFigures;
 use qtool_formats::artifact::{MANIFEST_FILE, Manifest, RankIndex};
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
-use qtool_formats::piece::{Piece, overlapping};
+use qtool_formats::piece::overlapping;
 use qtool_formats::replace::{Staging, check_target, write_file};
 use qtool_formats::shard_writer::{ShardWriter, WrittenShards};
-use qtool_kernels::{Isa, first_non_finite};
+use qtool_kernels::Isa;
 use rayon::prelude::*;
 
-use crate::blocks::{Block, batches, cut, pack};
+use crate::block_work::Job;
+use crate::blocks::{Block, batches, bundles, cut};
 use crate::device::Device;
-use crate::informed::{Calibrated, Codes, ProxySums, Ready, Workshop};
-use crate::plan::{Action, Conversion, Quantization, QuantizePlan, TensorPlan};
+use crate::informed::{Calibrated, Codes, Workshop};
+use crate::plan::{Action, QuantizePlan};
 use crate::progress::Progress;
-use crate::scan::{first_bad, tensors_with_non_finite, unravel};
+use crate::scan::tensors_with_non_finite;
 use crate::survey::survey;
 use crate::transform::weights::Weights;
-use crate::writing::{Batch, Output, stored_tensors, write};
+use crate::writing::{Batch, stored_tensors, write};
 use crate::{Error, Result, TOOL, interrupt, record};
 
 /// What to do with a source tensor that holds NaN or infinity.
@@ -198,14 +199,6 @@ fn refuse_overlap(checkpoint: &Checkpoint, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// What every block needs.
-struct Job<'a> {
-    checkpoint: &'a Checkpoint,
-    plan: &'a QuantizePlan,
-    non_finite: NonFinite,
-    isa: Isa,
-}
-
 /// What is known when all blocks are done.
 #[derive(Default)]
 pub(crate) struct Results {
@@ -216,9 +209,6 @@ pub(crate) struct Results {
     /// Digests of the source tensors that were not copied, by name.
     pub(crate) sources: HashMap<String, blake3::Hasher>,
 }
-
-/// Figures of a block of rows, and its share of the proxy error where inputs are known.
-type Measured = (BlockFigures, Option<ProxySums>);
 
 fn stream(
     job: &Job<'_>,
@@ -317,16 +307,19 @@ fn compute(
         })?;
         let (outputs, hashed) = rayon::join(
             || {
-                batch
-                    .par_iter()
-                    .map(|block| job.block(block, &weights, ready.get(&block.tensor).map(AsRef::as_ref)))
-                    .collect::<Result<Vec<_>>>()
+                let ready = |tensor: &usize| ready.get(tensor).map(AsRef::as_ref);
+                let together = bundles(batch, |tensor| job.rows_together(tensor, ready(&tensor)));
+                let done = together.into_par_iter().map(|bundle| {
+                    let blocks = &batch[bundle];
+                    job.blocks(blocks, &weights, ready(&blocks[0].tensor))
+                });
+                done.collect::<Result<Vec<_>>>()
             },
             || hash_sources(job, batch, &mut results.sources),
         );
         hashed?;
         let mut sent: Batch = Vec::with_capacity(batch.len());
-        for (block, (output, figures)) in batch.iter().zip(outputs?) {
+        for (block, (output, figures)) in batch.iter().zip(outputs?.into_iter().flatten()) {
             if let Some((figures, proxy)) = figures {
                 results.figures[block.tensor].merge(&figures);
                 if let Some(ready) = ready.get(&block.tensor) {
@@ -369,117 +362,4 @@ fn hash_sources(job: &Job<'_>, batch: &[Block], sources: &mut HashMap<String, bl
         }
     }
     Ok(())
-}
-
-impl Job<'_> {
-    fn block(
-        &self,
-        block: &Block,
-        weights: &Weights<'_>,
-        ready: Option<&Ready>,
-    ) -> Result<(Output, Option<Measured>)> {
-        let tensor = &self.plan.tensors[block.tensor];
-        match &tensor.action {
-            Action::Keep { source, .. } => {
-                let view = self.checkpoint.tensor(source)?;
-                if let Some(dtype) = view.float_dtype()
-                    && self.non_finite == NonFinite::Refuse
-                    && let Some((at, value)) = first_bad(self.isa, dtype, &view.bytes()[block.range.clone()])
-                {
-                    let at = unravel(&tensor.shape, block.range.start / dtype.bytes() + at);
-                    return Err(self.non_finite(source, at, value.to_string()));
-                }
-                Ok((Output::Copied, None))
-            }
-            Action::Measure(measured) => Ok((Output::Converted(measured.bytes()), None)),
-            Action::Convert(conversion) => {
-                let bytes = self.convert(&tensor.name, conversion, block, weights)?;
-                Ok((Output::Converted(bytes), None))
-            }
-            Action::Quantize(q) => {
-                let (parts, figures) = self.quantize(tensor, q, block, weights, ready)?;
-                Ok((Output::Parts(parts), Some(figures)))
-            }
-        }
-    }
-
-    fn convert(
-        &self,
-        name: &str,
-        conversion: &Conversion,
-        block: &Block,
-        weights: &Weights<'_>,
-    ) -> Result<Vec<u8>> {
-        let mut values = Vec::new();
-        let range = block.range.clone();
-        weights.rows(self.isa, name, &conversion.pieces, range, &mut values)?;
-        if self.non_finite == NonFinite::Refuse
-            && let Some(at) = first_non_finite(&values)
-        {
-            let (row, column) = (block.range.start + at / conversion.k, at % conversion.k);
-            return Err(self.non_finite_in(&conversion.pieces, row, column, values[at].to_string()));
-        }
-        let mut bytes = Vec::with_capacity(values.len() * conversion.dtype.bytes());
-        values.iter().for_each(|&v| conversion.dtype.push(v, &mut bytes));
-        Ok(bytes)
-    }
-
-    fn quantize(
-        &self,
-        tensor: &TensorPlan,
-        q: &Quantization,
-        block: &Block,
-        weights: &Weights<'_>,
-        ready: Option<&Ready>,
-    ) -> Result<(Vec<Vec<u8>>, Measured)> {
-        thread_local!(static ROWS: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) });
-        ROWS.with_borrow_mut(|rows| {
-            weights.rows(self.isa, &tensor.name, &q.pieces, block.range.clone(), rows)?;
-            let weight = match ready {
-                Some(ready) => ready.quantize(self.isa, q, &block.range, rows)?,
-                None => q.quantizer.quantize(self.isa, rows, block.range.len(), q.k),
-            };
-            let weight = weight.map_err(|error| self.fault(tensor, q, block.range.start, error))?;
-            let mut figures = BlockFigures::default();
-            measure(self.isa, rows, &weight, &mut figures);
-            let proxy = ready.and_then(|ready| ready.proxy(rows, &weight));
-            let pack = |bits, k: usize, codes: &[u8], out: &mut Vec<u8>| pack(self.isa, bits, k, codes, out);
-            let parts = weight.encode_in(self.plan.family, &pack)?;
-            Ok((parts, (figures, proxy)))
-        })
-    }
-
-    /// What went wrong with rows of a tensor, of which the first is `first_row`.
-    fn fault(&self, tensor: &TensorPlan, q: &Quantization, first_row: usize, error: CalibError) -> Error {
-        match error {
-            CalibError::NonFinite { row, column, value } => {
-                self.non_finite_in(&q.pieces, first_row + row, column, value)
-            }
-            source => Error::of_tensor(self.checkpoint.root(), &tensor.name, source),
-        }
-    }
-
-    /// The fault at a place of an assembled matrix, by its place in the source.
-    fn non_finite_in(&self, pieces: &[Piece], row: usize, column: usize, value: String) -> Error {
-        let place = overlapping(pieces, row..row + 1).next();
-        let Some((piece, rows)) = place else {
-            return self.non_finite("", vec![row, column], value);
-        };
-        let [major, minor] = piece.source_index(rows.start, column);
-        let shape = self
-            .checkpoint
-            .tensor(&piece.tensor)
-            .map_or(&[][..], |view| view.shape());
-        let at = major * shape.last().copied().unwrap_or(1) + minor;
-        self.non_finite(&piece.tensor, unravel(shape, at), value)
-    }
-
-    fn non_finite(&self, tensor: &str, index: Vec<usize>, value: String) -> Error {
-        Error::NonFinite {
-            path: self.checkpoint.root().to_owned(),
-            tensor: tensor.to_owned(),
-            index,
-            value,
-        }
-    }
 }

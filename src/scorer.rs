@@ -7,6 +7,8 @@
 
 use std::ops::ControlFlow;
 
+use qtool_kernels::backend::Divergence;
+use qtool_kernels::divergences;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -64,6 +66,20 @@ pub struct Window {
     /// How many of them are given and not scored.
     pub context: usize,
 }
+
+impl Window {
+    /// The tokens that are scored.
+    pub fn scored(&self) -> &[u32] {
+        self.ids.get(self.context.max(1)..).unwrap_or_default()
+    }
+}
+
+/// Two models beside each other, token by token; or why they cannot be.
+pub type Beside = std::result::Result<Vec<Option<Divergence>>, OtherVocabulary>;
+
+/// The vocabulary of a model that cannot be compared with a base of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OtherVocabulary(pub usize);
 
 /// An encoder's question: a text, or a pair of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,6 +183,24 @@ pub trait Scorer: Send + Sync {
     fn windows(&self, windows: &[Window], on_answer: OnAnswer<'_, Vec<f32>>) -> Result<()>;
     /// Logits (scored tokens, V) of one window: row i is the distribution of its scored token i.
     fn logits(&self, window: &Window) -> Result<Vec<f32>>;
+    /// What this model predicts for a window beside what another, the base, does: of each scored token, with the base's
+    /// logits (scored tokens, V). `None` where a logit of either is not finite. A device does this where the logits are.
+    fn beside(&self, base: &[f32], window: &Window) -> Result<Beside> {
+        let logits = self.logits(window)?;
+        let targets = window.scored();
+        if logits.len() != base.len() {
+            return Ok(Err(OtherVocabulary(logits.len() / targets.len().max(1))));
+        }
+        Ok(Ok(divergences(base, &logits, targets)))
+    }
+    /// Other logits beside the base's, as in [`beside`](Self::beside), computed where this model is.
+    ///
+    /// # Panics
+    ///
+    /// When there are more or fewer of them.
+    fn compared(&self, base: &[f32], logits: &[f32], targets: &[u32]) -> Result<Vec<Option<Divergence>>> {
+        Ok(divergences(base, logits, targets))
+    }
     /// Logits of a sequence-classification head, one per label.
     fn classify(&self, pairs: &[Pair], on_answer: OnAnswer<'_, Vec<f32>>) -> Result<()>;
     /// Mean-pooled last hidden states, one vector a text.

@@ -106,12 +106,18 @@ impl Prepared {
         effort: Effort,
         scratch: &mut Scratch,
     ) -> Result<Vec<CcqRow>, (usize, CcqError)> {
-        let k = self.factor.columns();
-        let mut rows = Vec::with_capacity(x.len() / k);
-        for (number, x) in x.chunks_exact(k).enumerate() {
-            let first = encode_row(x, Some(importance), effort, isa, scratch).map_err(|e| (number, e))?;
-            rows.push(Row::new(&self.factor, x, &first));
-        }
+        let encode = |(number, x)| {
+            encode_row(x, Some(importance), effort, isa, scratch).map_err(|error| (number, error))
+        };
+        let numbered = x.chunks_exact(self.factor.columns()).enumerate();
+        let firsts = numbered.map(encode).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.improve(isa, x, &firsts, effort))
+    }
+
+    /// What becomes of the first encodings of a few rows.
+    pub(super) fn improve(&self, isa: Isa, x: &[f32], firsts: &[CcqRow], effort: Effort) -> Vec<CcqRow> {
+        let both = x.chunks_exact(self.factor.columns()).zip(firsts);
+        let mut rows: Vec<Row> = both.map(|(x, first)| Row::new(&self.factor, x, first)).collect();
         let firsts: Vec<(CcqRow, f64)> = rows
             .iter()
             .map(|row| {
@@ -135,7 +141,7 @@ impl Prepared {
                 first
             }
         };
-        Ok(rows.into_iter().zip(firsts).map(last).collect())
+        rows.into_iter().zip(firsts).map(last).collect()
     }
 
     fn feed_back(&self, isa: Isa, rows: &mut [Row]) {

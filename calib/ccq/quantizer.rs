@@ -32,14 +32,28 @@ fn build(options: &TensorOptions) -> Result<Box<dyn Quantizer>> {
 /// The quantizer.
 #[derive(Debug, Clone)]
 pub struct Ccq {
-    effort: Effort,
-    knowledge: Option<Arc<Knowledge>>,
+    pub(super) effort: Effort,
+    pub(super) knowledge: Option<Arc<Knowledge>>,
 }
 
+/// What is known of a layer's inputs.
 #[derive(Debug)]
-struct Knowledge {
-    importance: Vec<f32>,
-    prepared: Option<Prepared>,
+pub(super) struct Knowledge {
+    pub(super) importance: Vec<f32>,
+    pub(super) prepared: Option<Prepared>,
+}
+
+impl Knowledge {
+    /// Fails when it is of other columns.
+    pub(super) fn fits(&self, k: usize) -> Result<()> {
+        let known = self.importance.len();
+        if known == k {
+            return Ok(());
+        }
+        Err(CalibError::Statistics {
+            reason: format!("they are of {known} columns, the weight has {k}"),
+        })
+    }
 }
 
 impl Quantizer for Ccq {
@@ -68,18 +82,12 @@ impl Quantizer for Ccq {
     }
 
     fn informed(&self, stats: &LayerStats) -> Result<Box<dyn Quantizer>> {
-        Ok(Box::new(Self {
-            effort: self.effort,
-            knowledge: Some(Arc::new(Knowledge {
-                importance: stats.importance(),
-                prepared: Prepared::new(stats),
-            })),
-        }))
+        Ok(Box::new(self.knowing(stats)))
     }
 
     fn on_device(&self, encoder: &Encoder) -> Result<Option<Box<dyn Quantizer>>> {
         Ok(match self.knowledge {
-            None => Some(Box::new(DeviceCcq::new(self.clone(), self.effort, encoder)?)),
+            None => Some(Box::new(DeviceCcq::new(self.clone(), encoder)?)),
             Some(_) => None,
         })
     }
@@ -87,32 +95,45 @@ impl Quantizer for Ccq {
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
         thread_local!(static SCRATCH: std::cell::RefCell<Scratch> = std::cell::RefCell::default());
         Scheme::Ccq.parts(n, k)?;
-        if let Some(known) = self.knowledge.as_deref().map(|known| known.importance.len())
-            && known != k
-        {
-            return Err(CalibError::Statistics {
-                reason: format!("they are of {known} columns, the weight has {k}"),
-            });
-        }
-        let (mut codes, mut locals) = (Vec::with_capacity(n * k / 4), Vec::with_capacity(n * k / GROUP));
-        let mut channels = Vec::with_capacity(n);
+        self.knowledge.as_deref().map_or(Ok(()), |known| known.fits(k))?;
+        let mut all = Vec::with_capacity(n);
         SCRATCH.with_borrow_mut(|scratch| {
             for (batch, x) in x.chunks(TOGETHER * k).enumerate() {
                 let rows = self
                     .encode(isa, x, k, scratch)
                     .map_err(|(row, e)| located(e, batch * TOGETHER + row, &x[row * k..]))?;
-                for row in rows {
-                    channels.push(row.channel());
-                    codes.extend(row.code_bytes);
-                    locals.extend(row.local);
-                }
+                all.extend(rows);
             }
-            Ok(QuantizedWeight::Ccq(CcqWeight::new(k, codes, locals, channels)?))
+            stacked(all, k)
         })
     }
 }
 
+/// A weight of these rows of K weights.
+pub(super) fn stacked(rows: Vec<CcqRow>, k: usize) -> Result<QuantizedWeight> {
+    let n = rows.len();
+    let (mut codes, mut locals) = (Vec::with_capacity(n * k / 4), Vec::with_capacity(n * k / GROUP));
+    let mut channels = Vec::with_capacity(n);
+    for row in rows {
+        channels.push(row.channel());
+        codes.extend(row.code_bytes);
+        locals.extend(row.local);
+    }
+    Ok(QuantizedWeight::Ccq(CcqWeight::new(k, codes, locals, channels)?))
+}
+
 impl Ccq {
+    /// The same, knowing its inputs.
+    pub(super) fn knowing(&self, stats: &LayerStats) -> Self {
+        Self {
+            effort: self.effort,
+            knowledge: Some(Arc::new(Knowledge {
+                importance: stats.importance(),
+                prepared: Prepared::new(stats),
+            })),
+        }
+    }
+
     fn encode(
         &self,
         isa: Isa,

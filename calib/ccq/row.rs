@@ -81,9 +81,7 @@ impl Row {
         let step = stride(groups);
         self.order.extend((0..groups).map(|i| i * step % groups));
         self.x.resize(x.len(), 0.0);
-        let mean = weights.map_or(0.0, |w| {
-            w.iter().map(|w| f64::from(*w)).sum::<f64>() / w.len() as f64
-        });
+        let mean = weights.map_or(0.0, mean);
         let weights = weights.filter(|_| mean > 0.0);
         let weighted = weights.map_or(0, <[f32]>::len);
         self.w.resize(weighted, 0.0);
@@ -96,8 +94,8 @@ impl Row {
                 None => spread(from, to, |x| (f64::from(x) * shrink) as f32),
             }
             if let Some(weights) = weights {
-                let relative = |w: f32| ((f64::from(w) / mean) as f32).max(LEAST_IMPORTANCE);
-                spread(&weights[g * GROUP..][..GROUP], &mut self.w[out.clone()], relative);
+                let (from, to) = (&weights[g * GROUP..][..GROUP], &mut self.w[out.clone()]);
+                spread(from, to, |w| relative(w, mean));
                 for k in out {
                     self.wx[k] = self.w[k] * self.x[k];
                 }
@@ -237,6 +235,29 @@ impl Row {
         }
         (yy > 0.0 && xy > 0.0).then(|| (xy / yy) as f32)
     }
+}
+
+fn mean(weights: &[f32]) -> f64 {
+    sum(weights) / weights.len() as f64
+}
+
+/// An importance beside the mean of all.
+fn relative(weight: f32, mean: f64) -> f32 {
+    ((f64::from(weight) / mean) as f32).max(LEAST_IMPORTANCE)
+}
+
+/// What [`Row::load`] makes of importances (K): relative to their mean, and their sums over each group along K. `None` when
+/// all are zero, and so all columns count the same.
+pub(super) fn counts(weights: &[f32]) -> Option<(Vec<f32>, Vec<f64>)> {
+    let mean = mean(weights);
+    let columns: Vec<f32> = weights.iter().map(|&w| relative(w, mean)).collect();
+    let masses = columns.chunks_exact(GROUP).map(|group| {
+        let mut ordered = [0.0; GROUP];
+        spread(group, &mut ordered, |w| w);
+        sum(&ordered)
+    });
+    let masses = masses.collect();
+    (mean > 0.0).then_some((columns, masses))
 }
 
 /// Sum of products of 64 values: 16 lanes in order, then the lanes in order.

@@ -21,6 +21,8 @@ pub(super) struct Fitted {
 /// Working memory.
 #[derive(Debug, Default)]
 pub(super) struct Fit {
+    /// The super scale that least squares asked for last, before it was rounded: the GPU's must be the same to the bit.
+    pub(super) asked: f32,
     scale: Vec<f32>,
     found: Found,
 }
@@ -61,6 +63,7 @@ impl Fit {
             let wanted = row
                 .least_squares(book, &free.local, &free.codes)
                 .unwrap_or(free.super_scale);
+            self.asked = wanted;
             let wanted = row.storable(wanted);
             if wanted == free.super_scale || wanted <= 0.0 {
                 break;

@@ -10,11 +10,13 @@
 use qtool_formats::scheme::AffineScheme;
 use qtool_formats::{QuantizedWeight, Scheme};
 use qtool_kernels::Isa;
+use qtool_kernels::cuda::Encoder;
 
-use super::Search;
+use super::{ClipSearch, Search, floored};
 use crate::affine::quantize_rows;
+use crate::device::DeviceAffine;
 use crate::proxy::Proxy;
-use crate::rtn::Span;
+use crate::rtn::{Rtn, Span};
 use crate::stats::LayerStats;
 use crate::{CalibError, Quantizer, Result};
 
@@ -23,6 +25,8 @@ pub(super) struct Weighted {
     scheme: AffineScheme,
     importance: Vec<f32>,
     proxy: Proxy,
+    /// Plain rounding and the two searches on a GPU, if they run there.
+    there: Option<[Box<dyn Quantizer>; 3]>,
 }
 
 impl Weighted {
@@ -32,7 +36,46 @@ impl Weighted {
             scheme,
             importance: stats.importance(),
             proxy: Proxy::new(stats),
+            there: None,
         }
+    }
+
+    /// The same, with the same codes, chosen on a GPU; the three are priced here.
+    pub(super) fn on_device(
+        scheme: AffineScheme,
+        stats: &LayerStats,
+        encoder: &Encoder,
+    ) -> Result<Box<dyn Quantizer>> {
+        let here = Self::new(scheme, stats);
+        let search = || DeviceAffine::searching(ClipSearch { scheme }, scheme, encoder);
+        let weighted = search().weighted(floored(&here.importance));
+        Ok(Box::new(Self {
+            there: Some([
+                Box::new(DeviceAffine::rounding(Rtn::new(scheme), scheme, encoder)),
+                Box::new(search()),
+                Box::new(weighted),
+            ]),
+            ..here
+        }))
+    }
+
+    /// By plain rounding, by the search without weights and by the one with them.
+    fn candidates(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<[QuantizedWeight; 3]> {
+        let scheme = self.scheme;
+        if let Some([plain, search, weighted]) = &self.there {
+            return Ok([
+                plain.quantize(isa, x, n, k)?,
+                search.quantize(isa, x, n, k)?,
+                weighted.quantize(isa, x, n, k)?,
+            ]);
+        }
+        let mut weighted = Search::new(scheme);
+        weighted.weigh(&self.importance);
+        Ok([
+            quantize_rows(isa, scheme, x, n, k, &mut Span(scheme))?,
+            quantize_rows(isa, scheme, x, n, k, &mut Search::new(scheme))?,
+            quantize_rows(isa, scheme, x, n, k, &mut weighted)?,
+        ])
     }
 }
 
@@ -45,20 +88,17 @@ impl Quantizer for Weighted {
         "rtn, clip search weighted by inputs".to_owned()
     }
 
+    fn rows_together(&self, k: usize) -> Option<usize> {
+        self.there.as_ref().and_then(|[plain, ..]| plain.rows_together(k))
+    }
+
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
         if k != self.importance.len() {
             return Err(CalibError::Statistics {
                 reason: format!("expected rows of {} columns, got {k}", self.importance.len()),
             });
         }
-        let scheme = self.scheme;
-        let mut weighted = Search::new(scheme);
-        weighted.weigh(&self.importance);
-        let candidates = [
-            quantize_rows(isa, scheme, x, n, k, &mut Span(scheme))?,
-            quantize_rows(isa, scheme, x, n, k, &mut Search::new(scheme))?,
-            quantize_rows(isa, scheme, x, n, k, &mut weighted)?,
-        ];
+        let candidates = self.candidates(isa, x, n, k)?;
         let costs: Vec<Vec<f64>> = candidates.iter().map(|c| self.proxy.row_errors(x, c)).collect();
         let best = |row: usize| {
             (1..candidates.len()).fold(0, |b, c| if costs[c][row] < costs[b][row] { c } else { b })

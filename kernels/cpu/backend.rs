@@ -1,6 +1,7 @@
 //! [`Backend`] on the processor. Owns the choice of the page that does each operation.
 
 use super::attention::{Call, Rowed, attention};
+use super::divergence::divergences;
 use super::gemv::{FEW, gemv};
 use super::gram::gram;
 use super::isa::Isa;
@@ -8,7 +9,7 @@ use super::matmul::matmul;
 use super::simd::view::{View, ViewMut};
 use super::weight::CpuWeight;
 use super::{elementwise, embed, norm};
-use crate::backend::{Activation, Backend, Heads, HostWeight, RopeTable, Segment};
+use crate::backend::{Activation, Backend, Divergence, Heads, HostWeight, RopeTable, Segment};
 
 /// The processor, with the best instruction set it has.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +70,11 @@ impl Backend for CpuBackend {
 
     fn download(&self, x: &Matrix) -> Vec<f32> {
         x.values.clone()
+    }
+
+    fn divergences(&self, base: &Matrix, candidate: &Matrix, targets: &[u32]) -> Vec<Option<Divergence>> {
+        assert_eq!(base.columns, candidate.columns, "columns");
+        divergences(&base.values, &candidate.values, targets)
     }
 
     fn dims(&self, x: &Matrix) -> (usize, usize) {

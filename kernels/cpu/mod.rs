@@ -5,6 +5,7 @@ mod attention;
 pub(crate) mod backend;
 pub(crate) mod clip;
 pub(crate) mod codewords;
+pub(crate) mod divergence;
 mod elementwise;
 mod embed;
 pub(crate) mod error;

@@ -107,6 +107,8 @@ impl Arena {
                 }
             }
         };
+        // A refusal that was got around is none.
+        state.refusal = None;
         state.used += bytes;
         state.most = state.most.max(state.used);
         Ok(Some(block))

@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{CudaSlice, CudaStream, DriverError, LaunchArgs, PushKernelArg};
 
 use super::device::{Device, words};
-use super::launch::{out_of_memory, run};
+use super::launch::run;
+use super::temporary::Temporary;
 use super::tensor::Precision;
 use super::weight::{DeviceWeight, WeightArgs};
 use crate::backend::{
-    Activation, Backend, ExpertWeights, Fault, Heads, HostWeight, RopeStyle, RopeTable, Routing, Segment,
+    Activation, Backend, Divergence, ExpertWeights, Fault, Heads, HostWeight, RopeStyle, RopeTable, Routing,
+    Segment,
 };
 
 /// Rows up to which a product is done by `gemv`.
-const FEW_ROWS: usize = 16;
+pub(super) const FEW_ROWS: usize = 16;
 /// Outputs of a block of `gemm` on each side.
 const TILE: usize = 64;
 /// Threads of a block where nothing else is said.
@@ -29,23 +31,16 @@ pub struct CudaBackend {
     device: Arc<Device>,
     fault: Arc<Mutex<Option<Fault>>>,
     precision: Precision,
+    /// Whether NVIDIA's library is used where it can be.
+    pub(super) library: bool,
 }
 
 /// (rows, columns) of f32 on the device, row-major; without values when it is empty or the device has failed.
 #[derive(Debug)]
 pub struct DeviceTensor {
-    device: Arc<Device>,
     rows: usize,
     columns: usize,
-    values: Option<CudaSlice<f32>>,
-}
-
-impl Drop for DeviceTensor {
-    fn drop(&mut self) {
-        if let Some(values) = self.values.take() {
-            self.device.arena.give(values);
-        }
-    }
+    values: Option<Temporary<f32>>,
 }
 
 impl DeviceTensor {
@@ -56,7 +51,11 @@ impl DeviceTensor {
 
     /// Its numbers, if there are any.
     pub(super) fn values(&self) -> Option<&CudaSlice<f32>> {
-        self.values.as_ref()
+        self.values.as_deref()
+    }
+
+    fn values_mut(&mut self) -> Option<&mut CudaSlice<f32>> {
+        self.values.as_deref_mut()
     }
 }
 
@@ -67,6 +66,7 @@ impl CudaBackend {
             device,
             fault: Arc::default(),
             precision: Precision::default(),
+            library: true,
         }
     }
 
@@ -133,14 +133,12 @@ impl CudaBackend {
     ) -> DeviceTensor {
         let values = (rows * columns > 0).then(|| {
             self.attempt(what, || {
-                let room = self.device.residency.room(rows * columns)?;
-                let mut values = room.ok_or_else(out_of_memory)?;
+                let mut values = self.device.room(rows * columns)?;
                 fill(&mut values)?;
                 Ok(values)
             })
         });
         DeviceTensor {
-            device: Arc::clone(&self.device),
             rows,
             columns,
             values: values.flatten(),
@@ -154,7 +152,7 @@ impl CudaBackend {
     }
 
     /// What kernels are told of a weight, which is on the device then. Nothing may be allocated between this and the launch.
-    fn resident(&self, weight: &DeviceWeight) -> Result<WeightArgs, DriverError> {
+    pub(super) fn resident(&self, weight: &DeviceWeight) -> Result<WeightArgs, DriverError> {
         Ok(DeviceWeight::resident(&self.device, &[weight])?.swap_remove(0))
     }
 
@@ -166,7 +164,7 @@ impl CudaBackend {
         work: impl FnOnce(&mut CudaSlice<f32>) -> Result<(), DriverError>,
     ) -> DeviceTensor {
         let mut out = self.zeros(rows, columns);
-        if let Some(values) = &mut out.values {
+        if let Some(values) = out.values_mut() {
             self.attempt(what, || work(values));
         }
         out
@@ -181,12 +179,12 @@ impl CudaBackend {
     ) -> DeviceTensor {
         assert_eq!(x.columns % gain.columns.max(1), 0, "whole stretches");
         self.made("normalise", (x.rows, x.columns), |out| {
-            let (Some(x_values), Some(gains)) = (&x.values, &gain.values) else {
+            let (Some(x_values), Some(gains)) = (x.values(), gain.values()) else {
                 return Ok(());
             };
             let width = gain.columns as i32;
             let blocks = (x.rows * x.columns / gain.columns) as u32;
-            let biases = bias.and_then(|bias| bias.values.as_ref());
+            let biases = bias.and_then(DeviceTensor::values);
             let mut call = self.kernel(if biases.is_some() {
                 "layer_norm"
             } else {
@@ -209,12 +207,11 @@ impl CudaBackend {
         w: &DeviceWeight,
         m: usize,
     ) -> Result<(), DriverError> {
-        let args = self.resident(w)?;
         match self.precision {
-            _ if m <= FEW_ROWS => self.few_rows(y, x, &args, m),
-            Precision::Bf16 => self.tensor_product(y, x, &args, m),
+            _ if m <= FEW_ROWS => self.few_rows(y, x, &self.resident(w)?, m),
+            Precision::Bf16 => self.tensor_product(y, x, w, m),
             Precision::F32 => {
-                let rows = m as i32;
+                let (rows, args) = (m as i32, self.resident(w)?);
                 let mut call = self.kernel("gemm");
                 call.arg(y).arg(x).arg(&args).arg(&rows);
                 let blocks = ((args.n as usize).div_ceil(TILE), m.div_ceil(TILE));
@@ -259,14 +256,22 @@ impl Backend for CudaBackend {
 
     fn download(&self, x: &DeviceTensor) -> Vec<f32> {
         let values = x
-            .values
-            .as_ref()
+            .values()
             .and_then(|values| self.attempt("copy a tensor back", || self.device.stream.clone_dtoh(values)));
         values.unwrap_or_else(|| vec![0.0; x.rows * x.columns])
     }
 
     fn log_probabilities(&self, logits: &DeviceTensor, wanted: &[Vec<u32>]) -> Option<Vec<Vec<f64>>> {
         Some(self.log_p(logits, wanted))
+    }
+
+    fn divergences(
+        &self,
+        base: &DeviceTensor,
+        candidate: &DeviceTensor,
+        targets: &[u32],
+    ) -> Vec<Option<Divergence>> {
+        self.divergence(base, candidate, targets)
     }
 
     fn dims(&self, x: &DeviceTensor) -> (usize, usize) {
@@ -284,10 +289,10 @@ impl Backend for CudaBackend {
         let rows = table.args.n as u32;
         assert!(ids.iter().all(|&id| id < rows), "ids within the table");
         self.made("embed tokens", (ids.len(), table.args.k as usize), |out| {
-            let rows = self.device.stream.clone_htod(ids)?;
+            let rows = self.device.sent(ids)?;
             let args = self.resident(table)?;
             let mut call = self.kernel("decode");
-            call.arg(out).arg(&rows).arg(&args);
+            call.arg(out).arg(&*rows).arg(&args);
             run(call, (ids.len() as u32, 1), THREADS)
         })
     }
@@ -295,7 +300,7 @@ impl Backend for CudaBackend {
     fn matmul(&self, x: &DeviceTensor, w: &DeviceWeight) -> DeviceTensor {
         assert_eq!(x.columns, w.args.k as usize, "columns of x and of w");
         self.made("multiply by a weight", (x.rows, w.args.n as usize), |out| {
-            let Some(values) = &x.values else { return Ok(()) };
+            let Some(values) = x.values() else { return Ok(()) };
             self.product(out, values, w, x.rows)
         })
     }
@@ -304,7 +309,7 @@ impl Backend for CudaBackend {
         assert_eq!(x.columns, y.columns, "columns");
         assert!(y.rows == 1 || y.rows == x.rows, "rows");
         let (count, period) = ((x.rows * x.columns) as i64, (y.rows * y.columns) as i64);
-        if let (Some(x), Some(y)) = (&mut x.values, &y.values) {
+        if let (Some(x), Some(y)) = (x.values_mut(), y.values()) {
             self.attempt("add", || {
                 let mut call = self.kernel("add");
                 call.arg(x).arg(y).arg(&count).arg(&period);
@@ -337,13 +342,12 @@ impl Backend for CudaBackend {
         let (columns, half) = (x.columns as i32, table.half as i32);
         let pairs = i32::from(table.style == RopeStyle::Pairs);
         let count = (x.rows * x.columns / 2) as i64;
-        if let Some(x) = &mut x.values {
+        if let Some(x) = x.values_mut() {
             self.attempt("turn heads", || {
-                let stream = &self.device.stream;
-                let positions = stream.clone_htod(positions)?;
-                let (cos, sin) = (stream.clone_htod(&table.cos)?, stream.clone_htod(&table.sin)?);
+                let positions = self.device.sent(positions)?;
+                let (cos, sin) = (self.device.sent(&table.cos)?, self.device.sent(&table.sin)?);
                 let mut call = self.kernel("rope");
-                call.arg(x).arg(&positions).arg(&cos).arg(&sin);
+                call.arg(x).arg(&*positions).arg(&*cos).arg(&*sin);
                 call.arg(&count).arg(&columns).arg(&half).arg(&pairs);
                 run(call, Self::each(count as usize), THREADS)
             });
@@ -379,13 +383,14 @@ impl Backend for CudaBackend {
         }
         let spans = spans.as_flattened();
         self.made("attend", (q.rows, q.columns), |out| {
-            let (Some(q_values), Some(keys), Some(values)) = (&q.values, &keys.values, &values.values) else {
+            let (Some(q_values), Some(keys), Some(values)) = (q.values(), keys.values(), values.values())
+            else {
                 return Ok(());
             };
-            let spans = self.device.stream.clone_htod(spans)?;
+            let spans = self.device.sent(spans)?;
             let (query, kv, d) = (heads.query as i32, heads.kv as i32, heads.dim as i32);
             let mut call = self.kernel("attention");
-            call.arg(out).arg(q_values).arg(keys).arg(values).arg(&spans);
+            call.arg(out).arg(q_values).arg(keys).arg(values).arg(&*spans);
             call.arg(&query).arg(&kv).arg(&d).arg(&heads.scale);
             run(call, (q.rows as u32, heads.query as u32), ATTENTION_THREADS)
         })
@@ -393,7 +398,7 @@ impl Backend for CudaBackend {
 
     fn activate(&self, x: &mut DeviceTensor, f: Activation) {
         let (count, f) = ((x.rows * x.columns) as i64, function(f));
-        if let Some(x) = &mut x.values {
+        if let Some(x) = x.values_mut() {
             self.attempt("apply a function", || {
                 let mut call = self.kernel("activate");
                 call.arg(x).arg(&count).arg(&f);
@@ -405,7 +410,7 @@ impl Backend for CudaBackend {
     fn gate(&self, gate: &mut DeviceTensor, up: &DeviceTensor, f: Activation) {
         assert_eq!((gate.rows, gate.columns), (up.rows, up.columns), "sizes");
         let (count, f) = ((gate.rows * gate.columns) as i64, function(f));
-        if let (Some(x), Some(up)) = (&mut gate.values, &up.values) {
+        if let (Some(x), Some(up)) = (gate.values_mut(), up.values()) {
             self.attempt("apply a gate", || {
                 let mut call = self.kernel("gate");
                 call.arg(x).arg(up).arg(&count).arg(&f);
@@ -417,11 +422,11 @@ impl Backend for CudaBackend {
     fn gather(&self, x: &DeviceTensor, rows: &[usize]) -> DeviceTensor {
         assert!(rows.iter().all(|&row| row < x.rows), "rows within the tensor");
         self.made("gather rows", (rows.len(), x.columns), |out| {
-            let Some(values) = &x.values else { return Ok(()) };
+            let Some(values) = x.values() else { return Ok(()) };
             let from: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-            let (from, k) = (self.device.stream.clone_htod(&from)?, x.columns as i32);
+            let (from, k) = (self.device.sent(&from)?, x.columns as i32);
             let mut call = self.kernel("gather");
-            call.arg(out).arg(values).arg(&from).arg(&k);
+            call.arg(out).arg(values).arg(&*from).arg(&k);
             run(call, (rows.len() as u32, 1), THREADS)
         })
     }
@@ -434,13 +439,13 @@ impl Backend for CudaBackend {
         );
         assert!(rows.iter().all(|&row| row < into.rows), "rows within the tensor");
         let (count, k) = (x.rows as i32, x.columns as i32);
-        if let (Some(into), Some(x)) = (&mut into.values, &x.values) {
+        if let (Some(into), Some(x)) = (into.values_mut(), x.values()) {
             self.attempt("add rows", || {
                 let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-                let stream = &self.device.stream;
-                let (rows, weights) = (stream.clone_htod(&rows)?, stream.clone_htod(weights)?);
+                let (rows, weights) = (self.device.sent(&rows)?, self.device.sent(weights)?);
                 let mut call = self.kernel("scatter_add");
-                call.arg(into).arg(x).arg(&rows).arg(&weights).arg(&count).arg(&k);
+                call.arg(into).arg(x).arg(&*rows).arg(&*weights);
+                call.arg(&count).arg(&k);
                 run(call, Self::each(k as usize), THREADS)
             });
         }
@@ -450,7 +455,7 @@ impl Backend for CudaBackend {
         assert_eq!(into.columns, x.columns, "columns");
         assert!(at + x.rows <= into.rows, "rows within the tensor");
         let (at, count) = ((at * x.columns) as i64, (x.rows * x.columns) as i64);
-        if let (Some(into), Some(x)) = (&mut into.values, &x.values) {
+        if let (Some(into), Some(x)) = (into.values_mut(), x.values()) {
             self.attempt("place rows", || {
                 let mut call = self.kernel("place");
                 call.arg(into).arg(x).arg(&at).arg(&count);
@@ -473,11 +478,11 @@ impl Backend for CudaBackend {
     fn gram(&self, x: &DeviceTensor, moment: &mut [f64]) {
         let k = x.columns;
         assert_eq!(moment.len(), k * k, "K x K");
-        let Some(values) = &x.values else { return };
+        let Some(values) = x.values() else { return };
         let sums = self.attempt("sum products", || {
-            let mut out = self.device.stream.alloc_zeros::<f64>(k * k)?;
+            let mut out = self.device.zeros::<f64>(k * k)?;
             self.sum_products(&mut out, values, x.rows, k)?;
-            self.device.stream.clone_dtoh(&out)
+            self.device.stream.clone_dtoh(&*out)
         });
         let Some(sums) = sums else { return };
         for i in 0..k {

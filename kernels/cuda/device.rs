@@ -2,7 +2,7 @@
 //! answers each. [`Device`] holds the context, its one stream, and the kernels.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{CUfunction_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, result};
@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::arena::Arena;
 use super::launch::order_by_hand;
+use super::library::{Library, NoLibrary};
 use super::residency::Residency;
 use super::{gemv, gram, tensor};
 
@@ -64,13 +65,27 @@ const KERNELS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        include_str!("ptx/tensor_grouped.ptx"),
+        &[
+            "grouped_any",
+            "grouped_bf16",
+            "grouped_int8",
+            "grouped_int4",
+            "grouped_wint2",
+            "grouped_nf4",
+        ],
+    ),
+    (
         include_str!("ptx/moe.ptx"),
         &["route", "group_entries", "gemm_grouped", "combine"],
     ),
     (include_str!("ptx/gram.ptx"), &["gram", "split", "gram_split"]),
     (include_str!("ptx/scores.ptx"), &["log_p", "divergence"]),
     (include_str!("ptx/encode_affine.ptx"), &["encode_affine"]),
-    (include_str!("ptx/encode_wint2.ptx"), &["encode_wint2"]),
+    (
+        include_str!("ptx/encode_wint2.ptx"),
+        &["encode_wint2", "encode_wint2_weighted"],
+    ),
 ];
 
 /// Why no GPU can be used.
@@ -145,6 +160,8 @@ fn failed(what: &'static str) -> impl Fn(DriverError) -> Unavailable {
 
 /// A GPU, ready: context, stream, kernels.
 pub struct Device {
+    /// Looked for when it could first be used; ends before the context does.
+    pub(super) library: OnceLock<Result<Library, NoLibrary>>,
     name: String,
     ordinal: usize,
     pub(super) stream: Arc<CudaStream>,
@@ -272,5 +289,6 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
         arena,
         stream,
         functions,
+        library: OnceLock::new(),
     }))
 }

@@ -1,13 +1,15 @@
 //! Codes chosen on a GPU: rounding, clip search and the WINT2 encoder, with the bytes that the CPU's encoders give. Owns the
 //! launches and what goes there and back; which scales are tried and what is made of the codes is `calib`'s business.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaSlice, DriverError, LaunchArgs, PushKernelArg};
+use cudarc::driver::{DriverError, LaunchArgs, PushKernelArg};
 use qtool_formats::FloatDtype;
 
 use super::device::{Device, words};
 use super::launch::run;
+use super::temporary::Temporary;
+use super::turns::Turns;
 use super::weight::dense;
 use crate::backend::Fault;
 
@@ -23,6 +25,9 @@ const CODEWORDS: usize = 256;
 const GROUP: usize = 64;
 /// Most super scales that are fitted for a pair.
 const MOST_SUPERS: usize = 8;
+/// Bytes of weights, as numbers, that are encoded together: no less than what the processor takes at a time, and few enough
+/// that several threads have some, of which one copies while the device works for another.
+const TOGETHER: std::ops::RangeInclusive<usize> = 512 << 10..=16 << 20;
 
 /// Rows of weights (N, K), row-major.
 #[derive(Debug, Clone, Copy)]
@@ -51,15 +56,15 @@ impl Rows<'_> {
 
 /// [`Rows`] on the device.
 enum There {
-    Values(CudaSlice<f32>),
-    Stored(CudaSlice<u8>),
+    Values(Temporary<f32>),
+    Stored(Temporary<u8>),
 }
 
 impl There {
     fn push<'a>(&'a self, call: &mut LaunchArgs<'a>) {
         match self {
-            Self::Values(x) => call.arg(x),
-            Self::Stored(x) => call.arg(x),
+            Self::Values(x) => call.arg(&**x),
+            Self::Stored(x) => call.arg(&**x),
         };
     }
 }
@@ -83,6 +88,8 @@ pub struct AffineJob<'a> {
     pub fine: &'a [f32],
     /// Zero points tried to both sides of the centring one, in the first sweep and in the second.
     pub reach: [i32; 2],
+    /// How much each column counts in the search, (K), above zero; `None` when all count the same.
+    pub importance: Option<&'a [f32]>,
 }
 
 /// What [`Encoder::affine`] chose.
@@ -96,11 +103,17 @@ pub struct AffineCodes {
     pub zeros: Vec<u8>,
     /// (N, G): largest magnitudes; not finite exactly where a weight is not.
     pub extents: Vec<f32>,
+    /// (N, G): the squared error that the search found for its choice, bit for bit as
+    /// [`clip_errors`](crate::clip_errors) sums it; zero where nothing was searched.
+    pub errors: Vec<f32>,
 }
 
 /// Codebooks on the device.
 #[derive(Debug)]
-pub struct Books(CudaSlice<i32>);
+pub struct Books {
+    words: Vec<i32>,
+    there: Temporary<i32>,
+}
 
 /// One heat of the race between pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +126,7 @@ pub struct Heat {
     pub tried: usize,
 }
 
-/// How WINT2 rows are encoded. All weights count the same.
+/// How WINT2 rows are encoded.
 #[derive(Debug, Clone, Copy)]
 pub struct Wint2Job<'a> {
     /// The codebooks of the list of pairs, see [`Encoder::books`].
@@ -132,10 +145,21 @@ pub struct Wint2Job<'a> {
     pub rounds: usize,
     /// For G groups, the step in which they are visited.
     pub stride: fn(usize) -> usize,
+    /// How much columns count; `None` when all count the same.
+    pub importance: Option<Importance<'a>>,
+}
+
+/// How much columns count.
+#[derive(Debug, Clone, Copy)]
+pub struct Importance<'a> {
+    /// (K), above zero.
+    pub columns: &'a [f32],
+    /// (K/64): their sums over each group.
+    pub masses: &'a [f64],
 }
 
 /// What [`Encoder::wint2`] chose.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Wint2Codes {
     /// (N, K/4)
     pub codes: Vec<u8>,
@@ -147,6 +171,10 @@ pub struct Wint2Codes {
     pub pairs: Vec<i32>,
     /// (N): 0 where a weight is not finite.
     pub finite: Vec<i32>,
+    /// (N): the error of the chosen encoding in units of the row's power of two squared, as the search adds it up; zero for a row of zeros.
+    pub errors: Vec<f64>,
+    /// (N): the super scale that least squares asked for last, before it was rounded; zero where it was not asked.
+    pub asked: Vec<f32>,
 }
 
 /// `struct AffineJob` of encode_affine.cu, field by field.
@@ -165,6 +193,7 @@ pub(super) struct AffineArgs {
     near: i32,
     steps: f32,
     form: i32,
+    weighted: i32,
 }
 
 /// `struct Wint2Job` of encode_wint2.cu, field by field.
@@ -187,18 +216,32 @@ pub(super) struct Wint2Args {
     cells: i32,
 }
 
-const _: () = assert!(size_of::<AffineArgs>() == 12 * 4 && size_of::<Wint2Args>() == 22 * 4);
+const _: () = assert!(size_of::<AffineArgs>() == 13 * 4 && size_of::<Wint2Args>() == 22 * 4);
 
 /// Chooses codes on a GPU. Cheap to clone; may be used by several threads.
 #[derive(Debug, Clone)]
 pub struct Encoder {
     device: Arc<Device>,
+    turns: Arc<Turns>,
+    /// Those that were copied last.
+    books: Arc<Mutex<Option<Arc<Books>>>>,
 }
 
 impl Encoder {
     /// On this device.
     pub fn new(device: Arc<Device>) -> Self {
-        Self { device }
+        let turns = Arc::new(Turns::new(device.memory().budget / 2));
+        Self {
+            device,
+            turns,
+            books: Arc::default(),
+        }
+    }
+
+    /// Rows of `k` weights that are best encoded together, of what the budget has room for: any number gives the same codes.
+    pub fn rows_together(&self, k: usize) -> usize {
+        let bytes = (self.device.memory().budget / 32).clamp(*TOGETHER.start(), *TOGETHER.end());
+        (bytes / 4 / k.max(1)).max(1)
     }
 
     /// Its device.
@@ -210,7 +253,7 @@ impl Encoder {
         move |error| Fault {
             device: self.device.name().to_owned(),
             what,
-            reason: words(error),
+            reason: self.device.arena.refusal().unwrap_or_else(|| words(error)),
         }
     }
 
@@ -220,10 +263,9 @@ impl Encoder {
     }
 
     fn upload(&self, x: Rows<'_>) -> Result<There, DriverError> {
-        let stream = &self.device.stream;
         Ok(match x {
-            Rows::Values(values) => There::Values(stream.clone_htod(values)?),
-            Rows::Stored(_, bytes) => There::Stored(stream.clone_htod(bytes)?),
+            Rows::Values(values) => There::Values(self.device.sent(values)?),
+            Rows::Stored(_, bytes) => There::Stored(self.device.sent(bytes)?),
         })
     }
 
@@ -253,43 +295,58 @@ impl Encoder {
             near: job.reach[1],
             steps: job.steps,
             form: x.form(),
+            weighted: i32::from(job.importance.is_some()),
         };
+        let importance = job.importance.unwrap_or(&[1.0]);
+        assert!(job.importance.is_none_or(|d| d.len() == k), "K columns");
         // At least one factor, so that there is something to point at.
         let factors = [job.coarse, job.fine, &[1.0]].concat();
         let threads = job.group.div_ceil(2).next_multiple_of(32).min(GROUP_THREADS) as u32;
         let work = || {
-            let stream = &self.device.stream;
-            let (there, factors) = (self.upload(x)?, stream.clone_htod(&factors)?);
-            let mut codes = stream.alloc_zeros::<u8>(n * k)?;
-            let mut scales = stream.alloc_zeros::<f32>(total)?;
-            let mut zeros = stream.alloc_zeros::<u8>(total)?;
-            let mut extents = stream.alloc_zeros::<f32>(total)?;
+            let there = self.upload(x)?;
+            let (factors, importance) = (self.device.sent(&factors)?, self.device.sent(importance)?);
+            let mut codes = self.device.zeros::<u8>(n * k)?;
+            let mut scales = self.device.zeros::<f32>(total)?;
+            let mut zeros = self.device.zeros::<u8>(total)?;
+            let mut extents = self.device.zeros::<f32>(total)?;
+            let mut errors = self.device.zeros::<f32>(total)?;
             let mut call = self.kernel("encode_affine");
-            call.arg(&mut codes)
-                .arg(&mut scales)
-                .arg(&mut zeros)
-                .arg(&mut extents);
+            call.arg(&mut *codes).arg(&mut *scales).arg(&mut *zeros);
+            call.arg(&mut *extents).arg(&mut *errors);
             there.push(&mut call);
-            call.arg(&factors).arg(&args);
+            call.arg(&*factors).arg(&*importance).arg(&args);
             run(call, (total as u32, 1), threads)?;
+            let stream = &self.device.stream;
             Ok(AffineCodes {
-                codes: stream.clone_dtoh(&codes)?,
-                scales: stream.clone_dtoh(&scales)?,
-                zeros: stream.clone_dtoh(&zeros)?,
-                extents: stream.clone_dtoh(&extents)?,
+                codes: stream.clone_dtoh(&*codes)?,
+                scales: stream.clone_dtoh(&*scales)?,
+                zeros: stream.clone_dtoh(&*zeros)?,
+                extents: stream.clone_dtoh(&*extents)?,
+                errors: stream.clone_dtoh(&*errors)?,
             })
         };
+        let _turn = self.turns.wait(n * k * 5 + total * 13);
         work().map_err(self.fault("choose codes"))
     }
 
-    /// Copies the codebooks of a list of pairs to the device: of each byte the four windows.
+    /// Copies the codebooks of a list of pairs to the device, unless they are there: of each byte the four windows.
     ///
     /// # Errors
     ///
     /// When the device fails.
-    pub fn books(&self, books: &[[[i8; 4]; CODEWORDS]; CODEWORDS]) -> Result<Books, Fault> {
-        let copied = self.device.stream.clone_htod(&words_of(books));
-        copied.map(Books).map_err(self.fault("copy codebooks there"))
+    pub fn books(&self, books: &[[[i8; 4]; CODEWORDS]; CODEWORDS]) -> Result<Arc<Books>, Fault> {
+        let words = words_of(books);
+        let mut last = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = last.as_ref().filter(|books| books.words == words) {
+            return Ok(Arc::clone(there));
+        }
+        let there = self
+            .device
+            .sent(&words)
+            .map_err(self.fault("copy codebooks there"))?;
+        let books = Arc::new(Books { words, there });
+        *last = Some(Arc::clone(&books));
+        Ok(books)
     }
 
     /// Codes and scales of `n` WINT2 rows of `k` weights, as `calib`'s encoder chooses them.
@@ -333,34 +390,60 @@ impl Encoder {
             factors: job.factors,
             cells: cells as i32,
         };
-        let at_work = n.min(ROWS_AT_WORK);
+        let weighted = job.importance.is_some();
+        let room = k * if weighted { 3 } else { 1 } + 5 * groups + cells;
+        let each_row = 4 * room + 4 * 17 * groups;
+        let fit = self.device.memory().budget / 8 / each_row;
+        let at_work = n.min(ROWS_AT_WORK).min(fit.max(1));
+        let plain = Importance {
+            columns: &[1.0],
+            masses: &[1.0],
+        };
+        let importance = job.importance.unwrap_or(plain);
+        assert!(
+            !weighted || (importance.columns.len(), importance.masses.len()) == (k, groups),
+            "columns and groups"
+        );
         let work = || {
-            let stream = &self.device.stream;
             let there = self.upload(x)?;
-            let mut floats = stream.alloc_zeros::<f32>(at_work * (k + 5 * groups + cells))?;
-            let mut bytes = stream.alloc_zeros::<u8>(at_work * 4 * 17 * groups)?;
-            let mut codes = stream.alloc_zeros::<u8>(n * k / 4)?;
-            let mut locals = stream.alloc_zeros::<u8>(n * groups)?;
-            let mut supers = stream.alloc_zeros::<u16>(n)?;
-            let mut pairs = stream.alloc_zeros::<i32>(n)?;
-            let mut finite = stream.alloc_zeros::<i32>(n)?;
-            let mut call = self.kernel("encode_wint2");
-            call.arg(&mut codes)
-                .arg(&mut locals)
-                .arg(&mut supers)
-                .arg(&mut pairs);
-            call.arg(&mut finite);
+            let columns = self.device.sent(importance.columns)?;
+            let masses = self.device.sent(importance.masses)?;
+            let mut floats = self.device.room::<f32>(at_work * room)?;
+            let mut bytes = self.device.room::<u8>(at_work * 4 * 17 * groups)?;
+            let mut codes = self.device.zeros::<u8>(n * k / 4)?;
+            let mut locals = self.device.zeros::<u8>(n * groups)?;
+            let mut supers = self.device.zeros::<u16>(n)?;
+            let mut pairs = self.device.zeros::<i32>(n)?;
+            let mut finite = self.device.zeros::<i32>(n)?;
+            let mut errors = self.device.zeros::<f64>(n)?;
+            let mut asked = self.device.zeros::<f32>(n)?;
+            let mut call = self.kernel(if weighted {
+                "encode_wint2_weighted"
+            } else {
+                "encode_wint2"
+            });
+            call.arg(&mut *codes).arg(&mut *locals).arg(&mut *supers);
+            call.arg(&mut *pairs).arg(&mut *finite);
+            call.arg(&mut *errors).arg(&mut *asked);
             there.push(&mut call);
-            call.arg(&job.books.0).arg(&mut floats).arg(&mut bytes).arg(&args);
+            call.arg(&*columns).arg(&*masses);
+            call.arg(&*job.books.there)
+                .arg(&mut *floats)
+                .arg(&mut *bytes)
+                .arg(&args);
             run(call, (at_work as u32, 1), ROW_THREADS)?;
+            let stream = &self.device.stream;
             Ok(Wint2Codes {
-                codes: stream.clone_dtoh(&codes)?,
-                locals: stream.clone_dtoh(&locals)?,
-                supers: stream.clone_dtoh(&supers)?,
-                pairs: stream.clone_dtoh(&pairs)?,
-                finite: stream.clone_dtoh(&finite)?,
+                codes: stream.clone_dtoh(&*codes)?,
+                locals: stream.clone_dtoh(&*locals)?,
+                supers: stream.clone_dtoh(&*supers)?,
+                pairs: stream.clone_dtoh(&*pairs)?,
+                finite: stream.clone_dtoh(&*finite)?,
+                errors: stream.clone_dtoh(&*errors)?,
+                asked: stream.clone_dtoh(&*asked)?,
             })
         };
+        let _turn = self.turns.wait(at_work * each_row + n * k * 5 + n * 24);
         work().map_err(self.fault("choose WINT2 codes"))
     }
 }

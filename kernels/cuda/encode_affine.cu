@@ -2,7 +2,8 @@
 // group of `len` columns.
 //
 //   spanning scale   symmetric: max|w| / steps          zero point: max / top - min / top, zero = rne(-min / scale)
-//   search           minimise over (scale, zero)  sum_k (w_k - (clamp(rne(w_k / scale) + zero, lo, hi) - zero) * scale)^2
+//   search           minimise over (scale, zero)  sum_k d_k (w_k - (clamp(rne(w_k / scale) + zero, lo, hi) - zero) * scale)^2
+//                    d_k how much column k counts, or 1
 //   code             clamp(rne(w * (1 / scale)) + zero, lo, hi)
 //
 // Scales are rounded to their stored type before they are priced. An error is summed by 16 lanes, lane l taking columns l,
@@ -19,6 +20,7 @@ struct AffineJob {
     i32 reach, near;  // zero points tried to both sides, in the first sweep and in the second
     float steps;      // between zero and the largest magnitude, on a symmetric grid
     i32 form;         // of `Form`: the type of the weights
+    i32 weighted;     // whether columns count differently
 };
 
 struct Choice { float scale; i32 zero; };
@@ -44,12 +46,13 @@ INLINE bool candidate(const AffineJob &job, float span, float factor, i32 offset
 }
 
 // The squared error of a group, the same in the 16 threads that sum it; all 32 threads of the warp must be here.
-INLINE float price(const AffineJob &job, const u8 *x, i64 at, Choice choice) {
+INLINE float price(const AffineJob &job, const u8 *x, i64 at, const float *counts, Choice choice) {
     float inverse = 1.0f / choice.scale, low = (float)(job.low - choice.zero), high = (float)(job.high - choice.zero), sum = 0.0f;
     for (i32 k = thread_x() % 16; k < job.len; k += 16) {
         float w = float_at(x, job.form, at + k);
         float error = w - min_(max_(round_even(w * inverse), low), high) * choice.scale;
-        sum += error * error;
+        float square = error * error;
+        sum += job.weighted ? square * counts[k] : square;
     }
     for (i32 lane = 8; lane > 0; lane >>= 1) sum += shuffle_xor(sum, lane);
     return sum;
@@ -59,8 +62,8 @@ INLINE u64 cheaper(u64 a, u64 b) { return a < b ? a : b; }
 
 // The cheapest candidate of a sweep: its error's bits and its slot, which order as the CPU's search does. Slot 0 is `first`
 // when `keep` says so.
-INLINE u64 sweep(const AffineJob &job, const u8 *x, i64 at, const float *factors, i32 count, i32 reach, float span, float min,
-                 float max, Choice first, i32 keep, u64 *scratch) {
+INLINE u64 sweep(const AffineJob &job, const u8 *x, i64 at, const float *counts, const float *factors, i32 count, i32 reach,
+                 float span, float min, float max, Choice first, i32 keep, u64 *scratch) {
     i32 width = job.zero >= 0 ? 1 : 2 * reach + 1, slots = keep + count * width, teams = threads_x() / 16;
     u64 best = ~0ull;
     for (i32 from = 0; from < slots; from += teams) { // the same turns for all threads, as they sum together
@@ -69,7 +72,7 @@ INLINE u64 sweep(const AffineJob &job, const u8 *x, i64 at, const float *factors
         bool there = slot < slots;
         if (there && slot >= keep) there = candidate(job, span, factors[i], offset, min, max, &choice);
         if (!there) choice.scale = 1.0f, choice.zero = 0;
-        u64 error = bits_of(price(job, x, at, choice));
+        u64 error = bits_of(price(job, x, at, counts, choice));
         if (there) best = cheaper(best, error << 32 | (u32)slot);
     }
     if (thread_x() % 16 == 0) scratch[thread_x() / 16] = best;
@@ -80,11 +83,13 @@ INLINE u64 sweep(const AffineJob &job, const u8 *x, i64 at, const float *factors
 }
 
 extern "C" __global__ void encode_affine(u8 *codes /* (N, K) */, float *scales /* (N, G) */, u8 *zeros /* (N, G) */,
-                                         float *extents /* (N, G) */, const u8 *x /* (N, K) */,
-                                         const float *factors /* (coarse + fine) */, AffineJob job) {
+                                         float *extents /* (N, G) */, float *errors /* (N, G): of the search's choice */,
+                                         const u8 *x /* (N, K) */, const float *factors /* (coarse + fine) */,
+                                         const float *importance /* (K) if columns count differently */, AffineJob job) {
     __shared__ u64 scratch[64];
     __shared__ float tops[32], bottoms[32];
     i64 at = (i64)block_x() * job.len;
+    const float *counts = job.weighted ? importance + block_x() % job.groups * job.len : importance;
     // Magnitudes as bits, so that whatever is not finite is the largest; the least and the greatest, with zero among them.
     u32 extent = 0;
     float min = 0.0f, max = 0.0f;
@@ -115,6 +120,7 @@ extern "C" __global__ void encode_affine(u8 *codes /* (N, K) */, float *scales /
     barrier();
     Choice choice = {1.0f, job.zero >= 0 ? job.zero : 0};
     bool finite = extent < 0x7f800000u;
+    float error = 0.0f;
     if (finite && extent > 0) {
         float top = (float)job.high;
         if (job.zero >= 0) max = as_float(extent), min = -max;
@@ -123,7 +129,7 @@ extern "C" __global__ void encode_affine(u8 *codes /* (N, K) */, float *scales /
             choice.scale = stored(span, job.scale);
             if (job.zero < 0) choice.zero = (i32)min_(max_(round_even(-min / choice.scale), 0.0f), top);
         } else {
-            u64 best = sweep(job, x, at, factors, job.coarse, job.reach, span, min, max, choice, 0, scratch);
+            u64 best = sweep(job, x, at, counts, factors, job.coarse, job.reach, span, min, max, choice, 0, scratch);
             choice.scale = as_float(0x7f800000u);
             choice.zero = 0;
             if (best != ~0ull) {
@@ -131,7 +137,8 @@ extern "C" __global__ void encode_affine(u8 *codes /* (N, K) */, float *scales /
                 i32 offset = slot % width - (job.zero >= 0 ? 0 : job.reach);
                 candidate(job, span, factors[slot / width], offset, min, max, &choice);
                 Choice winner = choice;
-                best = sweep(job, x, at, factors + job.coarse, job.fine, job.near, winner.scale, min, max, winner, 1, scratch);
+                best = sweep(job, x, at, counts, factors + job.coarse, job.fine, job.near, winner.scale, min, max, winner, 1, scratch);
+                error = as_float((u32)(best >> 32));
                 slot = (i32)(best & 0xffffffffu) - 1;
                 width = job.zero >= 0 ? 1 : 2 * job.near + 1;
                 offset = slot % width - (job.zero >= 0 ? 0 : job.near);
@@ -143,6 +150,7 @@ extern "C" __global__ void encode_affine(u8 *codes /* (N, K) */, float *scales /
         scales[block_x()] = choice.scale;
         zeros[block_x()] = (u8)choice.zero;
         extents[block_x()] = as_float(extent);
+        errors[block_x()] = error;
     }
     if (!finite || choice.scale > 3.4028235e38f) return; // the whole block; the host says what is wrong
     float inverse = 1.0f / choice.scale, low = (float)(job.low - choice.zero), high = (float)(job.high - choice.zero);

@@ -1,8 +1,10 @@
-// WINT2 (CCQ) codes, local scales, super scales and pairs, the same bytes as the encoder of `calib/ccq.rs` for weights that
-// all count the same: a block of 256 threads for a row, 16 threads for a group, a thread for a vector of four weights.
+// WINT2 (CCQ) codes, local scales, super scales and pairs, the same bytes as the encoder of `calib/ccq.rs`: a block of 256
+// threads for a row, 16 threads for a group, a thread for a vector of four weights.
 //
-//   minimise  sum_k (x_k - window(byte, k mod 4) * local * super)^2     over bytes, locals (4 bits), super (bf16) and pair
-//   score     512 c.X - 16384 c.c + 255 - byte,   X = rne(64 x / scale)  in integers: the largest names the byte
+//   minimise  sum_k d_k (x_k - window(byte, k mod 4) * local * super)^2     over bytes, locals (4 bits), super (bf16) and pair
+//   score     512 c.X - 16384 c.c + 255 - byte,   X = rne(64 x / scale)      in integers: the largest names the byte
+//             512 c.Y - 256 c^2.W + 255 - byte,   Y = rne(a d x / scale), W = rne(a d)     where columns count d_k
+//             a = min(511 / max W, 24575 / max |Y|) of the vector
 //
 // Real-valued scales are found under the first pair's codebook, pairs race on growing parts of the row, and the winners get a
 // super scale, local scales and codes. Floats are added in the CPU's order, in f32 and f64 where it does so; nothing is fused.
@@ -28,6 +30,8 @@ struct Word { u32 windows; i32 bias; }; // four signed bytes; -32 c.c
 // A row at work, in global memory that its block owns.
 struct Row {
     float *x;      // (G, 4, 16): scaled weights of the visited groups, component by component
+    float *w;      // as x: how much each counts, where they do not count the same
+    float *wx;     // as x: their product
     float *energy; // (G)
     float *scale;  // (G): the best real-valued one, zero for a group of zeros
     float *gain;   // (G)
@@ -99,30 +103,72 @@ INLINE float lane_sum(float v) {
     return sum;
 }
 
+// A vector in integers, and the best score so far; all weights counting the same, or each as much as it does.
+struct Even {
+    u32 first, second;
+    i32 best;
+};
+struct Counted {
+    i32 y[4], w[4], best;
+    float a;
+};
+template <bool WEIGHTED> struct Searched { typedef Even Vector; };
+template <> struct Searched<true> { typedef Counted Vector; };
+
+INLINE void read(Even &v, const Row &row, i32 group, float inverse) {
+    inverse *= 64.0f;
+    i32 part[4];
+    UNROLL for (i32 i = 0; i < 4; i++)
+        part[i] = (i32)round_even(min_(max_(row.x[64 * group + 16 * i + lane16()] * inverse, -31000.0f), 31000.0f));
+    v.first = ((u32)part[0] & 0xffffu) | (u32)part[1] << 16;
+    v.second = ((u32)part[2] & 0xffffu) | (u32)part[3] << 16;
+}
+INLINE void read(Counted &v, const Row &row, i32 group, float inverse) {
+    float counts[4], products[4], most_w = 1e-30f, most_y = 1e-30f;
+    UNROLL for (i32 i = 0; i < 4; i++) {
+        counts[i] = row.w[64 * group + 16 * i + lane16()];
+        products[i] = row.wx[64 * group + 16 * i + lane16()] * inverse;
+        most_w = max_(most_w, counts[i]);
+        most_y = max_(most_y, products[i] < 0.0f ? -products[i] : products[i]);
+    }
+    v.a = min_(511.0f / most_w, 24575.0f / most_y);
+    UNROLL for (i32 i = 0; i < 4; i++) {
+        v.y[i] = 2 * (i32)round_even(products[i] * v.a);
+        v.w[i] = (i32)round_even(counts[i] * v.a);
+    }
+}
+// A 256th of the score without the byte.
+INLINE i32 score_of(const Even &v, Word word) { return dot_high(v.second, word.windows, dot_low(v.first, word.windows, word.bias)) * 2; }
+INLINE i32 score_of(const Counted &v, Word word) {
+    i32 sum = 0;
+    UNROLL for (i32 i = 0; i < 4; i++) {
+        i32 c = (i32)(signed char)(word.windows >> (8 * i));
+        sum += c * (v.y[i] - c * v.w[i]);
+    }
+    return sum;
+}
+INLINE float gain_of(const Even &v) { return (float)(v.best >> 8) * 0.015625f; }
+INLINE float gain_of(const Counted &v) { return (float)(v.best >> 8) / v.a; }
+
 // Searches COUNT groups, or one at COUNT scales, for the 16 threads of each: this thread's vector's code, and the gain of the
 // whole group. All threads of the warp must be here.
-template <i32 COUNT>
-INLINE void search(const Word *book, const float *const *x, const float *scale, i32 *codes, float *gains) {
-    u32 first[COUNT], second[COUNT];
-    i32 best[COUNT];
+template <bool WEIGHTED, i32 COUNT>
+INLINE void search(const Row &row, const Word *book, const i32 *group, const float *scale, i32 *codes, float *gains) {
+    typename Searched<WEIGHTED>::Vector vectors[COUNT];
     UNROLL for (i32 j = 0; j < COUNT; j++) {
-        float inverse = (scale[j] > 0.0f ? 1.0f / scale[j] : 0.0f) * 64.0f;
-        i32 part[4];
-        UNROLL for (i32 i = 0; i < 4; i++) part[i] = (i32)round_even(min_(max_(x[j][16 * i + lane16()] * inverse, -31000.0f), 31000.0f));
-        first[j] = ((u32)part[0] & 0xffffu) | (u32)part[1] << 16;
-        second[j] = ((u32)part[2] & 0xffffu) | (u32)part[3] << 16;
-        best[j] = -2147483647 - 1;
+        read(vectors[j], row, group[j], scale[j] > 0.0f ? 1.0f / scale[j] : 0.0f);
+        vectors[j].best = -2147483647 - 1;
     }
     for (i32 byte = 0; byte < 256; byte++) {
         Word word = book[byte];
         UNROLL for (i32 j = 0; j < COUNT; j++) {
-            i32 score = dot_high(second[j], word.windows, dot_low(first[j], word.windows, word.bias)) * 512 + (255 - byte);
-            best[j] = best[j] > score ? best[j] : score;
+            i32 score = score_of(vectors[j], word) * 256 + (255 - byte);
+            vectors[j].best = vectors[j].best > score ? vectors[j].best : score;
         }
     }
     UNROLL for (i32 j = 0; j < COUNT; j++) {
-        codes[j] = 255 - (best[j] & 255);
-        gains[j] = tree_sum((float)(best[j] >> 8) * 0.015625f) * (scale[j] * scale[j]);
+        codes[j] = 255 - (vectors[j].best & 255);
+        gains[j] = tree_sum(gain_of(vectors[j])) * (scale[j] * scale[j]);
     }
 }
 
@@ -143,21 +189,20 @@ INLINE double nearest_local(float wanted, float super, i32 *local) {
 }
 
 // Improves the first guesses by a walk in steps of 15 % and a parabola through the best three.
-INLINE void find_scales(const Row &row, const Word *book) {
+template <bool WEIGHTED> INLINE void find_scales(const Row &row, const Word *book) {
     const float up_by = 1.15f, down_by = 1.0f / 1.15f;
     for (i32 from = 0; from < row.groups; from += threads_x() / 16) {
         i32 mine = from + thread_x() / 16, g = mine < row.groups ? mine : row.groups - 1;
         float centre = row.scale[g], scales[3] = {centre * down_by, centre * 1.0f, centre * up_by}, three[3];
-        const float *x[3] = {row.x + 64 * g, row.x + 64 * g, row.x + 64 * g};
-        i32 codes[3];
-        search<3>(book, x, scales, codes, three);
+        i32 codes[3], same[3] = {g, g, g};
+        search<WEIGHTED, 3>(row, book, same, scales, codes, three);
         bool walking = true;
         for (i32 walked = 0; walked < 12; walked++) {
             bool up = three[2] > three[1] && three[2] >= three[0], down = three[0] > three[1] && !up;
             walking = walking && (up || down);
             if (!any(walking)) break;
             float factor = up ? up_by : down_by, next = centre * factor, gain, scale = next * factor;
-            search<1>(book, x, &scale, codes, &gain);
+            search<WEIGHTED, 1>(row, book, same, &scale, codes, &gain);
             if (!walking) continue;
             centre = next;
             if (up) three[0] = three[1], three[1] = three[2], three[2] = gain;
@@ -169,6 +214,7 @@ INLINE void find_scales(const Row &row, const Word *book) {
 }
 
 // The gains of pairs `place[0..pairs]` on groups `judged..judged + len`, each with the best of its scales, into row.cells.
+template <bool WEIGHTED>
 INLINE void judge(const Row &row, const Wint2Job &job, const Word *books, const i32 *place, i32 pairs, i32 judged, i32 len,
                   i32 tried) {
     i32 fours = (len + 3) / 4, items = tried == 1 ? pairs * fours : pairs * len;
@@ -176,23 +222,22 @@ INLINE void judge(const Row &row, const Wint2Job &job, const Word *books, const 
         i32 mine = from + thread_x() / 16, item = mine < items ? mine : items - 1, codes[4];
         if (tried == 1) {
             i32 pair = item / fours, first = item % fours * 4;
-            const float *x[4];
+            i32 group[4];
             float scale[4], gains[4];
             UNROLL for (i32 j = 0; j < 4; j++) {
                 i32 g = judged + (first + j < len ? first + j : len - 1);
-                x[j] = row.x + 64 * g;
+                group[j] = g;
                 scale[j] = row.scale[g] * job.factors[0];
             }
-            search<4>(books + 256 * place[pair], x, scale, codes, gains);
+            search<WEIGHTED, 4>(row, books + 256 * place[pair], group, scale, codes, gains);
             if (lane16() == 0 && mine < items)
                 UNROLL for (i32 j = 0; j < 4; j++)
                     if (first + j < len) row.cells[pair * len + first + j] = max_(gains[j], 0.0f);
         } else {
-            i32 pair = item / len, g = judged + item % len;
-            const float *x[3] = {row.x + 64 * g, row.x + 64 * g, row.x + 64 * g};
+            i32 pair = item / len, g = judged + item % len, same[3] = {g, g, g};
             float scale[3], gains[3], best = 0.0f;
             UNROLL for (i32 j = 0; j < 3; j++) scale[j] = row.scale[g] * job.factors[j];
-            search<3>(books + 256 * place[pair], x, scale, codes, gains);
+            search<WEIGHTED, 3>(row, books + 256 * place[pair], same, scale, codes, gains);
             UNROLL for (i32 j = 0; j < 3; j++) best = j < tried ? max_(gains[j], best) : best;
             if (lane16() == 0 && mine < items) row.cells[pair * len + item % len] = best;
         }
@@ -202,16 +247,17 @@ INLINE void judge(const Row &row, const Wint2Job &job, const Word *books, const 
 
 // The best local scale of each group and its codes, into encoding NOW. Starts near those of FREE, or else near the group's own
 // best scale. Returns the error, the same in all threads.
+template <bool WEIGHTED>
 INLINE double fit_locals(const Row &row, const Word *book, float super, bool from_free, double energy, double *told) {
     for (i32 from = 0; from < row.groups; from += threads_x() / 16) {
         i32 mine = from + thread_x() / 16, g = mine < row.groups ? mine : row.groups - 1, start, codes[3];
         nearest_local(row.scale[g], super, &start);
         if (from_free) start = locals_of(row, FREE)[g];
         i32 tried[3] = {start, start < 15 ? start + 1 : 15, start > 0 ? start - 1 : 0};
-        const float *x[3] = {row.x + 64 * g, row.x + 64 * g, row.x + 64 * g};
+        i32 same[3] = {g, g, g};
         float scale[3], gains[3], best = 0.0f;
         UNROLL for (i32 j = 0; j < 3; j++) scale[j] = (float)tried[j] * super;
-        search<3>(book, x, scale, codes, gains);
+        search<WEIGHTED, 3>(row, book, same, scale, codes, gains);
         i32 local = 0, code = 0;
         UNROLL for (i32 j = 0; j < 3; j++)
             if (gains[j] > best) best = gains[j], local = tried[j], code = codes[j];
@@ -224,7 +270,7 @@ INLINE double fit_locals(const Row &row, const Word *book, float super, bool fro
             if (!any(walking)) break;
             float gain, at = (float)next * super;
             i32 found;
-            search<1>(book, x, &at, &found, &gain);
+            search<WEIGHTED, 1>(row, book, same, &at, &found, &gain);
             walking = walking && gain > best;
             if (walking) best = gain, local = next, code = found;
         }
@@ -246,15 +292,16 @@ INLINE double fit_locals(const Row &row, const Word *book, float super, bool fro
 }
 
 // The super scale of least error for encoding FREE, `super` when there is none. The same in all threads.
-INLINE float least_squares(const Row &row, const Word *book, float super, float *told) {
+template <bool WEIGHTED> INLINE float least_squares(const Row &row, const Word *book, float super, float *told) {
     for (i32 from = 0; from < row.groups; from += threads_x() / 16) {
         i32 mine = from + thread_x() / 16, g = mine < row.groups ? mine : row.groups - 1;
         u32 windows = book[codes_of(row, FREE)[16 * g + lane16()]].windows;
         float cross = 0.0f, square = 0.0f;
         UNROLL for (i32 i = 0; i < 4; i++) {
             float c = (float)(signed char)(windows >> (8 * i));
-            cross += row.x[64 * g + 16 * i + lane16()] * c;
-            square += c * c;
+            i32 at = 64 * g + 16 * i + lane16();
+            cross += (WEIGHTED ? row.wx[at] : row.x[at]) * c;
+            square += (WEIGHTED ? c * row.w[at] : c) * c;
         }
         cross = lane_sum(cross);
         square = lane_sum(square);
@@ -282,20 +329,22 @@ INLINE void copy_encoding(const Row &row, i32 to, i32 from) {
     barrier();
 }
 
-extern "C" __global__ void encode_wint2(u8 *codes /* (N, K/4) */, u8 *locals /* (N, G) */, u16 *supers /* (N) */,
-                                        i32 *pairs /* (N): number in the list */, i32 *finite /* (N) */,
-                                        const u8 *x /* (N, K) */, const Word *books /* (256, 256) */,
-                                        float *floats /* (blocks, room) */, u8 *bytes /* (blocks, 4, K/4 + G) */, Wint2Job job) {
+template <bool WEIGHTED>
+INLINE void encode_rows(u8 *codes, u8 *locals, u16 *supers, i32 *pairs, i32 *finite, double *errors, float *asked, const u8 *x,
+                        const float *importance, const double *masses, const Word *books, float *floats, u8 *bytes,
+                        const Wint2Job &job) {
     __shared__ u32 magnitudes[32];
     __shared__ double gains[2][256], forecasts[128], told;
     __shared__ i32 places[2][256], count;
     __shared__ float candidates[128], shorts[8], top, middle, told_scale;
     i32 thread = thread_x(), groups = job.k / 64;
-    i64 room = job.k + 5 * (i64)groups + job.cells;
+    i64 room = job.k * (WEIGHTED ? 3 : 1) + 5 * (i64)groups + job.cells;
     Row row;
     row.groups = groups;
     row.x = floats + block_x() * room;
-    row.energy = row.x + job.k;
+    row.w = row.x + job.k;
+    row.wx = row.w + job.k;
+    row.energy = WEIGHTED ? row.wx + job.k : row.w;
     row.scale = row.energy + groups;
     row.gain = row.scale + groups;
     row.cross = row.gain + groups;
@@ -320,7 +369,7 @@ extern "C" __global__ void encode_wint2(u8 *codes /* (N, K/4) */, u8 *locals /* 
         // A row of zeros, until something better is known.
         for (i32 i = thread; i < 16 * groups; i += 256) codes[(i64)n * 16 * groups + i] = 0;
         for (i32 i = thread; i < groups; i += 256) locals[(i64)n * groups + i] = 0;
-        if (thread == 0) supers[n] = 0x3f80, pairs[n] = 0, finite[n] = largest < 0x7f800000u;
+        if (thread == 0) supers[n] = 0x3f80, pairs[n] = 0, finite[n] = largest < 0x7f800000u, errors[n] = 0.0, asked[n] = 0.0f;
         if (largest == 0 || largest >= 0x7f800000u) continue; // the whole block
 
         i32 exponent = (i32)(__builtin_bit_cast(u64, (double)as_float(largest)) >> 52) - 1023;
@@ -328,7 +377,13 @@ extern "C" __global__ void encode_wint2(u8 *codes /* (N, K/4) */, u8 *locals /* 
         for (i32 i = thread; i < job.k; i += 256) {
             i64 g = (i64)(i / 64) * job.step % groups;
             float w = float_at(x, job.form, at + g * 64 + i % 16 * 4 + i % 64 / 16);
-            row.x[i] = plain ? w * (float)power_of_two(-exponent) : (float)((double)w * power_of_two(-exponent));
+            float scaled = plain ? w * (float)power_of_two(-exponent) : (float)((double)w * power_of_two(-exponent));
+            row.x[i] = scaled;
+            if (WEIGHTED) {
+                float counts = importance[g * 64 + i % 16 * 4 + i % 64 / 16];
+                row.w[i] = counts;
+                row.wx[i] = counts * scaled;
+            }
         }
         barrier();
         for (i32 from = 0; from < groups; from += 16) {
@@ -336,19 +391,20 @@ extern "C" __global__ void encode_wint2(u8 *codes /* (N, K/4) */, u8 *locals /* 
             float sum = 0.0f, reach = 0.0f;
             UNROLL for (i32 i = 0; i < 4; i++) {
                 float w = row.x[64 * g + 16 * i + lane16()];
-                sum += w * w;
+                sum += w * (WEIGHTED ? row.wx[64 * g + 16 * i + lane16()] : w);
                 reach = max_(w < 0.0f ? -w : w, reach);
             }
             sum = lane_sum(sum);
             for (i32 lane = 8; lane > 0; lane >>= 1) reach = max_(shuffle_xor(reach, lane), reach);
             if (lane16() == 0 && mine < groups) {
                 row.energy[g] = sum;
-                float rms = (float)sqrt64((double)sum / 64.0);
+                double mass = WEIGHTED ? masses[(i64)g * job.step % groups] : 64.0;
+                float rms = (float)sqrt64((double)sum / mass);
                 row.scale[g] = reach < 1e-6f ? 0.0f : max_(0.062f * rms, reach / 50.0f);
             }
         }
         barrier();
-        if (job.refine) find_scales(row, books);
+        if (job.refine) find_scales<WEIGHTED>(row, books);
 
         // The race.
         places[0][thread] = thread;
@@ -363,7 +419,7 @@ extern "C" __global__ void encode_wint2(u8 *codes /* (N, K/4) */, u8 *locals /* 
             }
             i32 end = (groups + job.parts[heat] - 1) / job.parts[heat];
             i32 len = end > judged ? end - judged : 0;
-            if (len > 0) judge(row, job, books, places[0], entered, judged, len, tried);
+            if (len > 0) judge<WEIGHTED>(row, job, books, places[0], entered, judged, len, tried);
             if (thread < entered) {
                 double sum = 0.0;
                 for (i32 i = 0; i < len; i++) sum += (double)row.cells[thread * len + i];
@@ -443,13 +499,14 @@ extern "C" __global__ void encode_wint2(u8 *codes /* (N, K/4) */, u8 *locals /* 
         // Each finalist fitted, and the best of them kept.
         double best_error = 0.0;
         float best_super = 0.0f;
+        float wish = 0.0f;
         i32 best_pair = -1;
         for (i32 finalist = 0; finalist < job.finalists && supers_tried > 0; finalist++) {
             const Word *book = books + 256 * places[0][finalist];
             double agreeing_error = 0.0;
             float agreeing = 0.0f;
             for (i32 i = 0; i < supers_tried; i++) {
-                double error = fit_locals(row, book, shorts[i], false, energy, &told);
+                double error = fit_locals<WEIGHTED>(row, book, shorts[i], false, energy, &told);
                 if (i == 0 || error < agreeing_error) {
                     agreeing_error = error, agreeing = shorts[i];
                     copy_encoding(row, AGREEING, NOW);
@@ -459,9 +516,10 @@ extern "C" __global__ void encode_wint2(u8 *codes /* (N, K/4) */, u8 *locals /* 
             double error = agreeing_error;
             float super = agreeing;
             for (i32 round = 0; round < job.rounds; round++) {
-                float wanted = storable(least_squares(row, book, super, &told_scale), exponent);
+                wish = least_squares<WEIGHTED>(row, book, super, &told_scale);
+                float wanted = storable(wish, exponent);
                 if (wanted == super || !(wanted > 0.0f)) break;
-                double next = fit_locals(row, book, wanted, true, energy, &told);
+                double next = fit_locals<WEIGHTED>(row, book, wanted, true, energy, &told);
                 if (next >= error) break;
                 error = next, super = wanted;
                 copy_encoding(row, FREE, NOW);
@@ -473,6 +531,7 @@ extern "C" __global__ void encode_wint2(u8 *codes /* (N, K/4) */, u8 *locals /* 
                 copy_encoding(row, BEST, is_free ? FREE : AGREEING);
             }
         }
+        if (thread == 0) errors[n] = best_error, asked[n] = wish;
         if (!(best_super > 0.0f)) continue; // the whole block: nothing that can be stored
         for (i32 i = thread; i < 16 * groups; i += 256) {
             i64 g = (i64)(i / 16) * job.step % groups;
@@ -483,3 +542,15 @@ extern "C" __global__ void encode_wint2(u8 *codes /* (N, K/4) */, u8 *locals /* 
         // The next row has barriers before it takes the memory.
     }
 }
+
+#define ENCODE_WINT2(NAME, WEIGHTED)                                                                                           \
+    extern "C" __global__ void NAME(                                                                                           \
+        u8 *codes /* (N, K/4) */, u8 *locals /* (N, G) */, u16 *supers /* (N) */, i32 *pairs /* (N): number in the list */,     \
+        i32 *finite /* (N) */, double *errors /* (N): in units of the row's power of two squared */,                           \
+        float *asked /* (N): what least squares asked for last, before it was rounded */, const u8 *x /* (N, K) */,            \
+        const float *importance /* (K) */, const double *masses /* (G): its sums */, const Word *books /* (256, 256) */,       \
+        float *floats /* (blocks, room) */, u8 *bytes /* (blocks, 4, K/4 + G) */, Wint2Job job) {                              \
+        encode_rows<WEIGHTED>(codes, locals, supers, pairs, finite, errors, asked, x, importance, masses, books, floats, bytes, job); \
+    }
+ENCODE_WINT2(encode_wint2, false) // importance and masses are not read
+ENCODE_WINT2(encode_wint2_weighted, true)

@@ -39,13 +39,17 @@ impl CudaBackend {
         }
         let padded = k.next_multiple_of(SPLIT_TILE);
         let pairs = m * padded / 2;
-        let mut halves = self.stream().alloc_zeros::<u32>(2 * pairs)?;
+        let mut halves = self.device().room::<u32>(2 * pairs)?;
         let (count, width) = (pairs as i64, padded as i32);
         let mut call = self.kernel("split");
-        call.arg(&mut halves).arg(x).arg(&count).arg(&columns).arg(&width);
+        call.arg(&mut *halves)
+            .arg(x)
+            .arg(&count)
+            .arg(&columns)
+            .arg(&width);
         run(call, (pairs.div_ceil(THREADS as usize) as u32, 1), THREADS)?;
         let mut call = self.kernel(SPLIT_SHARED.0);
-        call.arg(out).arg(&halves).arg(&rows).arg(&columns).arg(&width);
+        call.arg(out).arg(&*halves).arg(&rows).arg(&columns).arg(&width);
         let blocks = (triangle(padded / SPLIT_TILE), 1);
         run_with_shared(call, blocks, THREADS, SPLIT_SHARED.1)
     }

@@ -7,9 +7,12 @@
 //! | [`weight`] | a weight's bytes on the device, still packed |
 //! | [`backend`] | which kernel does each operation |
 //! | `arena` | device memory under a budget |
+//! | `temporary` | memory that an operation needs while it runs |
+//! | `turns` | threads that encode take turns in it |
 //! | `residency` | which weights lie on the device, and how the others get there in time |
 //! | `gemv` | which kernel multiplies by few rows |
 //! | [`tensor`] | products on tensor cores, where their rounding is allowed |
+//! | [`library`] | NVIDIA's product of plain BF16 weights, where it is installed |
 //! | `gram` | second moments, exact or on tensor cores |
 //! | `moe` | tokens sent to experts |
 //! | `rates` | how fast the kernels run |
@@ -32,14 +35,18 @@ pub mod encode;
 mod gemv;
 mod gram;
 mod launch;
+pub mod library;
 mod moe;
 mod rates;
 mod residency;
 pub mod scores;
+mod temporary;
 pub mod tensor;
+mod turns;
 pub mod weight;
 
 pub use backend::CudaBackend;
 pub use device::{Device, MemoryUse, Unavailable, open, probe};
 pub use encode::Encoder;
+pub use library::NoLibrary;
 pub use tensor::Precision;

@@ -5,9 +5,8 @@
 //
 // An entry is a token with one of its experts: number row * top + j, its experts rising. Grouped, entries stand expert after
 // expert, tokens rising. All of it is the same in every run.
+#include "experts.cuh"
 #include "weight.cuh"
-
-enum { EXPERT_TILE = 64 };
 
 // The choice of each token: a warp for a row of logits, of at most 1024 experts.
 extern "C" __global__ void route(i32 *chosen /* (M, top) */, float *weights /* (M, top) */, const float *logits /* (M, E) */,
@@ -53,12 +52,10 @@ extern "C" __global__ void route(i32 *chosen /* (M, top) */, float *weights /* (
     for (i32 j = lane; j < top; j += 32) weights[(i64)block_x() * top + j] = p[mine[j]] / max_(sum, least);
 }
 
-struct ExpertTile { i32 expert, first; }; // expert -1: nothing to do
-
-// Entries grouped by expert, in one block; a thread an expert. `tiles` are runs of at most 64 entries of one expert.
+// Entries grouped by expert, in one block; a thread an expert. `tiles` are runs of at most `size` entries of one expert.
 extern "C" __global__ void group_entries(i32 *grouped /* (entries): the entry at each place */, i32 *place /* (entries): its inverse */,
                                          i32 *starts /* (E + 1) */, ExpertTile *tiles /* (count) */, const i32 *chosen /* (entries) */,
-                                         i32 entries, i32 experts, i32 count) {
+                                         i32 entries, i32 experts, i32 count, i32 size) {
     for (i32 e = thread_x(); e < experts; e += threads_x()) {
         i32 here = 0;
         for (i32 i = 0; i < entries; i++) here += chosen[i] == e;
@@ -70,7 +67,7 @@ extern "C" __global__ void group_entries(i32 *grouped /* (entries): the entry at
         starts[0] = 0;
         for (i32 e = 0; e < experts; e++) {
             i32 here = starts[e + 1];
-            for (i32 first = 0; first < here; first += EXPERT_TILE) {
+            for (i32 first = 0; first < here; first += size) {
                 tiles[tile].expert = e;
                 tiles[tile++].first = starts[e] + first;
             }
@@ -87,13 +84,15 @@ extern "C" __global__ void group_entries(i32 *grouped /* (entries): the entry at
 }
 
 // y (entries, N) = rows of x times the transpose of their expert's weight (N, K). Row of x of the entry at place i: the token of
-// entry grouped[i], or i itself when `top` is 0. Tiles of 64 x 64 in f32, as `gemm`.
-extern "C" __global__ void gemm_grouped(float *y, const float *x, const Weight *experts /* (E) */, const ExpertTile *tiles,
-                                        const i32 *starts /* (E + 1) */, const i32 *grouped, i32 top) {
+// entry grouped[i], or i itself when `top` is 0. Tiles of 64 x 64 in f32, as `gemm`; of experts `first`... before `last`, the only
+// ones whose weights are there.
+extern "C" __global__ void gemm_grouped(float *y, const float *x, const Weight *experts /* first ... last - 1 */,
+                                        const ExpertTile *tiles, const i32 *starts /* (E + 1) */, const i32 *grouped, i32 top,
+                                        i32 first, i32 last) {
     __shared__ float left[16][64 + 4], right[16][64 + 4]; // (k, row)
     ExpertTile tile = tiles[block_y()];
-    if (tile.expert < 0) return; // the whole block
-    const Weight w = experts[tile.expert];
+    if (tile.expert < first || tile.expert >= last) return; // the whole block
+    const Weight w = experts[tile.expert - first];
     i32 end = starts[tile.expert + 1], column = block_x() * 64;
     i32 ty = thread_x() / 16, tx = thread_x() % 16; // 256 threads
     float sums[4][4];

@@ -2,8 +2,10 @@
 
 use cudarc::driver::{CudaSlice, DriverError, PushKernelArg};
 
-use super::backend::{CudaBackend, DeviceTensor, function};
-use super::launch::run;
+use super::backend::{CudaBackend, DeviceTensor, FEW_ROWS, function};
+use super::launch::{run, run_with_shared};
+use super::temporary::Temporary;
+use super::tensor::{self, Precision, TensorKernel};
 use super::weight::{DeviceWeight, WeightArgs};
 use crate::backend::{Activation, ExpertWeights, Routing};
 
@@ -16,11 +18,11 @@ const THREADS: u32 = 256;
 
 /// Entries (a token with one of its experts) grouped by expert.
 struct Groups {
-    grouped: CudaSlice<i32>,
-    place: CudaSlice<i32>,
-    starts: CudaSlice<i32>,
+    grouped: Temporary<i32>,
+    place: Temporary<i32>,
+    starts: Temporary<i32>,
     /// Pairs of an expert and a first entry.
-    tiles: CudaSlice<i32>,
+    tiles: Temporary<i32>,
     count: usize,
 }
 
@@ -51,13 +53,7 @@ impl CudaBackend {
             weights.iter().all(|w| (w.args.n, w.args.k) == (n, k))
         };
         let width = experts.gate[0].args.n;
-        let bytes = |weights: &[&DeviceWeight]| weights.iter().map(|w| w.bytes()).sum::<usize>();
-        let largest = bytes(&experts.gate)
-            .max(bytes(&experts.up))
-            .max(bytes(&experts.down));
-        // All experts' weights of a kind are there at once; where they do not fit, one expert at a time does.
-        if largest > self.device().memory().budget / 4
-            || count > MOST_EXPERTS
+        if count > MOST_EXPERTS
             || !same(&experts.gate, width, k as i32)
             || !same(&experts.up, width, k as i32)
             || !same(&experts.down, k as i32, width)
@@ -87,76 +83,134 @@ impl CudaBackend {
         f: Activation,
         [m, k, count, width]: [usize; 4],
     ) -> Result<(), DriverError> {
-        let (stream, entries) = (self.stream(), m * routing.top);
+        let (device, entries) = (self.device(), m * routing.top);
         let bias = match routing.bias {
-            Some(bias) => stream.clone_htod(bias)?,
-            None => stream.alloc_zeros::<f32>(count)?,
+            Some(bias) => device.sent(bias)?,
+            None => device.zeros::<f32>(count)?,
         };
-        let mut chosen = stream.alloc_zeros::<i32>(entries)?;
-        let mut weights = stream.alloc_zeros::<f32>(entries)?;
+        let mut chosen = device.room::<i32>(entries)?;
+        let mut weights = device.room::<f32>(entries)?;
         let (all, top) = (count as i32, routing.top as i32);
         let mut call = self.kernel("route");
-        call.arg(&mut chosen).arg(&mut weights).arg(logits).arg(&bias);
+        call.arg(&mut *chosen).arg(&mut *weights).arg(logits).arg(&*bias);
         call.arg(&all).arg(&top).arg(&routing.least_sum);
         run(call, (m as u32, 1), 32)?;
-        let groups = self.group(&chosen, entries, count)?;
-        let (gate, up) = (
-            self.grouped(x, &experts.gate, &groups, entries, width, top)?,
-            self.grouped(x, &experts.up, &groups, entries, width, top)?,
-        );
-        let (mut hidden, length, f) = (gate, (entries * width) as i64, function(f));
+        // As for other products: few rows are exact.
+        let tensor = self.precision() == Precision::Bf16 && m > FEW_ROWS;
+        let groups = self.group(&chosen, entries, count, if tensor { tensor::TILE } else { TILE })?;
+        let by = |x: &CudaSlice<f32>, rows, weights: &[&DeviceWeight], top| {
+            if tensor {
+                let (narrow, padded) = self.narrowed(x, rows, weights[0].args.k as usize)?;
+                let kernel = TensorKernel::of_all(weights);
+                self.grouped(
+                    Left::Narrow(&narrow, padded, kernel),
+                    weights,
+                    &groups,
+                    entries,
+                    top,
+                )
+            } else {
+                self.grouped(Left::Plain(x), weights, &groups, entries, top)
+            }
+        };
+        let (mut hidden, up) = (by(x, m, &experts.gate, top)?, by(x, m, &experts.up, top)?);
+        let (length, f) = ((entries * width) as i64, function(f));
         let mut call = self.kernel("gate");
-        call.arg(&mut hidden).arg(&up).arg(&length).arg(&f);
+        call.arg(&mut *hidden).arg(&*up).arg(&length).arg(&f);
         let blocks = (entries * width).div_ceil(THREADS as usize) as u32;
         run(call, (blocks, 1), THREADS)?;
-        let y = self.grouped(&hidden, &experts.down, &groups, entries, k, 0)?;
+        drop(up);
+        let y = by(&hidden, entries, &experts.down, 0)?;
         let columns = k as i32;
         let mut call = self.kernel("combine");
-        call.arg(into).arg(&y).arg(&groups.place).arg(&weights);
+        call.arg(into).arg(&*y).arg(&*groups.place).arg(&*weights);
         call.arg(&top).arg(&columns);
         run(call, (m as u32, 1), THREADS)
     }
 
-    fn group(&self, chosen: &CudaSlice<i32>, entries: usize, experts: usize) -> Result<Groups, DriverError> {
-        let stream = self.stream();
+    /// Groups entries, in tiles of `size`.
+    fn group(
+        &self,
+        chosen: &CudaSlice<i32>,
+        entries: usize,
+        experts: usize,
+        size: usize,
+    ) -> Result<Groups, DriverError> {
+        let device = self.device();
         // No expert leaves more than one tile that is not full.
-        let count = entries / TILE + experts.min(entries);
+        let count = entries / size + experts.min(entries);
         let mut groups = Groups {
-            grouped: stream.alloc_zeros(entries)?,
-            place: stream.alloc_zeros(entries)?,
-            starts: stream.alloc_zeros(experts + 1)?,
-            tiles: stream.alloc_zeros(2 * count)?,
+            grouped: device.room(entries)?,
+            place: device.room(entries)?,
+            starts: device.room(experts + 1)?,
+            tiles: device.room(2 * count)?,
             count,
         };
-        let (number, all, tiles) = (entries as i32, experts as i32, count as i32);
+        let (number, all, tiles, size) = (entries as i32, experts as i32, count as i32, size as i32);
         let mut call = self.kernel("group_entries");
-        call.arg(&mut groups.grouped)
-            .arg(&mut groups.place)
-            .arg(&mut groups.starts)
-            .arg(&mut groups.tiles);
-        call.arg(chosen).arg(&number).arg(&all).arg(&tiles);
+        call.arg(&mut *groups.grouped)
+            .arg(&mut *groups.place)
+            .arg(&mut *groups.starts)
+            .arg(&mut *groups.tiles);
+        call.arg(chosen).arg(&number).arg(&all).arg(&tiles).arg(&size);
         run(call, (1, 1), THREADS)?;
         Ok(groups)
     }
 
-    /// Entries times their experts' weights; `top` as in the kernel.
+    /// Entries times their experts' weights, as many experts at a time as a quarter of the budget holds: the sums are the same
+    /// for any number. `top` as in the kernel.
     fn grouped(
         &self,
-        x: &CudaSlice<f32>,
+        x: Left<'_>,
         weights: &[&DeviceWeight],
         groups: &Groups,
         entries: usize,
-        n: usize,
         top: i32,
-    ) -> Result<CudaSlice<f32>, DriverError> {
-        let stream = self.stream();
-        let mut y = stream.alloc_zeros::<f32>(entries * n)?;
-        let args: Vec<WeightArgs> = DeviceWeight::resident(self.device(), weights)?;
-        let args = stream.clone_htod(&args)?;
-        let mut call = self.kernel("gemm_grouped");
-        call.arg(&mut y).arg(x).arg(&args).arg(&groups.tiles);
-        call.arg(&groups.starts).arg(&groups.grouped).arg(&top);
-        run(call, (n.div_ceil(TILE) as u32, groups.count as u32), THREADS)?;
+    ) -> Result<Temporary<f32>, DriverError> {
+        let (device, n) = (self.device(), weights[0].args.n as usize);
+        let mut y = device.room::<f32>(entries * n)?;
+        let mut there = device.room::<WeightArgs>(weights.len())?;
+        let most = device.memory().budget / 4;
+        let mut first = 0;
+        while first < weights.len() {
+            let mut bytes = 0;
+            let fitting = weights[first..].iter().take_while(|w| {
+                bytes += w.bytes();
+                bytes <= most
+            });
+            let last = first + fitting.count().max(1);
+            let args = DeviceWeight::resident(device, &weights[first..last])?;
+            self.stream().memcpy_htod(&args, &mut *there)?;
+            let (from, to) = (first as i32, last as i32);
+            let blocks = |tile: usize| (n.div_ceil(tile) as u32, groups.count as u32);
+            match x {
+                Left::Plain(x) => {
+                    let mut call = self.kernel("gemm_grouped");
+                    call.arg(&mut *y).arg(x).arg(&*there).arg(&*groups.tiles);
+                    call.arg(&*groups.starts).arg(&*groups.grouped);
+                    call.arg(&top).arg(&from).arg(&to);
+                    run(call, blocks(TILE), THREADS)?;
+                }
+                Left::Narrow(x, padded, kernel) => {
+                    let width = padded as i32;
+                    let mut call = self.kernel(kernel.grouped);
+                    call.arg(&mut *y).arg(x).arg(&*there).arg(&*groups.tiles);
+                    call.arg(&*groups.starts).arg(&*groups.grouped);
+                    call.arg(&top).arg(&width).arg(&from).arg(&to);
+                    run_with_shared(call, blocks(tensor::TILE), THREADS, kernel.shared_bytes())?;
+                }
+            }
+            first = last;
+        }
         Ok(y)
     }
+}
+
+/// The rows that are multiplied.
+#[derive(Clone, Copy)]
+enum Left<'a> {
+    /// In f32.
+    Plain(&'a CudaSlice<f32>),
+    /// In bf16 for tensor cores, with the width of a row and the kernel.
+    Narrow(&'a CudaSlice<u32>, usize, TensorKernel),
 }

@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice};
 
 use super::arena::Arena;
 use super::launch::{out_of_memory, pinned};
@@ -352,7 +352,7 @@ impl Residency {
     }
 
     /// Room for `len` values, if need be in the place of weights. `None` when there is none, even so.
-    pub(super) fn room(&self, len: usize) -> Result<Option<CudaSlice<f32>>, DriverError> {
+    pub(super) fn room<T: DeviceRepr>(&self, len: usize) -> Result<Option<CudaSlice<T>>, DriverError> {
         loop {
             if let Some(block) = self.arena.take(len)? {
                 return Ok(Some(block));

@@ -98,14 +98,15 @@ extern "C" __global__ void log_p(double *y /* (starts[M]) */, const float *logit
 // Of each row: KL of the candidate from the base in nats, the change of the target's probability, and whether both have the same
 // most likely token (1 or 0); three NaN where a logit is not finite. Stored log-probabilities may stand for the base's logits.
 extern "C" __global__ void divergence(double *y /* (M, 3) */, const float *base /* (M, V) */, const float *candidate /* (M, V) */,
-                                      const u32 *targets /* (M) */, i32 v) {
+                                      const u32 *targets /* (M) */, i32 v /* a target beyond it: NaN */) {
     __shared__ double scratch[8];
     __shared__ float values[8];
     __shared__ i32 places[8], broken[8];
     const float *b = base + (i64)block_x() * v, *c = candidate + (i64)block_x() * v;
     Top base_top = largest(b, v, values, places, broken), top = largest(c, v, values, places, broken);
     double kl = as_double(0x7ff8000000000000ull), delta = kl, agreed = kl;
-    if (base_top.value == base_top.value && top.value == top.value) {
+    u32 target = targets[block_x()];
+    if (base_top.value == base_top.value && top.value == top.value && target < (u32)v) {
         double base_norm = log_sum(b, v, base_top.value, scratch), norm = log_sum(c, v, top.value, scratch), sum = 0.0;
         for (i32 i = thread_x(); i < v; i += threads_x()) {
             double ln_p = (double)b[i] - base_norm;
@@ -113,7 +114,6 @@ extern "C" __global__ void divergence(double *y /* (M, 3) */, const float *base 
         }
         kl = block_sum64(sum, scratch);
         if (kl < 0.0) kl = 0.0; // rounding may leave equal distributions a hair below
-        u32 target = targets[block_x()];
         delta = exp64((double)c[target] - norm) - exp64((double)b[target] - base_norm);
         agreed = base_top.at == top.at ? 1.0 : 0.0;
     }

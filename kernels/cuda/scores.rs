@@ -5,20 +5,10 @@ use cudarc::driver::PushKernelArg;
 
 use super::backend::{CudaBackend, DeviceTensor};
 use super::launch::run;
+use crate::backend::Divergence;
 
 /// Threads of a block, which the kernels count on.
 const THREADS: u32 = 256;
-
-/// A row of logits beside the base's.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Divergence {
-    /// KL(base || candidate), in nats.
-    pub kl: f64,
-    /// Change of the probability of the token that stands in the text.
-    pub delta_p: f64,
-    /// Whether both find the same token most likely.
-    pub agreed: bool,
-}
 
 impl CudaBackend {
     /// ln p of tokens `wanted[m]` under softmax of row m of `logits` (M, V), in nats: within 1e-12 of f64 sums. NaN for a
@@ -38,14 +28,18 @@ impl CudaBackend {
         }
         let found = logits.values().filter(|_| !tokens.is_empty()).and_then(|values| {
             self.attempt("find log-probabilities", || {
-                let stream = self.stream();
-                let (starts, wanted) = (stream.clone_htod(&starts)?, stream.clone_htod(&tokens)?);
-                let mut out = stream.alloc_zeros::<f64>(tokens.len())?;
+                let device = self.device();
+                let (starts, wanted) = (device.sent(&starts)?, device.sent(&tokens)?);
+                let mut out = device.zeros::<f64>(tokens.len())?;
                 let v = columns as i32;
                 let mut call = self.kernel("log_p");
-                call.arg(&mut out).arg(values).arg(&starts).arg(&wanted).arg(&v);
+                call.arg(&mut *out)
+                    .arg(values)
+                    .arg(&*starts)
+                    .arg(&*wanted)
+                    .arg(&v);
                 run(call, (rows as u32, 1), THREADS)?;
-                stream.clone_dtoh(&out)
+                self.stream().clone_dtoh(&*out)
             })
         });
         let found = found.unwrap_or_else(|| vec![f64::NAN; tokens.len()]);
@@ -61,11 +55,12 @@ impl CudaBackend {
     }
 
     /// Each row of `candidate` (M, V) beside that of `base` (M, V): logits, or log-probabilities that were stored.
-    /// `None` for a row with a logit that is not finite, and for all of them when the device has failed.
+    /// `None` for a row with a logit that is not finite or a target that is not below V, and for all of them when the device
+    /// has failed.
     ///
     /// # Panics
     ///
-    /// When the sizes disagree, or a target is not below V.
+    /// When the sizes disagree.
     pub fn divergence(
         &self,
         base: &DeviceTensor,
@@ -74,18 +69,26 @@ impl CudaBackend {
     ) -> Vec<Option<Divergence>> {
         let (rows, columns) = candidate.size();
         assert_eq!((base.size(), targets.len()), ((rows, columns), rows), "sizes");
-        assert!(targets.iter().all(|&t| (t as usize) < columns), "targets below V");
+        let known = |target: u32| (target as usize) < columns;
+        let targets: Vec<u32> = targets
+            .iter()
+            .map(|&t| if known(t) { t } else { u32::MAX })
+            .collect();
         let both = base.values().zip(candidate.values());
         let found = both.and_then(|(base, candidate)| {
             self.attempt("compare logits", || {
-                let stream = self.stream();
-                let targets = stream.clone_htod(targets)?;
-                let mut out = stream.alloc_zeros::<f64>(3 * rows)?;
+                let device = self.device();
+                let targets = device.sent(&targets)?;
+                let mut out = device.zeros::<f64>(3 * rows)?;
                 let v = columns as i32;
                 let mut call = self.kernel("divergence");
-                call.arg(&mut out).arg(base).arg(candidate).arg(&targets).arg(&v);
+                call.arg(&mut *out)
+                    .arg(base)
+                    .arg(candidate)
+                    .arg(&*targets)
+                    .arg(&v);
                 run(call, (rows as u32, 1), THREADS)?;
-                stream.clone_dtoh(&out)
+                self.stream().clone_dtoh(&*out)
             })
         });
         let found = found.unwrap_or_else(|| vec![f64::NAN; 3 * rows]);

@@ -8,7 +8,8 @@ use cudarc::driver::{CudaSlice, DriverError, PushKernelArg};
 
 use super::backend::CudaBackend;
 use super::launch::{run, run_with_shared};
-use super::weight::WeightArgs;
+use super::temporary::Temporary;
+use super::weight::{DeviceWeight, WeightArgs};
 
 /// How products of more than 16 rows are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,7 +22,7 @@ pub enum Precision {
 }
 
 /// Outputs of a block on each side.
-const TILE: usize = 128;
+pub(super) const TILE: usize = 128;
 /// Input columns of a slice.
 const SLICE: usize = 32;
 /// Bytes of a decoded slice of a tile.
@@ -31,64 +32,110 @@ const STAGES: usize = 4;
 /// Threads of a block.
 const THREADS: u32 = 256;
 
-/// The kernels, and the bytes of a packed slice of a tile in each.
-const TENSOR_KERNELS: [(&str, usize); 6] = [
-    ("gemm_any", 0),
-    ("gemm_bf16", SLICE_BYTES),
-    ("gemm_int8", TILE * SLICE),
-    ("gemm_int4", TILE * SLICE / 2),
-    ("gemm_wint2", TILE * SLICE / 4),
-    ("gemm_nf4", TILE * SLICE / 2),
-];
+/// The kernels of a form, and the bytes of a packed slice of a tile and the number of decoded ones in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TensorKernel {
+    /// For one weight.
+    one: &'static str,
+    /// For experts' weights.
+    pub(super) grouped: &'static str,
+    packed: usize,
+    decoded: usize,
+}
+
+const fn form(one: &'static str, grouped: &'static str, packed: usize, decoded: usize) -> TensorKernel {
+    TensorKernel {
+        one,
+        grouped,
+        packed,
+        decoded,
+    }
+}
+
+const ANY: TensorKernel = form("gemm_any", "grouped_any", 0, 2);
+const BF16: TensorKernel = form("gemm_bf16", "grouped_bf16", SLICE_BYTES, 0);
+const INT8: TensorKernel = form("gemm_int8", "grouped_int8", TILE * SLICE, 2);
+const INT4: TensorKernel = form("gemm_int4", "grouped_int4", TILE * SLICE / 2, 2);
+const WINT2: TensorKernel = form("gemm_wint2", "grouped_wint2", TILE * SLICE / 4, 2);
+const NF4: TensorKernel = form("gemm_nf4", "grouped_nf4", TILE * SLICE / 2, 2);
 
 /// Every kernel with the shared memory it needs, in bytes.
 pub(super) fn shared_memory() -> impl Iterator<Item = (&'static str, usize)> {
-    (0..TENSOR_KERNELS.len()).map(|kernel| (TENSOR_KERNELS[kernel].0, shared_bytes(kernel)))
+    let all = [ANY, BF16, INT8, INT4, WINT2, NF4].into_iter();
+    all.flat_map(|kernel| [kernel.one, kernel.grouped].map(|name| (name, kernel.shared_bytes())))
 }
 
-fn shared_bytes(kernel: usize) -> usize {
-    let decoded = if TENSOR_KERNELS[kernel].0 == "gemm_bf16" {
-        0
-    } else {
-        2
-    };
-    STAGES * (SLICE_BYTES + TENSOR_KERNELS[kernel].1) + decoded * SLICE_BYTES
-}
+impl TensorKernel {
+    pub(super) fn shared_bytes(&self) -> usize {
+        STAGES * (SLICE_BYTES + self.packed) + self.decoded * SLICE_BYTES
+    }
 
-/// Which of [`TENSOR_KERNELS`] multiplies by this weight.
-fn kernel_for(w: &WeightArgs) -> usize {
-    let whole = w.k % SLICE as i32 == 0;
-    match (w.form, w.bits) {
-        (1, _) if w.k % 8 == 0 => 1,
-        (3, 8) if whole => 2,
-        (3, 4) if whole => 3,
-        (4, _) => 4,
-        (6, _) => 5,
-        _ => 0,
+    /// That multiplies by this weight.
+    pub(super) fn of(w: &WeightArgs) -> Self {
+        let whole = w.k % SLICE as i32 == 0;
+        match (w.form, w.bits) {
+            (1, _) if w.k % 8 == 0 => BF16,
+            (3, 8) if whole => INT8,
+            (3, 4) if whole => INT4,
+            (4, _) => WINT2,
+            (6, _) => NF4,
+            _ => ANY,
+        }
+    }
+
+    /// That multiplies by all of these.
+    pub(super) fn of_all(weights: &[&DeviceWeight]) -> Self {
+        let mut each = weights.iter().map(|w| Self::of(&w.args));
+        let first = each.next().unwrap_or(ANY);
+        if each.all(|other| other == first) {
+            first
+        } else {
+            ANY
+        }
     }
 }
 
 impl CudaBackend {
-    /// y (M, N) = x (M, K) times the transpose of `w` on tensor cores.
+    /// x (M, K) in bf16, pairs of them, in rows of `padded` values with zeros behind the K-th; and `padded`.
+    pub(super) fn narrowed(
+        &self,
+        x: &CudaSlice<f32>,
+        m: usize,
+        k: usize,
+    ) -> Result<(Temporary<u32>, usize), DriverError> {
+        let padded = k.next_multiple_of(SLICE);
+        let pairs = m * padded / 2;
+        let mut narrow = self.device().room::<u32>(pairs)?;
+        let (count, columns, width) = (pairs as i64, k as i32, padded as i32);
+        let mut call = self.kernel("narrow");
+        call.arg(&mut *narrow)
+            .arg(x)
+            .arg(&count)
+            .arg(&columns)
+            .arg(&width);
+        run(call, (pairs.div_ceil(THREADS as usize) as u32, 1), THREADS)?;
+        Ok((narrow, padded))
+    }
+
+    /// y (M, N) = x (M, K) times the transpose of `w` on tensor cores: by NVIDIA's library where it is there and `w` lies in
+    /// plain BF16, else by a kernel of our own.
     pub(super) fn tensor_product(
         &self,
         y: &mut CudaSlice<f32>,
         x: &CudaSlice<f32>,
-        w: &WeightArgs,
+        w: &DeviceWeight,
         m: usize,
     ) -> Result<(), DriverError> {
-        let (n, k) = (w.n as usize, w.k as usize);
-        let padded = k.next_multiple_of(SLICE);
-        let pairs = m * padded / 2;
-        let mut narrow = self.stream().alloc_zeros::<u32>(pairs)?;
-        let (count, columns, width, rows) = (pairs as i64, k as i32, padded as i32, m as i32);
-        let mut call = self.kernel("narrow");
-        call.arg(&mut narrow).arg(x).arg(&count).arg(&columns).arg(&width);
-        run(call, (pairs.div_ceil(THREADS as usize) as u32, 1), THREADS)?;
-        let kernel = kernel_for(w);
-        let mut call = self.kernel(TENSOR_KERNELS[kernel].0);
-        call.arg(y).arg(&narrow).arg(w).arg(&rows).arg(&width);
+        let (n, k) = (w.args.n as usize, w.args.k as usize);
+        let (narrow, padded) = self.narrowed(x, m, k)?;
+        let kernel = TensorKernel::of(&w.args);
+        if kernel == BF16 && self.by_library(y, &narrow, w, [m, n, k, padded])? {
+            return Ok(());
+        }
+        let (rows, width, args) = (m as i32, padded as i32, self.resident(w)?);
+        let mut call = self.kernel(kernel.one);
+        call.arg(y).arg(&*narrow).arg(&args).arg(&rows).arg(&width);
         let blocks = (n.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32);
-        run_with_shared(call, blocks, THREADS, shared_bytes(kernel))
+        run_with_shared(call, blocks, THREADS, kernel.shared_bytes())
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use console::style;
+use qtool_kernels::CudaBackend;
 use serde_json::{Map, json};
 
 use super::device::DeviceArgs;
@@ -115,15 +116,19 @@ impl Args {
         mut found: Map<String, serde_json::Value>,
         text: &str,
     ) -> anyhow::Result<()> {
-        let memory = match &chosen.device {
-            Device::Cuda(gpu) => Some(gpu.device().memory()),
+        let gpu = match &chosen.device {
+            Device::Cuda(gpu) => Some(gpu),
             Device::Cpu(_) => None,
         };
+        let memory = gpu.map(|gpu| gpu.device().memory());
         if self.json {
             found.insert("device".to_owned(), json!(chosen.device.name()));
             found.insert("device_reason".to_owned(), json!(chosen.reason));
             found.insert("budget_bytes".to_owned(), json!(memory.map(|m| m.budget)));
             found.insert("most_bytes".to_owned(), json!(memory.map(|m| m.most)));
+            if let Some(gpu) = gpu {
+                found.insert("bf16_products".to_owned(), json!(products(gpu)));
+            }
             return print_json(&found);
         }
         let reason = chosen
@@ -133,10 +138,24 @@ impl Args {
         let budget = memory.map_or(String::new(), |m| {
             format!(", may use {}", size::bytes(m.budget as u64))
         });
+        let by = gpu.map_or(String::new(), |gpu| {
+            format!(
+                "Plain BF16 products with --device-precision bf16: {}\n",
+                products(gpu)
+            )
+        });
         print(&format!(
-            "{}{budget}{reason}\n{text}",
+            "{}{budget}{reason}\n{by}{text}",
             style(chosen.device.name()).bold()
         ))
+    }
+}
+
+/// What multiplies by plain BF16 weights on tensor cores.
+fn products(gpu: &CudaBackend) -> String {
+    match gpu.library() {
+        Ok(library) => library,
+        Err(why) => format!("own kernel; {why}"),
     }
 }
 

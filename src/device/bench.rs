@@ -24,7 +24,8 @@ pub struct Figure {
     pub rate: f64,
     /// Of that number: `byte/s`, `FLOP/s` or `/s`.
     pub unit: &'static str,
-    /// As a share of the yardstick: copies for products of few rows, our own product of a BF16 weight on tensor cores for the others.
+    /// As a share of the yardstick: copies for products of few rows, for the others the product of a BF16 weight on tensor
+    /// cores, by NVIDIA's library where it is there and else by our own kernel.
     pub share: Option<f64>,
 }
 
@@ -61,7 +62,8 @@ pub fn run(gpu: &CudaBackend, size: Size) -> Result<Vec<Figure>> {
     ];
     let tensor = gpu.clone().with_precision(Precision::Bf16);
     let k = size.width();
-    let mut plain = None;
+    let own = tensor.clone().without_library();
+    let (mut plain, mut plain_of) = (None, None);
     for (name, options) in FORMS {
         let (host, _) = weight(options, k, k)?;
         let stored = stored_bytes(&host);
@@ -81,11 +83,22 @@ pub fn run(gpu: &CudaBackend, size: Size) -> Result<Vec<Figure>> {
                 });
                 continue;
             }
-            for (precision, backend) in [("f32", gpu), ("tensor cores", &tensor)] {
+            // The first of them is the yardstick of all that follow.
+            let library = tensor.library().ok().filter(|_| options.is_none());
+            let on_cores = match &library {
+                Some(name) => format!("tensor cores, {name}"),
+                None => "tensor cores".to_owned(),
+            };
+            let mut ways = vec![("f32".to_owned(), gpu), (on_cores, &tensor)];
+            if library.is_some() {
+                ways.push(("tensor cores, own kernel".to_owned(), &own));
+            }
+            for (precision, backend) in ways {
                 let seconds = asked(backend.product_seconds(&x, &weights, times))?;
                 let rate = 2.0 * (m * k * k) as f64 / seconds;
-                if options.is_none() {
-                    plain = Some(rate);
+                let yardstick = options.is_none() && precision != "f32" && plain_of != Some(m);
+                if yardstick {
+                    (plain, plain_of) = (Some(rate), Some(m));
                 }
                 figures.push(Figure {
                     what: format!("product {m} x {k} x {k}, {name}, {precision}"),

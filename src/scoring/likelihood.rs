@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 
 use qtool_kernels::Backend;
+use qtool_kernels::backend::Divergence;
 use rayon::prelude::*;
 
 use super::border::{Split, miss};
@@ -13,7 +14,7 @@ use super::softmax::log_p;
 use crate::Result;
 use crate::model::Cache;
 use crate::model::shared::Tree;
-use crate::scorer::{Answer, Likelihoods, OnAnswer, Window};
+use crate::scorer::{Answer, Beside, Likelihoods, OnAnswer, OtherVocabulary, Window};
 
 /// Bytes of logits that are on the host at a time.
 const LOGIT_BYTES: usize = 64 << 20;
@@ -236,6 +237,54 @@ pub fn logits<B: Backend>(scorer: &LocalScorer<B>, window: &Window) -> Result<Ve
         out.extend(model.backend().read(&model.logits(&x, Some(part)))?);
     }
     Ok(out)
+}
+
+/// What the model predicts for one window beside the base's logits, (scored, V).
+pub fn beside<B: Backend>(scorer: &LocalScorer<B>, base: &[f32], window: &Window) -> Result<Beside> {
+    let (model, targets) = (scorer.model(), window.scored());
+    let (backend, vocabulary) = (model.backend(), model.decoder().vocabulary);
+    if targets.is_empty() {
+        return Ok(Ok(Vec::new()));
+    }
+    if base.len() != targets.len() * vocabulary {
+        return Ok(Err(OtherVocabulary(vocabulary)));
+    }
+    let x = scorer.run(None, &[trunk(window)])?;
+    let first = window.ids.len() - targets.len();
+    let rows: Vec<usize> = (first - 1..window.ids.len() - 1).collect();
+    let together = rows_together(vocabulary);
+    let mut found = Vec::with_capacity(rows.len());
+    let parts = rows.chunks(together).zip(targets.chunks(together));
+    for ((rows, targets), base) in parts.zip(base.chunks(together * vocabulary)) {
+        let logits = model.logits(&x, Some(rows));
+        found.extend(backend.divergences(&backend.upload(base, vocabulary), &logits, targets));
+        backend.fault()?;
+    }
+    Ok(Ok(found))
+}
+
+/// Logits beside the base's, both (scored, V), on this device.
+pub fn compared<B: Backend>(
+    backend: &B,
+    base: &[f32],
+    logits: &[f32],
+    targets: &[u32],
+) -> Result<Vec<Option<Divergence>>> {
+    assert_eq!(base.len(), logits.len(), "equal vocabularies");
+    let vocabulary = base.len() / targets.len().max(1);
+    let together = rows_together(vocabulary);
+    let mut found = Vec::with_capacity(targets.len());
+    let width = (together * vocabulary).max(1);
+    let parts = base.chunks(width).zip(logits.chunks(width));
+    for ((base, logits), targets) in parts.zip(targets.chunks(together)) {
+        let (base, logits) = (
+            backend.upload(base, vocabulary),
+            backend.upload(logits, vocabulary),
+        );
+        found.extend(backend.divergences(&base, &logits, targets));
+        backend.fault()?;
+    }
+    Ok(found)
 }
 
 /// The last token is scored, but nothing after it is.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use qtool_kernels::Backend;
+use qtool_kernels::backend::Divergence;
 use rayon::prelude::*;
 
 use super::border::{Border, Split, miss};
@@ -15,7 +16,7 @@ use super::sharing::{self, Group};
 use crate::model::shared::Tree;
 use crate::model::{Cache, Model};
 use crate::scorer::{
-    Abilities, Answer, Likelihoods, OnAnswer, Pair, Prompt, Question, Reply, Request, Scorer, Window,
+    Abilities, Answer, Beside, Likelihoods, OnAnswer, Pair, Prompt, Question, Reply, Request, Scorer, Window,
 };
 use crate::source::Source;
 use crate::tokenizer::Tokenizer;
@@ -230,6 +231,17 @@ impl<B: Backend> Scorer for LocalScorer<B> {
             Ok(()) => likelihood::logits(self, window),
             Err(miss) => Err(Error::Question { reason: miss.detail }),
         }
+    }
+
+    fn beside(&self, base: &[f32], window: &Window) -> Result<Beside> {
+        match self.fits(window) {
+            Ok(()) => likelihood::beside(self, base, window),
+            Err(miss) => Err(Error::Question { reason: miss.detail }),
+        }
+    }
+
+    fn compared(&self, base: &[f32], logits: &[f32], targets: &[u32]) -> Result<Vec<Option<Divergence>>> {
+        likelihood::compared(self.model.backend(), base, logits, targets)
     }
 
     fn classify(&self, _: &[Pair], _: OnAnswer<'_, Vec<f32>>) -> Result<()> {

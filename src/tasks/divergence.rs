@@ -10,21 +10,22 @@
 //! the candidate's place: what a server that keeps its logits in BF16 differs by from one that does not, with no
 //! weight quantized. A candidate at the floor cannot be told from the base by such a server.
 //!
-//! The base and every candidate go through the text window by window, side by side; of logits only two windows are
-//! held. Positions where a logit of either is not finite are counted apart.
+//! The base and every candidate go through the text window by window, side by side; of logits only those of one window
+//! of the base are held, and of the noise floor's. A candidate's are compared where they are computed, be that a GPU
+//! (`Backend::divergences`), part by part. Positions where a logit of either is not finite are counted apart.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
 use super::answers::{Answers, Said, WindowDivergence};
-use super::logits::{bf16, compare_logits};
+use super::logits::bf16;
 use super::perplexity::fits;
 use super::setup::Setup;
 use super::windows::Windows;
 use super::{Prepared, Reporting, Task};
 use crate::report::{DataFile, DetailTable, Histogram, TaskReport, Unit};
-use crate::scorer::{Abilities, Scorer, Window};
+use crate::scorer::{Abilities, OtherVocabulary, Scorer};
 use crate::statistics::compare::{self, How, Items, bootstrap_statistic};
 use crate::{Error, Result};
 
@@ -101,17 +102,14 @@ impl Prepared for Compared {
             if open.iter().all(|o| o.binary_search(&slot).is_err()) {
                 continue;
             }
-            let targets = &window.ids[window.context..];
+            let targets = window.scored();
             let mut of_base = Vec::new();
             answers.timed(0, *base, |answers| {
                 of_base = base.logits(window)?;
                 if open[0].binary_search(&slot).is_ok() {
                     let rounded: Vec<f32> = of_base.iter().map(|l| bf16(*l)).collect();
-                    let _ = answers.put(
-                        0,
-                        slot,
-                        Said::Divergence(compare_logits(&of_base, &rounded, targets)),
-                    );
+                    let found = base.compared(&of_base, &rounded, targets)?;
+                    let _ = answers.put(0, slot, Said::Divergence(WindowDivergence::of(&found)));
                 }
                 Ok(())
             })?;
@@ -120,13 +118,10 @@ impl Prepared for Compared {
                     continue;
                 }
                 answers.timed(model, *scorer, |answers| {
-                    let logits = scorer.logits(window)?;
-                    same_vocabulary(&of_base, &logits, window, model)?;
-                    let _ = answers.put(
-                        model,
-                        slot,
-                        Said::Divergence(compare_logits(&of_base, &logits, targets)),
-                    );
+                    let found = scorer
+                        .beside(&of_base, window)?
+                        .map_err(|other| incomparable(other, of_base.len() / targets.len().max(1), model))?;
+                    let _ = answers.put(model, slot, Said::Divergence(WindowDivergence::of(&found)));
                     Ok(())
                 })?;
             }
@@ -139,20 +134,12 @@ impl Prepared for Compared {
     }
 }
 
-fn same_vocabulary(base: &[f32], candidate: &[f32], window: &Window, model: usize) -> Result<()> {
-    let rows = (window.ids.len() - window.context).max(1);
-    if base.len() == candidate.len() {
-        return Ok(());
-    }
-    Err(Error::Incomparable {
+fn incomparable(other: OtherVocabulary, expected: usize, model: usize) -> Error {
+    Error::Incomparable {
         base: "the base".to_owned(),
         candidate: format!("candidate {model}"),
-        reason: format!(
-            "it has a vocabulary of {}, expected {}",
-            candidate.len() / rows,
-            base.len() / rows
-        ),
-    })
+        reason: format!("it has a vocabulary of {}, expected {expected}", other.0),
+    }
 }
 
 /// Everything about the tokens of all models.

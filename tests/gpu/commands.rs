@@ -210,6 +210,46 @@ fn validate_gives_the_processors_predictions() {
 }
 
 #[test]
+fn divergences_are_the_processors() {
+    let Some(_) = gpu("gpu::commands::divergences_are_the_processors") else {
+        return;
+    };
+    let bench = Bench::new(2);
+    bench.json("quantize model -o int4 --bits 4 --json");
+    let ids = |i: u32| Vec::from_iter((0..7).map(|j| 3 + (i * 91 + j * j * 17) % 4000));
+    let lines = Vec::from_iter((0..4).map(|i| format!("{{\"ids\": {:?}}}", ids(i))));
+    fs::write(bench.at("windows.jsonl"), lines.join("\n")).unwrap();
+    let line = "validate model int4 --task divergence=windows.jsonl --window 8 --items --resamples 50 --json --seed 1";
+    let on = |device: &str| bench.json(&format!("{line} --device {device}"));
+    let (here, there) = (on("cpu"), on("cuda"));
+    let task = |report: &Value| report["tasks"][0].clone();
+    for part in ["items", "metrics", "tables", "counts"] {
+        assert_alike(&task(&there)[part], &task(&here)[part], part);
+    }
+    // The candidate is another model than the base, and the floor is not zero.
+    let numbers = |report: &Value, model: usize| -> Vec<f64> {
+        let kl = items(report, 0)
+            .iter()
+            .flat_map(|item| item["models"][model]["kl"].as_array().unwrap().clone());
+        kl.map(|kl| kl.as_f64().unwrap()).collect()
+    };
+    for model in [0, 1] {
+        let (here, there) = (numbers(&here, model), numbers(&there, model));
+        assert_eq!((here.len(), there.len()), (24, 24));
+        assert!(
+            here.iter().all(|kl| *kl >= 0.0) && here.iter().sum::<f64>() > 0.0,
+            "{here:?}"
+        );
+        for (here, there) in here.iter().zip(there) {
+            assert!(
+                (here - there).abs() < 1e-3 * here + 1e-5,
+                "model {model}: {there}, expected {here}"
+            );
+        }
+    }
+}
+
+#[test]
 fn statistics_and_artifacts_are_those_of_the_processor() {
     let Some(_) = gpu("gpu::commands::statistics_and_artifacts_are_those_of_the_processor") else {
         return;
@@ -250,6 +290,8 @@ fn statistics_and_artifacts_are_those_of_the_processor() {
     for (name, options) in [
         ("gptq", "--bits 4 --calib stats-cpu"),
         ("plain", "--bits 2 --effort fast"),
+        ("clipped", "--bits 4 --clip mse --calib stats-cpu"),
+        ("informed", "--bits 2 --effort fast --calib stats-cpu"),
     ] {
         let mut said = Value::Null;
         for device in ["cpu", "cuda"] {
@@ -257,10 +299,10 @@ fn statistics_and_artifacts_are_those_of_the_processor() {
                 "quantize model -o {name}-{device} {options} --device {device} --json"
             ));
         }
-        // Rounding, clip search and WINT2 without evidence are done there; what evidence informs is not.
+        // Rounding, clip search and WINT2 are done there, GPTQ is not.
         assert_eq!(
             said["encoded_on_device"].as_u64().unwrap() > 0,
-            name == "plain",
+            name != "gptq",
             "{said}"
         );
         let of = |device: &str| files(&bench.at(&format!("{name}-{device}")));

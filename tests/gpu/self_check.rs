@@ -46,4 +46,7 @@ fn it_checks_compares_and_times() {
     assert_eq!(output.status.code(), Some(2));
     let said: Value = bench.json("device --json");
     assert!(said["budget_bytes"].as_u64().unwrap() > 1 << 20, "{said}");
+    let products = said["bf16_products"].as_str().unwrap();
+    let own = "own kernel; no cuBLASLt 12 is installed (libcublasLt.so was not found)";
+    assert!(products == own || products.starts_with("cuBLASLt "), "{products}");
 }

@@ -5,7 +5,8 @@
 use std::io::Write;
 
 use qtool_calib::options::PartialOptions;
-use qtool_calib::{CalibError, Quantizer};
+use qtool_calib::stats::Moment;
+use qtool_calib::{CalibError, LayerStats, Quantizer};
 use qtool_kernels::Isa;
 use qtool_kernels::cuda::{Encoder, probe};
 
@@ -138,7 +139,7 @@ fn affine_codes_are_the_processors() {
             );
         }
     }
-    // Many groups whose best candidates are nearly as good as each other: the order of sums decides some.
+    // Many groups: some have candidates that are nearly as good as each other.
     let (cpu, x) = (quantizer("bits:8,clip:mse,group:32"), gaussian(99, 4096 * 32));
     let gpu = cpu.on_device(&encoder).unwrap().expect("a kernel");
     assert_same("many groups", &*cpu, &*gpu, &x, 64);
@@ -177,6 +178,69 @@ fn wint2_codes_are_the_processors() {
         }
     }
     assert!(cases > 60, "{cases}");
+}
+
+/// Statistics of `rows` rows of inputs, some columns of which are larger than others; or the mean squares alone.
+fn observed(k: usize, rows: usize, full: bool) -> LayerStats {
+    let size = |c: usize| [1.0, 0.03, 4.0, 0.3, 0.0][c * 7 % 5];
+    let x: Vec<f32> = gaussian(17, rows * k)
+        .iter()
+        .enumerate()
+        .map(|(i, x)| x * size(i % k))
+        .collect();
+    let dot = |a: usize, b: usize| -> f64 {
+        let products = x.chunks_exact(k).map(|row| f64::from(row[a]) * f64::from(row[b]));
+        products.sum()
+    };
+    let moment = if full {
+        Moment::Full((0..k * k).map(|i| dot(i / k, i % k)).collect())
+    } else {
+        Moment::Diagonal((0..k).map(|c| dot(c, c)).collect())
+    };
+    LayerStats::new(k, rows as u64, moment, vec![30.0; k]).unwrap()
+}
+
+#[test]
+fn informed_codes_are_the_processors() {
+    let Some(encoder) = encoder("informed_codes_are_the_processors") else {
+        return;
+    };
+    let mut cases = 0;
+    for (options, k) in [
+        ("bits:8,clip:mse", 131),
+        ("bits:4,group:64,clip:mse", 192),
+        ("bits:4,group:32,grid:zp,clip:mse,scale:f16", 96),
+        ("bits:3,group:16,clip:mse", 80),
+        ("bits:2,effort:fast", 192),
+        ("bits:2,effort:default", 128),
+        ("bits:2,effort:best", 64),
+    ] {
+        for full in [false, true] {
+            let (stats, plain) = (observed(k, 300, full), quantizer(options));
+            let there = plain.on_device(&encoder).unwrap().expect("a kernel");
+            let (cpu, gpu) = (plain.informed(&stats).unwrap(), there.informed(&stats).unwrap());
+            assert_eq!(gpu.describe(), cpu.describe());
+            assert!(
+                gpu.rows_together(k).is_some_and(|rows| rows > 1),
+                "{options}: on the device"
+            );
+            let rows: Vec<(&str, Vec<f32>)> =
+                rows(k).into_iter().filter(|(name, _)| *name != "large").collect();
+            let all: Vec<f32> = rows.iter().flat_map(|(_, row)| row.clone()).collect();
+            assert_same(&format!("{options}, full {full}"), &*cpu, &*gpu, &all, rows.len());
+            // The knowledge matters.
+            let without = plain.quantize(Isa::best(), &all, rows.len(), k).unwrap();
+            let with = gpu.quantize(Isa::best(), &all, rows.len(), k).unwrap();
+            assert_ne!(with.codes(), without.codes(), "{options}, full {full}");
+            // Of another layer, and numbers that are none.
+            let mut bad = all.clone();
+            bad[k + 1] = f32::NAN;
+            assert_same(&format!("{options}, NaN"), &*cpu, &*gpu, &bad, rows.len());
+            assert_same(&format!("{options}, narrow"), &*cpu, &*gpu, &[0.5; 64], 1);
+            cases += 1;
+        }
+    }
+    assert_eq!(cases, 14);
 }
 
 #[test]

@@ -16,6 +16,7 @@
 #include "../rows.cu"
 #include "../scores.cu"
 #include "../tensor_gemm.cu"
+#include "../tensor_grouped.cu"
 #include "streams.h"
 
 #include <array>
@@ -51,8 +52,9 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(gemv),       KERNEL(gemm),     KERNEL(decode), KERNEL(attention), KERNEL(rms_norm),
     KERNEL(layer_norm), KERNEL(add),      KERNEL(gate),   KERNEL(activate),  KERNEL(rope),
     KERNEL(gather),     KERNEL(scatter_add), KERNEL(place), KERNEL(gram),
-    KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(group_entries), KERNEL(gemm_grouped), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
+    KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(encode_wint2_weighted), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(group_entries), KERNEL(gemm_grouped), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
     KERNEL(gemm_int8),  KERNEL(gemm_int4), KERNEL(gemm_wint2), KERNEL(gemm_nf4),
+    KERNEL(grouped_any), KERNEL(grouped_bf16), KERNEL(grouped_int8), KERNEL(grouped_int4), KERNEL(grouped_wint2), KERNEL(grouped_nf4),
     KERNEL(gemv_bf16_1), KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_16),
     KERNEL(gemv_int8_1), KERNEL(gemv_int8_4), KERNEL(gemv_int8_16),
     KERNEL(gemv_int4_1), KERNEL(gemv_int4_4), KERNEL(gemv_int4_16),
@@ -207,6 +209,11 @@ CALL cuEventElapsedTime(float *milliseconds, void *start, void *end) {
     auto *a = (streams::Event *)start, *b = (streams::Event *)end;
     streams::wait(*a), streams::wait(*b);
     *milliseconds = std::chrono::duration<float, std::milli>(b->at - a->at).count();
+    return 0;
+}
+CALL cuLaunchHostFunc(void *stream, void (*function)(void *), void *data) {
+    MAY_FAIL;
+    streams::give(streams::named(stream), [=] { function(data); });
     return 0;
 }
 CALL cuGetErrorName(int code, const char **name) { *name = code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_OF_THE_SHIM"; return 0; }

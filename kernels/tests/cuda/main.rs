@@ -2,7 +2,9 @@
 //! library that `kernels/cuda/host/build` makes. Without one these tests say that they were skipped; with
 //! QTOOL_REQUIRE_CUDA=1 that is a failure.
 
+mod encode;
 mod failures;
+mod library;
 mod memory;
 mod moe;
 mod operations;

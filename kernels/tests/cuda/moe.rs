@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use qtool_formats::FloatDtype;
-use qtool_kernels::Backend;
 use qtool_kernels::backend::{Activation, ExpertWeights, Form, HostWeight, Routing, Storage};
+use qtool_kernels::cuda::{Precision, open};
 use qtool_kernels::reference::forward::decode;
+use qtool_kernels::{Backend, CudaBackend};
 
-use crate::products::{affine, ccq, dense};
+use crate::products::{affine, ccq, dense, nf4};
 use crate::{both, numbers, values};
 
 /// w (N, K) times x (K), in f64.
@@ -36,14 +37,20 @@ fn rows_of(whole: &HostWeight, from: usize, n: usize) -> HostWeight {
     HostWeight { n, k: whole.k, form }
 }
 
-/// The definition, for one token.
+/// The definition, for one token; `round` is what is done to both factors of a product first.
 fn expected(
     x: &[f32],
     logits: &[f32],
     routing: &Routing<'_>,
     experts: &[[Vec<f32>; 3]],
     columns: usize,
+    round: fn(f32) -> f32,
 ) -> Vec<f64> {
+    let times = |w: &[f32], x: &[f64]| -> Vec<f64> {
+        let w: Vec<f32> = w.iter().map(|&w| round(w)).collect();
+        let x: Vec<f64> = x.iter().map(|&x| f64::from(round(x as f32))).collect();
+        times(&w, &x)
+    };
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let p: Vec<f64> = logits.iter().map(|l| f64::from(l - top).exp()).collect();
     let total: f64 = p.iter().sum();
@@ -134,7 +141,7 @@ fn experts_together_are_experts_one_by_one() {
                 assert_eq!(got.len(), tokens * k);
                 for (m, got) in got.chunks_exact(k).enumerate() {
                     let (x, l) = (&x[m * k..(m + 1) * k], &logits[m * count..(m + 1) * count]);
-                    let right = expected(x, l, &routing, &plain, k);
+                    let right = expected(x, l, &routing, &plain, k, |x| x);
                     let most = right.iter().fold(1e-30, |most: f64, y| most.max(y.abs()));
                     for (got, right) in got.iter().zip(right) {
                         let off = (f64::from(*got) - right).abs();
@@ -149,6 +156,8 @@ fn experts_together_are_experts_one_by_one() {
         }
     }
     assert_eq!(cases, 30);
+    // Experts over the budget are brought in some at a time, and one that does not fit at all is refused.
+    scarce_memory_changes_nothing(&gpu);
     // The processor leaves it to its other operations.
     let none: ExpertWeights<'_, qtool_kernels::CpuWeight> = ExpertWeights {
         gate: vec![],
@@ -162,4 +171,122 @@ fn experts_together_are_experts_one_by_one() {
     };
     let x = cpu.upload(&[0.0], 1);
     assert!(cpu.experts(&x, &x, &routing, &none, Activation::Silu).is_none());
+}
+
+/// Numbers of a mixture of experts, on the host.
+struct Mixture {
+    hosts: Vec<[HostWeight; 3]>,
+    x: Vec<f32>,
+    logits: Vec<f32>,
+    k: usize,
+}
+
+impl Mixture {
+    fn new(make: fn(usize, usize) -> HostWeight, [tokens, count, k, width]: [usize; 4]) -> Self {
+        let whole = [
+            make(count * width, k),
+            make(2 * count * width, k),
+            make(count * k, width),
+        ];
+        let host = |e: usize| {
+            [
+                rows_of(&whole[0], e * width, width),
+                rows_of(&whole[1], (count + e) * width, width),
+                rows_of(&whole[2], e * k, k),
+            ]
+        };
+        Self {
+            hosts: (0..count).map(host).collect(),
+            x: numbers(9, tokens * k),
+            logits: numbers(5, tokens * count).iter().map(|l| l * 4.0).collect(),
+            k,
+        }
+    }
+
+    const ROUTING: Routing<'static> = Routing {
+        top: 2,
+        bias: None,
+        least_sum: 1e-12,
+    };
+
+    fn on(&self, gpu: &CudaBackend) -> Vec<f32> {
+        let there: Vec<[_; 3]> = self
+            .hosts
+            .iter()
+            .map(|h| h.each_ref().map(|w| gpu.weight(w)))
+            .collect();
+        let experts = ExpertWeights {
+            gate: there.iter().map(|w| &w[0]).collect(),
+            up: there.iter().map(|w| &w[1]).collect(),
+            down: there.iter().map(|w| &w[2]).collect(),
+        };
+        let (x, logits) = (
+            gpu.upload(&self.x, self.k),
+            gpu.upload(&self.logits, self.hosts.len()),
+        );
+        let got = gpu.experts(&x, &logits, &Self::ROUTING, &experts, Activation::Silu);
+        gpu.read(&got.expect("an operation for it")).unwrap()
+    }
+}
+
+fn scarce_memory_changes_nothing(ample: &CudaBackend) {
+    let mixture = Mixture::new(|n, k| dense(FloatDtype::Bf16, n, k), [20, 7, 64, 96]);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let whole = mixture.on(&ample.clone().with_precision(precision));
+        // Seven experts of three weights of 12 KiB, and some 90 KiB for what they make of 20 tokens.
+        for budget in [400 << 10, 200 << 10, 140 << 10] {
+            let gpu = CudaBackend::new(open(0, Some(budget)).unwrap()).with_precision(precision);
+            assert_eq!(mixture.on(&gpu), whole, "{precision:?}, {budget} bytes");
+            let memory = gpu.device().memory();
+            assert!(
+                memory.most <= budget && (memory.fetched > 0 || budget > 300 << 10),
+                "{memory:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn experts_on_tensor_cores_are_those_of_rounded_factors() {
+    let Some((gpu, _)) = both("experts_on_tensor_cores_are_those_of_rounded_factors") else {
+        return;
+    };
+    let gpu = gpu.with_precision(Precision::Bf16);
+    let round = |x: f32| half::bf16::from_f32(x).to_f32();
+    let makes: [(&str, fn(usize, usize) -> HostWeight); 6] = [
+        ("f16", |n, k| dense(FloatDtype::F16, n, k)),
+        ("bf16", |n, k| dense(FloatDtype::Bf16, n, k)),
+        ("int8", |n, k| affine("w8-sym-row-bf16", n, k)),
+        ("int4", |n, k| affine("w4-sym-g64-bf16", n, k)),
+        ("wint2", ccq),
+        ("nf4", nf4),
+    ];
+    for (name, make) in makes {
+        for sizes in [[17, 3, 64, 64], [150, 2, 64, 128], [33, 20, 128, 64]] {
+            let mixture = Mixture::new(make, sizes);
+            let got = mixture.on(&gpu);
+            let plain: Vec<[Vec<f32>; 3]> = mixture.hosts.iter().map(|h| h.each_ref().map(decode)).collect();
+            let (k, count) = (mixture.k, mixture.hosts.len());
+            let mut differ = 0;
+            for (m, got) in got.chunks_exact(k).enumerate() {
+                let (x, l) = (&mixture.x[m * k..][..k], &mixture.logits[m * count..][..count]);
+                let right = expected(x, l, &Mixture::ROUTING, &plain, k, round);
+                let exact = expected(x, l, &Mixture::ROUTING, &plain, k, |x| x);
+                let most = right.iter().fold(1e-30, |most: f64, y| most.max(y.abs()));
+                for ((got, right), exact) in got.iter().zip(right).zip(exact) {
+                    // The hidden numbers are rounded, too, and one that lies between two goes either way.
+                    let off = (f64::from(*got) - right).abs();
+                    assert!(off <= 1e-3 * most, "{name}, {sizes:?}: {got}, expected {right}");
+                    differ += usize::from((f64::from(*got) - exact).abs() > 1e-4 * most);
+                }
+            }
+            assert!(differ > 0, "{name}, {sizes:?}: not on tensor cores");
+        }
+    }
+    // Few tokens are exact, as other products are.
+    let mixture = Mixture::new(ccq, [16, 3, 64, 64]);
+    assert_eq!(
+        mixture.on(&gpu),
+        mixture.on(&gpu.clone().with_precision(Precision::F32))
+    );
 }

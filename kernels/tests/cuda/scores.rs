@@ -119,3 +119,48 @@ fn what_is_not_finite_has_no_score() {
         }
     }
 }
+
+#[test]
+fn both_devices_say_the_same_of_the_same_logits() {
+    let Some((gpu, cpu)) = both("both_devices_say_the_same_of_the_same_logits") else {
+        return;
+    };
+    let mut compared = 0;
+    for v in [1usize, 2, 33, 257, 5003] {
+        let mut base = logits(v as u64, v);
+        let mut candidate: Vec<Vec<f32>> = base
+            .iter()
+            .map(|row| row.iter().map(|l| l * 0.99).collect())
+            .collect();
+        // Equal rows, rows that are not finite, rows whose token is not in the vocabulary.
+        base.extend([vec![1.0; v], vec![f32::NAN; v], vec![0.0; v], vec![0.0; v]]);
+        candidate.extend([vec![1.0; v], vec![0.0; v], vec![f32::INFINITY; v], vec![1.0; v]]);
+        let mut targets: Vec<u32> = (0..base.len()).map(|m| (m * 11 % v) as u32).collect();
+        *targets.last_mut().unwrap() = v as u32;
+        let here = (cpu.upload(&base.concat(), v), cpu.upload(&candidate.concat(), v));
+        let there = (gpu.upload(&base.concat(), v), gpu.upload(&candidate.concat(), v));
+        let expected = cpu.divergences(&here.0, &here.1, &targets);
+        let found = gpu.divergences(&there.0, &there.1, &targets);
+        gpu.fault().unwrap();
+        assert_eq!((found.len(), expected.len()), (base.len(), base.len()));
+        for (m, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            assert_eq!(found.is_some(), expected.is_some(), "V = {v}, row {m}");
+            let Some((found, expected)) = found.zip(*expected) else {
+                continue;
+            };
+            let bound = 1e-12 * (1.0 + log_sum(&base[m]).abs() + expected.kl);
+            assert!(
+                (found.kl - expected.kl).abs() <= bound,
+                "V = {v}, row {m}: {found:?} {expected:?}"
+            );
+            assert!(
+                (found.delta_p - expected.delta_p).abs() <= bound,
+                "V = {v}, row {m}: {found:?} {expected:?}"
+            );
+            assert_eq!(found.agreed, expected.agreed, "V = {v}, row {m}");
+            compared += 1;
+        }
+        assert_eq!(expected[expected.len() - 3..], [None, None, None], "V = {v}");
+    }
+    assert_eq!(compared, 5 * 6);
+}
