@@ -59,10 +59,21 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 pub fn measured(model: &Path, corpus: &Corpus, target: &Path, part: Option<(usize, usize)>, threads: usize) {
+    measured_as(Evidence::Full, model, corpus, target, part, threads);
+}
+
+fn measured_as(
+    evidence: Evidence,
+    model: &Path,
+    corpus: &Corpus,
+    target: &Path,
+    part: Option<(usize, usize)>,
+    threads: usize,
+) {
     let options = measure::Options {
         target: target.to_owned(),
         force: false,
-        evidence: Evidence::Full,
+        evidence,
         slices: part.map(|(i, n)| slices_of(i, n).unwrap()),
         threads,
         device: qtool::device::Device::default(),
@@ -172,6 +183,8 @@ fn evidence_lowers_the_error_its_layers_see() {
             "bits:3,group:32,grid:zp,method:gptq",
             Some("bits:3,group:32,grid:zp,clip:mse"),
         ),
+        ("bits:4,method:q4-k", Some("bits:4,method:none,group:32")),
+        ("bits:2,method:q2-k", Some("bits:2,method:none,group:16")),
     ];
     for (number, (recipe, plain)) in cases.into_iter().enumerate() {
         let statistics = Calibration::Statistics(at("stats"));
@@ -211,7 +224,7 @@ fn evidence_lowers_the_error_its_layers_see() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 3 * 6 * 7);
+    assert_eq!(compared, 5 * 6 * 7);
     let other = sample("tiny-ernie45-moe");
     let refused = calibrated(
         &other,
@@ -222,6 +235,37 @@ fn evidence_lowers_the_error_its_layers_see() {
     );
     assert!(refused.unwrap_err().to_string().contains("another model"));
     assert!(!at("x").exists());
+}
+
+#[test]
+fn of_diagonals_every_method_makes_what_it_can_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = sample("tiny-ernie45");
+    let corpus = corpus(&model, &ids_file(dir.path()), 10);
+    measured_as(Evidence::Diagonal, &model, &corpus, &at("stats"), None, 2);
+    let statistics = Calibration::Statistics(at("stats"));
+    let recipes = ["bits:2,effort:fast", "bits:4,method:gptq", "bits:4,method:q4-k"];
+    for (number, recipe) in recipes.into_iter().enumerate() {
+        let target = at(&format!("out{number}"));
+        calibrated(&model, &target, recipe, &statistics, 2).unwrap();
+        let artifact = Artifact::open(&target).unwrap();
+        let mut seen = 0;
+        for tensor in &artifact.manifest().tensors {
+            if let Stored::Quantized(q) = &tensor.stored {
+                assert!(!q.method.contains("damping"), "{recipe}: {}", q.method);
+                let weighted = ["mean squares", "weighted by inputs"];
+                assert!(
+                    weighted.iter().any(|w| q.method.contains(w)),
+                    "{recipe}: {}",
+                    q.method
+                );
+                assert!(q.proxy_error.is_some_and(|error| error > 0.0), "{recipe}");
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 6 * 7, "{recipe}");
+    }
 }
 
 #[test]
