@@ -14,6 +14,7 @@ use half::slice::HalfFloatSliceExt;
 use serde_json::{Value, json};
 
 use super::ahead::in_order;
+use super::foreign::{Given, Planned, stored};
 use super::{Exporter, OnBytes, card, copy_side_files, interrupted, write_provenance};
 use crate::Result;
 use crate::artifact::manifest::QuantizedRecord;
@@ -21,6 +22,7 @@ use crate::artifact::{Artifact, Stored, TensorRecord};
 use crate::checkpoint::Orientation;
 use crate::checkpoint::shards::read_json;
 use crate::dtype::FloatDtype;
+use crate::import::Decoded;
 use crate::packing::wint2::Arithmetic;
 use crate::replace::Staging;
 use crate::scheme::Scheme;
@@ -122,9 +124,39 @@ impl Exporter for Dense {
         })?;
         writer.finish()?;
         self.write_config(artifact, staging)?;
-        copy_side_files(staging, artifact)?;
+        copy_side_files(staging, artifact.files(), &[])?;
         card::write(staging, artifact, self.name(), self.planned_bytes(artifact))?;
         write_provenance(staging, artifact, self.name())
+    }
+
+    fn plan_foreign<'a>(&'a self, given: &'a Given<'a>) -> Result<Planned<'a>> {
+        let model = given.model;
+        let mut config = given.config()?;
+        self.name_dtype(&mut config);
+        if !config.contains_key("dtype") {
+            config.insert("torch_dtype".to_owned(), json!(self.dtype_name()));
+        }
+        let mut tensors = Vec::new();
+        for (group, tensor) in model.tensors().iter().enumerate() {
+            let dtype = given.kept(tensor)?.unwrap_or(self.dtype.dtype());
+            tensors.push(stored(tensor.name.clone(), dtype, tensor.shape.clone(), group));
+        }
+        let make = move |i: usize| -> Result<Vec<Cow<'a, [u8]>>> {
+            let Some(tensor) = model.tensors().get(i) else {
+                return Ok(Vec::new());
+            };
+            if given.kept(tensor)?.is_some() {
+                return Ok(vec![given.kept_bytes(tensor)?]);
+            }
+            let bytes = match model.decode(tensor)? {
+                Some(Decoded::Weight(weight)) => self.whole(&weight)?,
+                Some(Decoded::Floats { dtype, bytes }) if dtype == self.dtype => bytes,
+                Some(Decoded::Floats { dtype, bytes }) => self.floats(dtype, &bytes),
+                None => return Ok(vec![given.kept_bytes(tensor)?]),
+            };
+            Ok(vec![Cow::Owned(bytes)])
+        };
+        Ok(given.folder(self.name(), tensors, config, Box::new(make)))
     }
 }
 
@@ -219,30 +251,54 @@ impl Dense {
             let weight = artifact.weight_rows(record, from, count)?;
             bytes.clear();
             for i in 0..count {
-                if self.dtype != FloatDtype::Bf16 {
-                    weight.dequantize_row(i, &mut row);
-                    row.iter().for_each(|&v| self.dtype.push(v, &mut bytes));
-                    continue;
-                }
                 match &weight {
-                    QuantizedWeight::Ccq(w) if self.arithmetic == Arithmetic::Gemm => {
+                    QuantizedWeight::Ccq(w)
+                        if self.arithmetic == Arithmetic::Gemm && self.dtype == FloatDtype::Bf16 =>
+                    {
                         w.round_row(i, self.arithmetic, &mut narrow)?;
+                        push_narrow(&narrow, &mut bytes);
                     }
                     _ => {
                         weight.dequantize_row(i, &mut row);
-                        narrow.convert_from_f32_slice(&row);
+                        self.push_row(&row, &mut narrow, &mut bytes);
                     }
-                }
-                let at = bytes.len();
-                bytes.resize(at + 2 * k, 0);
-                let fresh = bytes.get_mut(at..).unwrap_or_default();
-                for (to, value) in fresh.as_chunks_mut::<2>().0.iter_mut().zip(&narrow) {
-                    *to = value.to_le_bytes();
                 }
             }
             take(from, &bytes)?;
         }
         Ok(())
+    }
+
+    /// Appends a row of values in the format's type; `narrow` is as long.
+    fn push_row(&self, row: &[f32], narrow: &mut [bf16], bytes: &mut Vec<u8>) {
+        if self.dtype == FloatDtype::Bf16 {
+            narrow.convert_from_f32_slice(row);
+            push_narrow(narrow, bytes);
+        } else {
+            row.iter().for_each(|&v| self.dtype.push(v, bytes));
+        }
+    }
+
+    /// All of a weight of others, whose codes FastDeploy's matrix product does not know.
+    fn whole(&self, weight: &QuantizedWeight) -> Result<Vec<u8>> {
+        let (n, k) = weight.dims();
+        let (mut row, mut narrow) = (vec![0f32; k], vec![bf16::ZERO; k]);
+        let mut bytes = Vec::with_capacity(n * k * self.dtype.bytes());
+        for i in 0..n {
+            weight.dequantize_row(i, &mut row);
+            self.push_row(&row, &mut narrow, &mut bytes);
+        }
+        Ok(bytes)
+    }
+
+    /// Floats of another type in the format's.
+    fn floats(&self, dtype: FloatDtype, bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(bytes.len() / dtype.bytes() * self.dtype.bytes());
+        for chunk in bytes.chunks(BLOCK) {
+            let row = dtype.widen(chunk);
+            self.push_row(&row, &mut vec![bf16::ZERO; row.len()], &mut out);
+        }
+        out
     }
 
     /// The whole weight as [K, N] bytes.
@@ -271,17 +327,35 @@ impl Dense {
         if let Some(object) = config.as_object_mut() {
             object.shift_remove("quantization_config");
             object.shift_remove("is_quantized");
-            let name = if self.dtype == FloatDtype::F32 {
-                "float32"
-            } else {
-                "bfloat16"
-            };
-            for key in ["torch_dtype", "dtype"] {
-                if let Some(value) = object.get_mut(key) {
-                    *value = json!(name);
-                }
-            }
+            self.name_dtype(object);
         }
         staging.write_file("config.json", format!("{config:#}\n").as_bytes())
+    }
+
+    /// The format's type as a config names it.
+    fn dtype_name(&self) -> &'static str {
+        if self.dtype == FloatDtype::F32 {
+            "float32"
+        } else {
+            "bfloat16"
+        }
+    }
+
+    /// Names the type that weights now have where a config names one.
+    fn name_dtype(&self, config: &mut serde_json::Map<String, Value>) {
+        for key in ["torch_dtype", "dtype"] {
+            if let Some(value) = config.get_mut(key) {
+                *value = json!(self.dtype_name());
+            }
+        }
+    }
+}
+
+fn push_narrow(row: &[bf16], bytes: &mut Vec<u8>) {
+    let at = bytes.len();
+    bytes.resize(at + 2 * row.len(), 0);
+    let fresh = bytes.get_mut(at..).unwrap_or_default();
+    for (to, value) in fresh.as_chunks_mut::<2>().0.iter_mut().zip(row) {
+        *to = value.to_le_bytes();
     }
 }
