@@ -13,9 +13,9 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use serde_json::{Value, json};
 
-use super::ahead::in_order;
 use super::foreign::{Given, Planned, stored};
-use super::{Exporter, OnBytes, card, copy_side_files, interrupted, write_provenance};
+use super::spares::Spares;
+use super::{Exporter, OnBytes, card, copy_side_files, shards, write_provenance};
 use crate::Result;
 use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
@@ -26,7 +26,7 @@ use crate::import::Decoded;
 use crate::packing::wint2::Arithmetic;
 use crate::replace::Staging;
 use crate::scheme::Scheme;
-use crate::shard_writer::{ShardWriter, StoredTensor};
+use crate::shard_writer::StoredTensor;
 use crate::weight::QuantizedWeight;
 
 /// Decoded weights in BF16.
@@ -53,8 +53,8 @@ pub struct Dense {
     arithmetic: Arithmetic,
 }
 
-/// Values handled between two calls of `on_bytes`.
-const BLOCK: usize = 1 << 20;
+/// Values of a piece, about: what stays in a processor's cache from its making to its writing.
+const BLOCK: usize = 1 << 17;
 
 impl Exporter for Dense {
     fn name(&self) -> &'static str {
@@ -102,27 +102,14 @@ impl Exporter for Dense {
             .enumerate()
             .map(|(i, record)| self.stored(record, i))
             .collect();
-        let writer = ShardWriter::create(staging.folder(), tensors, max_shard_bytes)?;
-        let mut writer = writer.without_digests();
         let pieces = pieces(&records);
-        let make = |i: usize| match pieces.get(i) {
-            Some(piece) => self.make(artifact, piece),
-            None => Ok(Cow::Borrowed(&[][..])),
+        let make = |i: usize, spares: &Spares| match pieces.get(i) {
+            Some(piece) => Ok(vec![self.make(artifact, piece, spares)?]),
+            None => Ok(Vec::new()),
         };
-        let mut done = 0u64;
-        in_order(pieces.len(), make, |i, bytes| {
-            let index = pieces.get(i).map_or(0, |piece| piece.index);
-            bytes.chunks(1 << 23).try_for_each(|chunk| {
-                writer.append(index, chunk)?;
-                done += chunk.len() as u64;
-                if on_bytes(done) {
-                    Ok(())
-                } else {
-                    Err(interrupted(staging))
-                }
-            })
-        })?;
-        writer.finish()?;
+        let group_of = |i: usize| pieces.get(i).map_or(0, |piece| piece.index);
+        let pieces = (pieces.len(), group_of);
+        shards::write(staging, tensors, max_shard_bytes, pieces, make, on_bytes)?;
         self.write_config(artifact, staging)?;
         copy_side_files(staging, artifact.files(), &[])?;
         card::write(staging, artifact, self.name(), self.planned_bytes(artifact))?;
@@ -199,7 +186,7 @@ fn block_rows(record: &QuantizedRecord) -> usize {
 }
 
 impl Dense {
-    fn make<'a>(&self, artifact: &'a Artifact, piece: &Piece<'_>) -> Result<Cow<'a, [u8]>> {
+    fn make<'a>(&self, artifact: &'a Artifact, piece: &Piece<'_>, spares: &Spares) -> Result<Cow<'a, [u8]>> {
         Ok(match piece.work {
             Work::Check => {
                 artifact.check_digests(piece.record)?;
@@ -207,11 +194,8 @@ impl Dense {
             }
             Work::Copy => Cow::Borrowed(artifact.stored(&piece.record.name)?.bytes()),
             Work::Rows(q, at) => {
-                let mut out = Vec::new();
-                self.decode(artifact, q, at..q.rows.min(at + block_rows(q)), |_, bytes| {
-                    out.extend_from_slice(bytes);
-                    Ok(())
-                })?;
+                let mut out = spares.take();
+                self.decode(artifact, q, at..q.rows.min(at + block_rows(q)), &mut out)?;
                 Cow::Owned(out)
             }
             Work::Transpose(q) => Cow::Owned(self.transposed(artifact, q)?),
@@ -233,38 +217,31 @@ impl Dense {
         }
     }
 
-    /// Decodes these rows in blocks and hands each on as (first row, bytes of (count, K) elements).
+    /// Decodes these rows and appends their (count, K) elements.
     fn decode(
         &self,
         artifact: &Artifact,
         record: &QuantizedRecord,
         rows: Range<usize>,
-        mut take: impl FnMut(usize, &[u8]) -> Result<()>,
+        bytes: &mut Vec<u8>,
     ) -> Result<()> {
         let k = record.columns;
-        let block = block_rows(record);
         let mut row = vec![0f32; k];
         let mut narrow = vec![bf16::ZERO; k];
-        let mut bytes = Vec::new();
-        for from in rows.clone().step_by(block) {
-            let count = block.min(rows.end - from);
-            let weight = artifact.weight_rows(record, from, count)?;
-            bytes.clear();
-            for i in 0..count {
-                match &weight {
-                    QuantizedWeight::Ccq(w)
-                        if self.arithmetic == Arithmetic::Gemm && self.dtype == FloatDtype::Bf16 =>
-                    {
-                        w.round_row(i, self.arithmetic, &mut narrow)?;
-                        push_narrow(&narrow, &mut bytes);
-                    }
-                    _ => {
-                        weight.dequantize_row(i, &mut row);
-                        self.push_row(&row, &mut narrow, &mut bytes);
-                    }
+        let weight = artifact.weight_rows(record, rows.start, rows.len())?;
+        for i in 0..rows.len() {
+            match &weight {
+                QuantizedWeight::Ccq(w)
+                    if self.arithmetic == Arithmetic::Gemm && self.dtype == FloatDtype::Bf16 =>
+                {
+                    w.round_row(i, self.arithmetic, &mut narrow)?;
+                    push_narrow(&narrow, bytes);
+                }
+                _ => {
+                    weight.dequantize_row(i, &mut row);
+                    self.push_row(&row, &mut narrow, bytes);
                 }
             }
-            take(from, &bytes)?;
         }
         Ok(())
     }
@@ -275,7 +252,12 @@ impl Dense {
             narrow.convert_from_f32_slice(row);
             push_narrow(narrow, bytes);
         } else {
-            row.iter().for_each(|&v| self.dtype.push(v, bytes));
+            let at = bytes.len();
+            bytes.resize(at + 4 * row.len(), 0);
+            let fresh = bytes.get_mut(at..).unwrap_or_default();
+            for (to, value) in fresh.as_chunks_mut::<4>().0.iter_mut().zip(row) {
+                *to = value.to_le_bytes();
+            }
         }
     }
 
@@ -305,15 +287,18 @@ impl Dense {
     fn transposed(&self, artifact: &Artifact, record: &QuantizedRecord) -> Result<Vec<u8>> {
         let (n, k, width) = (record.rows, record.columns, self.dtype.bytes());
         let mut transposed = vec![0u8; n * k * width];
-        self.decode(artifact, record, 0..n, |from, bytes| {
-            for (row, values) in bytes.chunks_exact(k * width).enumerate() {
+        let mut block = Vec::new();
+        let step = block_rows(record);
+        for from in (0..n).step_by(step) {
+            block.clear();
+            self.decode(artifact, record, from..n.min(from + step), &mut block)?;
+            for (row, values) in block.chunks_exact(k * width).enumerate() {
                 let column = transposed.chunks_exact_mut(width).skip(from + row).step_by(n);
                 column
                     .zip(values.chunks_exact(width))
                     .for_each(|(t, v)| t.copy_from_slice(v));
             }
-            Ok(())
-        })?;
+        }
         Ok(transposed)
     }
 

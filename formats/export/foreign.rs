@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::gguf::model::llama3_factors;
+use super::spares::Spares;
 use super::{OnBytes, PROVENANCE_FILE, card, copy_side_files, shards};
 use crate::checkpoint::file_name;
 use crate::dtype::{Dtype, FloatDtype};
@@ -151,7 +152,8 @@ impl<'a> Given<'a> {
         let tensor_bytes = tensors.iter().map(|tensor| tensor.bytes).sum();
         let write = move |staging: &Staging, max_shard_bytes: u64, on_bytes: OnBytes<'_>| {
             let count = self.model.tensors().len();
-            shards::write(staging, tensors, max_shard_bytes, count, make, on_bytes)?;
+            let make = |i: usize, _: &Spares| make(i);
+            shards::write(staging, tensors, max_shard_bytes, (count, |i| i), make, on_bytes)?;
             let text = format!("{:#}\n", Value::Object(config));
             staging.write_file("config.json", text.as_bytes())?;
             copy_side_files(staging, self.model.files(), &FORMER)?;

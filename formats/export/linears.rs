@@ -3,7 +3,7 @@
 //! share: which artifacts they can hold, the walk over the tensors, and the files around them. What a
 //! format adds is a [`LinearFormat`].
 //!
-//! Memory holds three weights as they are laid out, their scales as f32, and one block of rows. Digests of what is read are
+//! Memory holds five weights as they are laid out, their scales as f32, and two blocks of rows. Digests of what is read are
 //! checked on the way.
 
 mod foreign;
@@ -15,6 +15,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::foreign::{Given, Planned};
+use super::spares::Spares;
 use super::{Exporter, OnBytes, card, copy_side_files, refusal, shards, write_provenance};
 use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
@@ -164,12 +165,14 @@ pub enum Stream {
     Rows,
     /// Their 32-bit words (N, W) turned to (W, N).
     Turned,
+    /// Of 4 bits, the halves of each byte swapped.
+    Swapped,
 }
 
 /// Rows of a block begin at a multiple of this; a multiple of every layout's interleave.
 pub const BLOCK_ROWS: usize = 64;
 /// Codes of a block, about.
-const BLOCK: usize = 1 << 20;
+const BLOCK: usize = 1 << 18;
 
 /// A [`LinearFormat`] as an exporter.
 #[derive(Debug, Clone, Copy)]
@@ -224,11 +227,12 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
         let tensors = stored_tensors(artifact, format)?;
         let bytes: u64 = tensors.iter().map(|t| t.bytes).sum();
         let records = &artifact.manifest().tensors;
-        let make = |i: usize| match records.get(i) {
-            Some(record) => laid_out(artifact, format, record),
+        let make = |i: usize, spares: &Spares| match records.get(i) {
+            Some(record) => laid_out(artifact, format, record, spares),
             None => Ok(Vec::new()),
         };
-        shards::write(staging, tensors, max_shard_bytes, records.len(), make, on_bytes)?;
+        let pieces = (records.len(), |i| i);
+        shards::write(staging, tensors, max_shard_bytes, pieces, make, on_bytes)?;
         write_config(artifact, staging, config)?;
         copy_side_files(staging, artifact.files(), &[])?;
         card::write(staging, artifact, self.name(), bytes)?;
@@ -245,6 +249,7 @@ fn laid_out<'a>(
     artifact: &'a Artifact,
     format: &dyn LinearFormat,
     record: &TensorRecord,
+    spares: &Spares,
 ) -> Result<Vec<Cow<'a, [u8]>>> {
     artifact.check_digests(record)?;
     let quantized = match &record.stored {
@@ -252,7 +257,7 @@ fn laid_out<'a>(
         Stored::Quantized(quantized) => quantized,
     };
     let weight = subject(artifact, record, quantized)?;
-    let codes = packed_codes(artifact, format, quantized, &weight)?;
+    let codes = packed_codes(artifact, format, quantized, &weight, spares)?;
     let rests = match nested_scales(artifact, quantized)? {
         Some(nested) => format.rest_nested(&weight, &nested)?,
         None => {
@@ -287,21 +292,26 @@ fn packed_codes<'a>(
     format: &dyn LinearFormat,
     record: &QuantizedRecord,
     weight: &Subject,
+    spares: &Spares,
 ) -> Result<Cow<'a, [u8]>> {
     let (n, k) = (record.rows, record.columns);
     if let Some(stream) = format.stream(weight)
         && let Some(bytes) = streamed(artifact, record)?
     {
-        if stream == Stream::Rows {
-            return Ok(Cow::Borrowed(bytes));
+        let mut out = match stream {
+            Stream::Rows => return Ok(Cow::Borrowed(bytes)),
+            Stream::Turned => spares.zeros(bytes.len()),
+            Stream::Swapped => spares.take(),
+        };
+        match stream {
+            Stream::Swapped => out.extend(bytes.iter().map(|byte| byte.rotate_left(4))),
+            _ => turn(WORD, bytes.len() / (n * WORD).max(1), bytes, n, 0, &mut out),
         }
-        let mut out = vec![0u8; bytes.len()];
-        turn(WORD, bytes.len() / (n * WORD).max(1), bytes, n, 0, &mut out);
         return Ok(Cow::Owned(out));
     }
     let forms = format.forms(weight).map_err(|reason| refusal(artifact, reason))?;
     let size = forms.first().and_then(|form| byte_len(form.dtype, &form.shape));
-    let mut out = vec![0u8; size.unwrap_or(0)];
+    let mut out = spares.zeros(size.unwrap_or(0));
     let block = (BLOCK / k.max(1)).next_multiple_of(BLOCK_ROWS);
     for at in (0..n).step_by(block) {
         format.codes(&artifact.weight_rows(record, at, block)?, at, n, &mut out)?;

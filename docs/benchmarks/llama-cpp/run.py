@@ -8,7 +8,7 @@
 MODEL is quantized by each recipe of CASES, exported with --to gguf, and read by llama.cpp:
 
 * the tokens of TEXT, against the model's own tokenizer (the library tokenizers);
-* the likeliest next token after each of 100 prompts of 64 tokens;
+* the likeliest next token after each of 100 prompts of 64 tokens (--length);
 * ln p of every token of these prompts: their mean as perplexity, and the distance of single ones.
 
 An encoder is asked for the mean of its last hidden states, or the logits of its head, instead. With --gguf both run that
@@ -30,7 +30,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
-PROMPTS, LENGTH = 100, 64
+PROMPTS = 100
 THREADS = 1  # more of them wait for each other on a shared machine
 PERPLEXITY = 0.01  # relative
 LEAD = 0.35  # nats by which the own choice may lead where llama.cpp's differs
@@ -115,9 +115,9 @@ def decoder(args, artifact, gguf, tokenizer, text):
     some = text[:20_000]
     theirs = model.tokenize(some.encode(), add_bos=False, special=True)
     same_tokens = theirs == tokenizer.encode(some, add_special_tokens=False).ids
-    count = min(PROMPTS, len(ids) // LENGTH)
-    starts = [i * (len(ids) // LENGTH) // count * LENGTH for i in range(count)]
-    prompts = [ids[start:start + LENGTH] for start in starts]
+    count = min(PROMPTS, len(ids) // args.length)
+    starts = [i * (len(ids) // args.length) // count * args.length for i in range(count)]
+    prompts = [ids[start:start + args.length] for start in starts]
     own = outputs(args, artifact, prompts, "--next")
     differ, nats, apart = [], 0.0, []
     for prompt, answer in zip(prompts, own):
@@ -166,6 +166,7 @@ def main():
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--case", action="append", choices=CASES)
+    parser.add_argument("--length", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--gguf", type=Path, help="a file to run instead of exports")
     parser.add_argument("--option", action="append", default=[], help="more for qtool quantize, such as --option=--rule --option=X")
     parser.add_argument("--qtool", type=Path, default=ROOT / "target/release/qtool")

@@ -33,7 +33,8 @@ use self::origin::{Held, Origin, Part};
 use super::ahead::in_order;
 use super::foreign::{Given, Planned as PlannedExport};
 use super::linears::not_half;
-use super::{Exporter, OnBytes, card, interrupted, write_provenance};
+use super::spares::Spares;
+use super::{Exporter, OnBytes, card, interrupted, syncing, write_provenance};
 use crate::Result;
 use crate::artifact::Artifact;
 use crate::dtype::FloatDtype;
@@ -57,8 +58,8 @@ fn wants_f32(name: &str) -> bool {
     ["position_embd.weight", "token_types.weight"].contains(&name) || name.ends_with("ffn_gate_inp.weight")
 }
 
-/// Values handled at a time, about.
-const BLOCK: usize = 1 << 20;
+/// Values handled at a time, about: what stays in a processor's cache from its making to its writing.
+const BLOCK: usize = 1 << 17;
 
 /// How one tensor becomes its entry.
 #[derive(Clone, Copy)]
@@ -175,26 +176,35 @@ impl Plan<'_> {
 
     fn write(&self, staging: &Staging, on_bytes: OnBytes<'_>) -> Result<()> {
         let entries = self.tensors.iter().map(|t| t.entry.clone()).collect();
-        let mut writer = Writer::create(&staging.folder().join(FILE), &self.keys, entries)?;
-        let mut done = 0u64;
-        let mut append = |bytes: &[u8]| {
-            writer.append(bytes)?;
-            done += bytes.len() as u64;
-            if on_bytes(done) {
-                Ok(())
-            } else {
-                Err(interrupted(staging))
-            }
-        };
+        let path = staging.folder().join(FILE);
+        let mut writer = Writer::create(&path, &self.keys, entries)?;
         let pieces = pieces(self);
+        let spares = Spares::default();
         let make = |i: usize| match pieces.get(i) {
-            Some(piece) => make(self.origin, piece, &self.rope_factors),
+            Some(piece) => make(self.origin, piece, &self.rope_factors, &spares),
             None => Ok(Cow::Borrowed(&[][..])),
         };
-        in_order(pieces.len(), make, |_, bytes| {
-            bytes.chunks(1 << 23).try_for_each(&mut append)
-        })?;
-        writer.finish()
+        syncing::beside(&path, |due| {
+            let mut done = 0u64;
+            in_order(pieces.len(), make, |_, bytes| {
+                for chunk in bytes.chunks(1 << 23) {
+                    writer.append(chunk)?;
+                    done += chunk.len() as u64;
+                    if !on_bytes(done) {
+                        return Err(interrupted(staging));
+                    }
+                    if let Some(file) = writer.due_for_sync()? {
+                        due.offer(file);
+                    }
+                }
+                if let Cow::Owned(bytes) = bytes {
+                    spares.give(bytes);
+                }
+                Ok(())
+            })?;
+            drop(due);
+            writer.finish()
+        })
     }
 }
 
@@ -258,7 +268,12 @@ impl Planned<'_> {
 }
 
 /// The bytes of a piece.
-fn make<'a>(origin: Origin<'a>, piece: &Piece<'_, 'a>, rope_factors: &[f32]) -> Result<Cow<'a, [u8]>> {
+fn make<'a>(
+    origin: Origin<'a>,
+    piece: &Piece<'_, 'a>,
+    rope_factors: &[f32],
+    spares: &Spares,
+) -> Result<Cow<'a, [u8]>> {
     let planned = piece.planned;
     let Some((part, source)) = piece.part else {
         let factors = rope_factors.iter().flat_map(|f| f.to_le_bytes());
@@ -278,7 +293,8 @@ fn make<'a>(origin: Origin<'a>, piece: &Piece<'_, 'a>, rope_factors: &[f32]) -> 
             Cow::Owned(values.iter().flat_map(|v| v.to_le_bytes()).collect())
         }
         Source::Packed(kind) => {
-            let mut out = Vec::with_capacity((until - at) * row);
+            let mut out = spares.take();
+            out.reserve((until - at) * row);
             match origin.weight(part, at, step)? {
                 QuantizedWeight::Affine(weight) => kind.pack(&weight, &mut out),
                 QuantizedWeight::K(weight) => pack_k(&weight, &mut out),
