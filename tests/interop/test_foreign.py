@@ -3,6 +3,7 @@ and a file of llama.cpp, which transformers reads itself for comparison.
 """
 
 import os
+import shutil
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 os.environ["GPTQ_TORCH_TRITON_DEQUANT"] = "0"
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness import ROOT
+from harness import MODELS, ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "imports"
 IDS = torch.tensor([[5, 77, 90, 12, 42, 7, 30, 12, 48, 4, 9, 1]])
@@ -43,8 +44,10 @@ def check_transformers(context, name, to, bound, **options):
     modules, compared = dict(loaded.named_modules()), 0
     for key, value in values.items():
         weight = modules[key.removesuffix(".weight")].weight
-        dtype = torch.bfloat16 if to == "bf16" else value.dtype  # rounded once more by the format, or by the library that made it
-        assert torch.equal(weight.to(dtype), value.float().to(dtype)), key
+        if to == "bf16":  # the library's F16 was rounded before: a tie may fall to the other side
+            assert torch.allclose(weight, value.float(), rtol=2 ** -7, atol=0), key
+        else:
+            assert torch.equal(weight.to(value.dtype), value), key
         compared += 1
     difference = (got - logits).abs().max().item()
     assert difference <= bound, difference
@@ -76,6 +79,8 @@ def check_gptqmodel(context, name, to):
     from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
 
     folder = exported(context, GOLDEN / name, to)
+    for path in (MODELS / "tiny-ernie45").glob("*token*.json"):  # the loader asks for one; the golden models have none
+        shutil.copy(path, folder)
     backend = BACKEND.AWQ_TORCH if to == "awq" else BACKEND.GPTQ_TORCH
     loaded = GPTQModel.load(str(folder), device="cpu", backend=backend, dtype=torch.float16).model
     modules, (values, _, _) = dict(loaded.named_modules()), answers(name)
