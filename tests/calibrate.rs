@@ -237,6 +237,53 @@ fn evidence_lowers_the_error_its_layers_see() {
     assert!(!at("x").exists());
 }
 
+/// Columns are visited group by group, whatever their order within one and among them: codes lie where they lay, and the
+/// index that GPTQ's format asks for counts up.
+#[test]
+fn act_order_by_group_needs_no_index() {
+    use qtool_formats::import::{self, Decoded};
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = sample("tiny-ernie45");
+    let corpus = corpus(&model, &ids_file(dir.path()), 16);
+    measured(&model, &corpus, &at("stats"), None, 2);
+    let statistics = Calibration::Statistics(at("stats"));
+    let checkpoint = Arc::new(Checkpoint::open(&model).unwrap());
+    let mut options = with_recipe(&at("a"), "bits:4,method:gptq,group:32,scale:f16", &[], &[]);
+    options.calibration = Some(statistics.describe(8).unwrap());
+    let plan = qtool::quantize::plan(&checkpoint, &options).unwrap();
+    pipeline::run(&checkpoint, &mut [plan], &options, &statistics, 8).unwrap();
+    let exporter = qtool_formats::export::find("gptq").unwrap();
+    qtool::export::run(&at("a"), exporter, &at("gptq"), false, 1 << 40, false).unwrap();
+    let config = fs::read_to_string(at("gptq").join("config.json")).unwrap();
+    assert!(config.contains("\"desc_act\": false"), "{config}");
+    let (artifact, files) = (
+        Artifact::open(&at("a")).unwrap(),
+        Checkpoint::open(&at("gptq")).unwrap(),
+    );
+    let read = import::open(&at("gptq")).unwrap().unwrap();
+    let mut compared = 0;
+    for record in &artifact.manifest().tensors {
+        let Stored::Quantized(q) = &record.stored else {
+            continue;
+        };
+        assert!(q.method.contains("act-order by group"), "{}", q.method);
+        let index = files.tensor(&record.name.replace(".weight", ".g_idx")).unwrap();
+        let counted = (0..q.columns as u32).flat_map(|k| (k / 32).to_le_bytes());
+        assert!(index.bytes().iter().copied().eq(counted), "{}", record.name);
+        let weight = artifact.weight_rows(q, 0, q.rows).unwrap();
+        let tensor = read.tensor(&record.name).unwrap();
+        assert_eq!(
+            read.decode(tensor).unwrap(),
+            Some(Decoded::Weight(weight)),
+            "{}",
+            record.name
+        );
+        compared += 1;
+    }
+    assert_eq!(compared, 42);
+}
+
 #[test]
 fn of_diagonals_every_method_makes_what_it_can_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
