@@ -10,7 +10,11 @@
 //! 3. Each group's s and m: the rounded ones, or a neighbour that leaves less error, with the nearest codes.
 //! 4. d and dmin that fit these codes best, as F16; 3 again; as long as the error shrinks, three times at most.
 //!
+//! With whole second moments, errors are fed back from column to column as well: `feedback`.
+//!
 //! Arithmetic is plain f32 in one order, with sums of a fit in f64: every instruction set gives the same.
+
+use std::sync::Arc;
 
 use half::f16;
 use qtool_formats::scheme::kquant::{KQuant, SUPER_BLOCK};
@@ -22,11 +26,14 @@ use qtool_kernels::{Isa, first_non_finite};
 use crate::stats::LayerStats;
 use crate::{CalibError, Evidence, Method, Quantizer, Result};
 
+mod feedback;
+use feedback::Feedback;
+
 /// The registry entry of 4 bits.
 pub const Q4: Method = Method {
     name: "q4-k",
     bits: &[4],
-    summary: "GGML's Q4_K: groups of 32 with 6-bit scales and minima, 4.5 bits a weight (llama.cpp)",
+    summary: "GGML's Q4_K: groups of 32 with 6-bit scales and minima, 4.5 bits a weight (llama.cpp); error feedback with --calib",
     build: |_| Ok(Box::new(KQuantizer::new(KQuant::Q4))),
 };
 
@@ -34,7 +41,7 @@ pub const Q4: Method = Method {
 pub const Q2: Method = Method {
     name: "q2-k",
     bits: &[2],
-    summary: "GGML's Q2_K: groups of 16 with 4-bit scales and minima, 2.625 bits a weight (llama.cpp)",
+    summary: "GGML's Q2_K: groups of 16 with 4-bit scales and minima, 2.625 bits a weight (llama.cpp); error feedback with --calib",
     build: |_| Ok(Box::new(KQuantizer::new(KQuant::Q2))),
 };
 
@@ -47,14 +54,49 @@ struct KQuantizer {
     kind: KQuant,
     /// How much each column counts; empty when all count the same.
     importance: Vec<f32>,
+    /// When the whole second moment is known.
+    feedback: Option<Arc<Feedback>>,
 }
+
+/// Rows that are fed back together, so that the factor is read once for all of them.
+const TOGETHER: usize = 16;
 
 impl KQuantizer {
     fn new(kind: KQuant) -> Self {
         Self {
             kind,
             importance: Vec::new(),
+            feedback: None,
         }
+    }
+
+    /// The blocks of a row by themselves, each column counting as much as `importance` says; all the same when it is empty.
+    fn row(&self, number: usize, x: &[f32], importance: &[f32]) -> Result<Vec<SuperBlock>> {
+        let same = [1f32; SUPER_BLOCK];
+        let block = |(i, w): (usize, &[f32])| {
+            let weights = importance.get(i * SUPER_BLOCK..(i + 1) * SUPER_BLOCK);
+            SuperBlock::of(self.kind, number, w, weights.unwrap_or(&same))
+        };
+        x.chunks_exact(SUPER_BLOCK).enumerate().map(block).collect()
+    }
+
+    /// The blocks of a few rows of K weights, the first of which has the number `first`.
+    fn rows(&self, isa: Isa, first: usize, x: &[f32], k: usize) -> Result<Vec<Vec<SuperBlock>>> {
+        let alone = |importance: &[f32]| -> Result<Vec<Vec<SuperBlock>>> {
+            let rows = x.chunks_exact(k).enumerate();
+            rows.map(|(i, x)| self.row(first + i, x, importance)).collect()
+        };
+        let Some(feedback) = &self.feedback else {
+            return alone(&self.importance);
+        };
+        let fed_back = feedback.rows(isa, first, x)?;
+        let others = alone(&self.importance)?.into_iter().zip(alone(&[])?);
+        let best = |((x, fed_back), (weighted, plain)): ((&[f32], Vec<SuperBlock>), _)| {
+            let costed = |blocks: Vec<SuperBlock>| (feedback.cost(isa, x, &blocks), blocks);
+            let less = |a: (f64, _), b: (f64, _)| if b.0 < a.0 { b } else { a };
+            less(less(costed(fed_back), costed(weighted)), costed(plain)).1
+        };
+        Ok(x.chunks_exact(k).zip(fed_back).zip(others).map(best).collect())
     }
 }
 
@@ -64,16 +106,16 @@ impl Quantizer for KQuantizer {
     }
 
     fn describe(&self) -> String {
-        let weighted = if self.importance.is_empty() {
-            ""
-        } else {
-            ", weighted by inputs"
+        let how = match &self.feedback {
+            Some(feedback) => format!(", {}", feedback.describe()),
+            None if self.importance.is_empty() => String::new(),
+            None => ", weighted by inputs".to_owned(),
         };
-        format!("{}{weighted}", self.kind.name())
+        format!("{}{how}", self.kind.name())
     }
 
     fn evidence(&self) -> Evidence {
-        Evidence::Diagonal
+        Evidence::Full
     }
 
     fn informed(&self, stats: &LayerStats) -> Result<Box<dyn Quantizer>> {
@@ -86,10 +128,11 @@ impl Quantizer for KQuantizer {
                 .iter()
                 .map(|v| v.max(floor).max(f32::MIN_POSITIVE))
                 .collect(),
+            feedback: Feedback::new(self.kind, stats).map(Arc::new),
         }))
     }
 
-    fn quantize(&self, _: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
+    fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
         self.scheme().parts(n, k)?;
         if !self.importance.is_empty() && self.importance.len() != k {
             return Err(CalibError::Statistics {
@@ -103,19 +146,16 @@ impl Quantizer for KQuantizer {
                 value: x[at].to_string(),
             });
         }
-        let same = [1f32; SUPER_BLOCK];
         let mut codes = Vec::with_capacity(x.len());
         let mut numbers = KScales::default();
-        for (i, w) in x.chunks_exact(SUPER_BLOCK).enumerate() {
-            let column = i * SUPER_BLOCK % k;
-            let weights = self.importance.get(column..column + SUPER_BLOCK);
-            let row = i * SUPER_BLOCK / k;
-            let block = SuperBlock::of(self.kind, row, w, weights.unwrap_or(&same))?;
-            codes.extend_from_slice(&block.codes);
-            numbers.scales.extend_from_slice(&block.scales);
-            numbers.mins.extend_from_slice(&block.mins);
-            numbers.super_scales.push(block.d);
-            numbers.super_mins.push(block.dmin);
+        for (batch, x) in x.chunks(TOGETHER * k).enumerate() {
+            for block in self.rows(isa, batch * TOGETHER, x, k)?.into_iter().flatten() {
+                codes.extend_from_slice(&block.codes);
+                numbers.scales.extend_from_slice(&block.scales);
+                numbers.mins.extend_from_slice(&block.mins);
+                numbers.super_scales.push(block.d);
+                numbers.super_mins.push(block.dmin);
+            }
         }
         Ok(QuantizedWeight::K(KWeight::new(self.kind, n, k, codes, numbers)?))
     }
@@ -335,109 +375,4 @@ fn line(w: &[f32], h: &[f32], inverse: f32, min: f32, top: f32) -> Option<(f32, 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::stats::Moment;
-
-    /// Something like a normal distribution, the same on every run.
-    fn numbers(seed: u64, count: usize) -> Vec<f32> {
-        let mut state = seed;
-        let mut uniform = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-        };
-        (0..count)
-            .map(|_| (0..6).map(|_| uniform()).sum::<f32>() * 0.05)
-            .collect()
-    }
-
-    fn errors(x: &[f32], weight: &QuantizedWeight, importance: &[f32]) -> f64 {
-        let (n, k) = weight.dims();
-        let mut row = vec![0f32; k];
-        let mut sum = 0.0;
-        for i in 0..n {
-            weight.dequantize_row(i, &mut row);
-            let of_row = x[i * k..].iter().zip(&row).zip(importance);
-            sum += of_row
-                .map(|((x, y), h)| f64::from(*h) * f64::from(x - y).powi(2))
-                .sum::<f64>();
-        }
-        sum
-    }
-
-    /// Weights that a super-block can hold exactly come out as they were, up to the last bits of F16.
-    #[test]
-    fn what_fits_is_found_again() {
-        for kind in KQuant::ALL {
-            let top = (1usize << kind.bits()) - 1;
-            let most = (1usize << kind.scale_bits()) - 1;
-            let group = kind.group();
-            let x: Vec<f32> = (0..SUPER_BLOCK)
-                .map(|i| {
-                    let g = i / group;
-                    // One group has the highest scale and minimum, every group both ends of its codes.
-                    let (s, m) = (most - g % 5, most - 2 * (g % 3));
-                    let code = if i % group < 2 {
-                        i % group * top
-                    } else {
-                        i * 7 % (top + 1)
-                    };
-                    0.01 * (s * code) as f32 - 0.02 * m as f32
-                })
-                .collect();
-            let weight = KQuantizer::new(kind).quantize(Isa::best(), &x, 1, 256).unwrap();
-            let energy: f64 = x.iter().map(|x| f64::from(x * x)).sum();
-            let error = errors(&x, &weight, &[1.0; 256]) / energy;
-            assert!(error < 1e-5, "{kind:?}: {error:e}");
-        }
-    }
-
-    #[test]
-    fn inputs_decide_what_counts() {
-        let k = 512;
-        let x = numbers(5, 24 * k);
-        let importance: Vec<f32> = (0..k).map(|c| if c % 7 == 3 { 100.0 } else { 0.5 }).collect();
-        let sums = importance.iter().map(|v| f64::from(*v)).collect();
-        let stats = LayerStats::new(k, 1, Moment::Diagonal(sums), vec![1.0; k]).unwrap();
-        for kind in KQuant::ALL {
-            let plain = KQuantizer::new(kind);
-            let informed = plain.informed(&stats).unwrap();
-            assert!(informed.describe().contains("weighted by inputs"));
-            let run = |q: &dyn Quantizer| q.quantize(Isa::best(), &x, 24, k).unwrap();
-            let (a, b) = (run(&plain), run(informed.as_ref()));
-            let (under, over) = (errors(&x, &b, &importance), errors(&x, &a, &importance));
-            assert!(under < 0.8 * over, "{kind:?}: {under} {over}");
-            let same = vec![1.0; k];
-            assert!(errors(&x, &a, &same) < errors(&x, &b, &same), "{kind:?}");
-            assert!(
-                informed
-                    .quantize(Isa::best(), &x[..256], 1, 256)
-                    .unwrap_err()
-                    .to_string()
-                    .contains("512")
-            );
-        }
-    }
-
-    /// Groups of 32 with 6-bit scales lose less than groups of 64 with their own F16 scale and zero point of whole codes.
-    #[test]
-    fn it_beats_affine_codes_of_more_bits() {
-        let x = numbers(9, 16 * 512);
-        let ours = KQuantizer::new(KQuant::Q4)
-            .quantize(Isa::best(), &x, 16, 512)
-            .unwrap();
-        let options =
-            crate::options::PartialOptions::parse("bits:4,group:64,grid:zp,clip:mse,scale:f16").unwrap();
-        let affine = (crate::clip::METHOD.build)(&options.complete(4).unwrap()).unwrap();
-        let affine = affine.quantize(Isa::best(), &x, 16, 512).unwrap();
-        let same = vec![1.0; 512];
-        assert!(errors(&x, &ours, &same) < errors(&x, &affine, &same));
-        assert!(
-            KQuantizer::new(KQuant::Q4)
-                .quantize(Isa::best(), &x[..320], 1, 320)
-                .is_err()
-        );
-    }
-}
+mod tests;

@@ -13,10 +13,12 @@ use std::path::PathBuf;
 use half::bf16;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::json;
 
 const HIDDEN: usize = 2048;
 const INTERMEDIATE: usize = 8192;
 const KV: usize = 256;
+const HEAD: usize = 64;
 const VOCABULARY: usize = 32_000;
 
 fn layer(i: usize) -> Vec<(String, Vec<usize>)> {
@@ -34,6 +36,26 @@ fn layer(i: usize) -> Vec<(String, Vec<usize>)> {
     shapes
         .map(|(name, shape)| (format!("model.layers.{i}.{name}.weight"), shape.to_vec()))
         .to_vec()
+}
+
+fn config(layers: usize) -> serde_json::Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HIDDEN / HEAD,
+        "num_key_value_heads": KV / HEAD,
+        "head_dim": HEAD,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": true,
+    })
 }
 
 /// A table of normal numbers with deviation 0.02; weights walk through it at odd strides.
@@ -94,10 +116,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     header.resize(header.len().next_multiple_of(8), b' ');
 
     fs::create_dir_all(&folder)?;
-    fs::write(
-        folder.join("config.json"),
-        "{\"model_type\": \"llama\", \"torch_dtype\": \"bfloat16\"}\n",
-    )?;
+    let layers = tensors.len() / layer(0).len();
+    fs::write(folder.join("config.json"), format!("{:#}\n", config(layers)))?;
     let mut file = BufWriter::with_capacity(8 << 20, File::create(folder.join("model.safetensors"))?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;

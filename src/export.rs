@@ -1,15 +1,18 @@
-//! Pipeline page: an artifact becomes another ecosystem's folder.
+//! Pipeline page: an artifact, or a model that others quantized, becomes another ecosystem's folder.
 
 use std::path::Path;
 
 use qtool_formats::artifact::{Artifact, RankIndex, Stored};
 use qtool_formats::export::Exporter;
+use qtool_formats::export::foreign::Given;
+use qtool_formats::import::{self, Foreign};
 use qtool_formats::replace::Staging;
 
 use crate::progress::Progress;
+use crate::tokenizer;
 use crate::{Error, Result, interrupt};
 
-/// Exports the artifact in `folder` to `target` and returns the bytes of tensor data written.
+/// Exports the artifact or model in `folder` to `target` and returns the bytes of tensor data written.
 ///
 /// Fails before any byte is written when the format cannot hold one of its schemes.
 pub fn run(
@@ -31,6 +34,11 @@ pub fn run(
                 first.display()
             ),
         });
+    }
+    if !Artifact::is_artifact(folder)
+        && let Some(model) = import::open(folder)?
+    {
+        return foreign(&model, exporter, target, force, max_shard_bytes, show_progress);
     }
     let artifact = Artifact::open(folder)?;
     let refusals: Vec<String> = artifact
@@ -55,20 +63,54 @@ pub fn run(
         });
     }
     exporter.check(&artifact)?;
-    if let (Ok(from), Ok(to)) = (folder.canonicalize(), target.canonicalize())
-        && from.starts_with(&to)
-    {
-        let reason =
-            "the output folder is, or holds, the artifact's own folder; choose another one".to_owned();
-        return Err(Error::Source {
-            path: target.to_owned(),
-            reason,
-        });
-    }
+    apart(folder, target)?;
     let bytes = exporter.planned_bytes(&artifact);
     let staging = Staging::begin(target, force)?;
     let progress = Progress::new(show_progress, "exporting", bytes);
     let outcome = exporter.export(&artifact, &staging, max_shard_bytes, &|done| {
+        progress.set(done);
+        !interrupt::requested()
+    });
+    progress.clear();
+    interrupt::check()?;
+    outcome?;
+    staging.commit()?;
+    Ok(bytes)
+}
+
+/// Fails when the target holds what is exported.
+fn apart(from: &Path, target: &Path) -> Result<()> {
+    match (from.canonicalize(), target.canonicalize()) {
+        (Ok(from), Ok(to)) if from.starts_with(&to) => Err(Error::Source {
+            path: target.to_owned(),
+            reason: "the output folder is, or holds, the folder that is exported; choose another one"
+                .to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The same of a model that others quantized.
+fn foreign(
+    model: &Foreign,
+    exporter: &dyn Exporter,
+    target: &Path,
+    force: bool,
+    max_shard_bytes: u64,
+    show_progress: bool,
+) -> Result<u64> {
+    let path = model.files().root();
+    let files = match import::gguf::file_of(path)? {
+        Some(file) => tokenizer::files_of_gguf(&file)?,
+        None => Vec::new(),
+    };
+    let given = Given { model, files };
+    let planned = exporter.plan_foreign(&given)?;
+    apart(path, target)?;
+    let bytes = planned.tensor_bytes;
+    let staging = Staging::begin(target, force)?;
+    let progress = Progress::new(show_progress, "exporting", bytes);
+    let outcome = (planned.write)(&staging, max_shard_bytes, &|done| {
         progress.set(done);
         !interrupt::requested()
     });

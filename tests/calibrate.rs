@@ -59,10 +59,21 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 pub fn measured(model: &Path, corpus: &Corpus, target: &Path, part: Option<(usize, usize)>, threads: usize) {
+    measured_as(Evidence::Full, model, corpus, target, part, threads);
+}
+
+fn measured_as(
+    evidence: Evidence,
+    model: &Path,
+    corpus: &Corpus,
+    target: &Path,
+    part: Option<(usize, usize)>,
+    threads: usize,
+) {
     let options = measure::Options {
         target: target.to_owned(),
         force: false,
-        evidence: Evidence::Full,
+        evidence,
         slices: part.map(|(i, n)| slices_of(i, n).unwrap()),
         threads,
         device: qtool::device::Device::default(),
@@ -74,6 +85,8 @@ pub fn measured(model: &Path, corpus: &Corpus, target: &Path, part: Option<(usiz
 /// The recipe of sequential runs, with a part in two bits.
 const MIXED: &str = "bits:4,method:gptq";
 const RULES: &[&str] = &[r"layers\.1\.mlp\..*down_proj=bits:2,effort:fast"];
+/// What K types leave of the sample model.
+const WHOLE: &[&str] = &["(o_proj|down_proj)=keep"];
 
 /// Quantizes with evidence.
 fn calibrated(
@@ -84,7 +97,13 @@ fn calibrated(
     threads: usize,
 ) -> qtool::Result<()> {
     let checkpoint = Arc::new(Checkpoint::open(model).unwrap());
-    let mut options = with_recipe(target, recipe, &[], RULES);
+    // Rows of 384 and 704 are no whole super-blocks.
+    let rules = if recipe.contains("-k") || recipe.contains("method:none") {
+        WHOLE
+    } else {
+        RULES
+    };
+    let mut options = with_recipe(target, recipe, &[], rules);
     options.threads = threads;
     options.calibration = Some(calibration.describe(8)?);
     let plan = qtool::quantize::plan(&checkpoint, &options)?;
@@ -172,6 +191,8 @@ fn evidence_lowers_the_error_its_layers_see() {
             "bits:3,group:32,grid:zp,method:gptq",
             Some("bits:3,group:32,grid:zp,clip:mse"),
         ),
+        ("bits:4,method:q4-k", Some("bits:4,method:none,group:32")),
+        ("bits:2,method:q2-k", Some("bits:2,method:none,group:16")),
     ];
     for (number, (recipe, plain)) in cases.into_iter().enumerate() {
         let statistics = Calibration::Statistics(at("stats"));
@@ -201,9 +222,9 @@ fn evidence_lowers_the_error_its_layers_see() {
             );
             continue;
         };
-        for ((name, with, _), (_, without, _)) in
-            informed.iter().zip(errors(plain, &format!("plain{number}")))
-        {
+        let plain = errors(plain, &format!("plain{number}"));
+        for (name, with, _) in &informed {
+            let (_, without, _) = plain.iter().find(|(of, ..)| of == name).unwrap();
             assert!(
                 *with <= without * 1.0001,
                 "{recipe} {name}: {with} against {without}"
@@ -211,7 +232,7 @@ fn evidence_lowers_the_error_its_layers_see() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 3 * 6 * 7);
+    assert_eq!(compared, 3 * 6 * 7 + 2 * 6 * 5);
     let other = sample("tiny-ernie45-moe");
     let refused = calibrated(
         &other,
@@ -222,6 +243,88 @@ fn evidence_lowers_the_error_its_layers_see() {
     );
     assert!(refused.unwrap_err().to_string().contains("another model"));
     assert!(!at("x").exists());
+}
+
+/// Columns are visited group by group, whatever their order within one and among them: codes lie where they lay, and the
+/// index that GPTQ's format asks for counts up.
+#[test]
+fn act_order_by_group_needs_no_index() {
+    use qtool_formats::import::{self, Decoded};
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = sample("tiny-ernie45");
+    let corpus = corpus(&model, &ids_file(dir.path()), 16);
+    measured(&model, &corpus, &at("stats"), None, 2);
+    let statistics = Calibration::Statistics(at("stats"));
+    let checkpoint = Arc::new(Checkpoint::open(&model).unwrap());
+    let mut options = with_recipe(&at("a"), "bits:4,method:gptq,group:32,scale:f16", &[], &[]);
+    options.calibration = Some(statistics.describe(8).unwrap());
+    let plan = qtool::quantize::plan(&checkpoint, &options).unwrap();
+    pipeline::run(&checkpoint, &mut [plan], &options, &statistics, 8).unwrap();
+    let exporter = qtool_formats::export::find("gptq").unwrap();
+    qtool::export::run(&at("a"), exporter, &at("gptq"), false, 1 << 40, false).unwrap();
+    let config = fs::read_to_string(at("gptq").join("config.json")).unwrap();
+    assert!(config.contains("\"desc_act\": false"), "{config}");
+    let (artifact, files) = (
+        Artifact::open(&at("a")).unwrap(),
+        Checkpoint::open(&at("gptq")).unwrap(),
+    );
+    let read = import::open(&at("gptq")).unwrap().unwrap();
+    let mut compared = 0;
+    for record in &artifact.manifest().tensors {
+        let Stored::Quantized(q) = &record.stored else {
+            continue;
+        };
+        assert!(q.method.contains("act-order by group"), "{}", q.method);
+        let index = files.tensor(&record.name.replace(".weight", ".g_idx")).unwrap();
+        let counted = (0..q.columns as u32).flat_map(|k| (k / 32).to_le_bytes());
+        assert!(index.bytes().iter().copied().eq(counted), "{}", record.name);
+        let weight = artifact.weight_rows(q, 0, q.rows).unwrap();
+        let tensor = read.tensor(&record.name).unwrap();
+        assert_eq!(
+            read.decode(tensor).unwrap(),
+            Some(Decoded::Weight(weight)),
+            "{}",
+            record.name
+        );
+        compared += 1;
+    }
+    assert_eq!(compared, 42);
+}
+
+#[test]
+fn of_diagonals_every_method_makes_what_it_can_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = sample("tiny-ernie45");
+    let corpus = corpus(&model, &ids_file(dir.path()), 10);
+    measured_as(Evidence::Diagonal, &model, &corpus, &at("stats"), None, 2);
+    let statistics = Calibration::Statistics(at("stats"));
+    let recipes = [
+        ("bits:2,effort:fast", 7),
+        ("bits:4,method:gptq", 7),
+        ("bits:4,method:q4-k", 5),
+    ];
+    for (number, (recipe, tensors)) in recipes.into_iter().enumerate() {
+        let target = at(&format!("out{number}"));
+        calibrated(&model, &target, recipe, &statistics, 2).unwrap();
+        let artifact = Artifact::open(&target).unwrap();
+        let mut seen = 0;
+        for tensor in &artifact.manifest().tensors {
+            if let Stored::Quantized(q) = &tensor.stored {
+                assert!(!q.method.contains("damping"), "{recipe}: {}", q.method);
+                let weighted = ["mean squares", "weighted by inputs"];
+                assert!(
+                    weighted.iter().any(|w| q.method.contains(w)),
+                    "{recipe}: {}",
+                    q.method
+                );
+                assert!(q.proxy_error.is_some_and(|error| error > 0.0), "{recipe}");
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 6 * tensors, "{recipe}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Exports to other ecosystems' formats: the laws every exporter keeps, and what is refused.
 
 mod folders;
+mod foreign;
 mod golden;
 
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::Result;
 
-/// Threads that make pieces. Memory holds a piece for each, and the one that is written.
+/// Threads that make pieces. Memory holds two pieces for each, and the one that is written.
 const MAKERS: usize = 2;
 
 /// Makes pieces 0 to `count` and hands each to `take`, in order. Stops at the first error of either.
@@ -18,8 +18,8 @@ pub(super) fn in_order<T: Send>(
     std::thread::scope(|scope| {
         let makers: Vec<_> = (0..MAKERS)
             .map(|first| {
-                // A handover: a maker begins its next piece when this one was taken.
-                let (send, receive) = sync_channel(0);
+                // One waits while the next is being made.
+                let (send, receive) = sync_channel(1);
                 scope.spawn(move || {
                     for index in (first..count).step_by(MAKERS) {
                         // The receiver is gone when there was an error.

@@ -19,7 +19,7 @@
 
 use serde_json::{Value, json};
 
-use super::linears::{Form, LinearFormat, Linears, Relaid, Subject};
+use super::linears::{Form, LinearFormat, Linears, Relaid, Stream, Subject};
 use crate::dtype::Dtype;
 use crate::packing::{HIGH_NIBBLES, Packing};
 use crate::scheme::dynamic_map::MAP;
@@ -96,6 +96,10 @@ impl LinearFormat for BnbNf4 {
             place.copy_from_slice(&bytes);
         }
         Ok(())
+    }
+
+    fn stream(&self, _weight: &Subject) -> Option<Stream> {
+        Some(Stream::Swapped)
     }
 
     fn rest(&self, weight: &Subject, scales: &[f32], _zeros: &[u8]) -> Result<Vec<Vec<u8>>> {

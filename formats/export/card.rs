@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use super::foreign::Given;
 use crate::Result;
 use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored};
@@ -22,6 +23,54 @@ pub(super) fn write(staging: &Staging, artifact: &Artifact, format: &str, tensor
     staging.write_file(CARD, text(artifact, format, tensor_bytes).as_bytes())
 }
 
+/// The card of a model that others quantized, exported to `format`.
+pub(super) fn write_foreign(
+    staging: &Staging,
+    given: &Given<'_>,
+    format: &str,
+    tensor_bytes: u64,
+) -> Result<()> {
+    let (name, from, kinds, elements) = given.about();
+    let stored: Vec<String> = kinds
+        .iter()
+        .map(|(kind, count)| format!("{} ({count} tensors)", plain_text(kind)))
+        .collect();
+    let per_weight = tensor_bytes as f64 * 8.0 / elements.max(1) as f64;
+    let dense = ["bf16", "bf16-gemm", "f32"].contains(&format);
+    let (title, how) = if dense {
+        (
+            "decoded",
+            "Weights are what the codes of that model mean; none was quantized again.",
+        )
+    } else {
+        (
+            "laid out anew",
+            "Codes and scales are that model's, in another layout; none was rounded again. What this format keeps as floats was decoded.",
+        )
+    };
+    let plain = plain(&name);
+    let text = format!(
+        "{}# {plain}, {title} as {format}\n\n| | |\n|---|---|\n| made from | {plain}, a model in the format {from} |\n\
+         | it holds | {} |\n| size | {tensor_bytes} bytes of tensors, {per_weight:.2} bits per weight |\n\n\
+         {how} How it was quantized is not known here, and how well the model does its work is not measured.\n\n\
+         Made by {}:\n\n```\nqtool export MODEL --to {format} -o DIR\n```\n",
+        front_matter(&name, format),
+        stored.join(", "),
+        concat!("qtool ", env!("CARGO_PKG_VERSION")),
+    );
+    staging.write_file(CARD, text.as_bytes())
+}
+
+/// What model hubs read.
+fn front_matter(name: &str, format: &str) -> String {
+    // JSON strings are YAML strings.
+    let name = Value::from(name);
+    let library = if format == "gguf" { "gguf" } else { "transformers" };
+    format!(
+        "---\nbase_model: {name}\nbase_model_relation: quantized\nlibrary_name: {library}\ntags:\n- qtool\n- {format}\n---\n\n"
+    )
+}
+
 fn text(artifact: &Artifact, format: &str, tensor_bytes: u64) -> String {
     let manifest = artifact.manifest();
     let quantized: Vec<(&str, &QuantizedRecord)> = manifest
@@ -32,13 +81,10 @@ fn text(artifact: &Artifact, format: &str, tensor_bytes: u64) -> String {
             Stored::Kept { .. } => None,
         })
         .collect();
-    // JSON strings are YAML strings.
-    let name = Value::from(manifest.source.name.as_str());
-    let library = if format == "gguf" { "gguf" } else { "transformers" };
     let plain = plain(&manifest.source.name);
     let mut out = format!(
-        "---\nbase_model: {name}\nbase_model_relation: quantized\nlibrary_name: {library}\ntags:\n- qtool\n- {format}\n---\n\n\
-         # {plain}, quantized, as {format}\n\n| | |\n|---|---|\n| base model | {plain} |\n"
+        "{}# {plain}, quantized, as {format}\n\n| | |\n|---|---|\n| base model | {plain} |\n",
+        front_matter(&manifest.source.name, format)
     );
     let mut line = |what: &str, says: String| {
         let _ = writeln!(out, "| {what} | {says} |");

@@ -13,18 +13,20 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use serde_json::{Value, json};
 
-use super::ahead::in_order;
-use super::{Exporter, OnBytes, card, copy_side_files, interrupted, write_provenance};
+use super::foreign::{Given, Planned, stored};
+use super::spares::Spares;
+use super::{Exporter, OnBytes, card, copy_side_files, shards, write_provenance};
 use crate::Result;
 use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
 use crate::checkpoint::Orientation;
 use crate::checkpoint::shards::read_json;
 use crate::dtype::FloatDtype;
+use crate::import::Decoded;
 use crate::packing::wint2::Arithmetic;
 use crate::replace::Staging;
 use crate::scheme::Scheme;
-use crate::shard_writer::{ShardWriter, StoredTensor};
+use crate::shard_writer::StoredTensor;
 use crate::weight::QuantizedWeight;
 
 /// Decoded weights in BF16.
@@ -51,8 +53,8 @@ pub struct Dense {
     arithmetic: Arithmetic,
 }
 
-/// Values handled between two calls of `on_bytes`.
-const BLOCK: usize = 1 << 20;
+/// Values of a piece, about: what stays in a processor's cache from its making to its writing.
+const BLOCK: usize = 1 << 17;
 
 impl Exporter for Dense {
     fn name(&self) -> &'static str {
@@ -100,31 +102,48 @@ impl Exporter for Dense {
             .enumerate()
             .map(|(i, record)| self.stored(record, i))
             .collect();
-        let writer = ShardWriter::create(staging.folder(), tensors, max_shard_bytes)?;
-        let mut writer = writer.without_digests();
         let pieces = pieces(&records);
-        let make = |i: usize| match pieces.get(i) {
-            Some(piece) => self.make(artifact, piece),
-            None => Ok(Cow::Borrowed(&[][..])),
+        let make = |i: usize, spares: &Spares| match pieces.get(i) {
+            Some(piece) => Ok(vec![self.make(artifact, piece, spares)?]),
+            None => Ok(Vec::new()),
         };
-        let mut done = 0u64;
-        in_order(pieces.len(), make, |i, bytes| {
-            let index = pieces.get(i).map_or(0, |piece| piece.index);
-            bytes.chunks(1 << 23).try_for_each(|chunk| {
-                writer.append(index, chunk)?;
-                done += chunk.len() as u64;
-                if on_bytes(done) {
-                    Ok(())
-                } else {
-                    Err(interrupted(staging))
-                }
-            })
-        })?;
-        writer.finish()?;
+        let group_of = |i: usize| pieces.get(i).map_or(0, |piece| piece.index);
+        let pieces = (pieces.len(), group_of);
+        shards::write(staging, tensors, max_shard_bytes, pieces, make, on_bytes)?;
         self.write_config(artifact, staging)?;
-        copy_side_files(staging, artifact)?;
+        copy_side_files(staging, artifact.files(), &[])?;
         card::write(staging, artifact, self.name(), self.planned_bytes(artifact))?;
         write_provenance(staging, artifact, self.name())
+    }
+
+    fn plan_foreign<'a>(&'a self, given: &'a Given<'a>) -> Result<Planned<'a>> {
+        let model = given.model;
+        let mut config = given.config()?;
+        self.name_dtype(&mut config);
+        if !config.contains_key("dtype") {
+            config.insert("torch_dtype".to_owned(), json!(self.dtype_name()));
+        }
+        let mut tensors = Vec::new();
+        for (group, tensor) in model.tensors().iter().enumerate() {
+            let dtype = given.kept(tensor)?.unwrap_or(self.dtype.dtype());
+            tensors.push(stored(tensor.name.clone(), dtype, tensor.shape.clone(), group));
+        }
+        let make = move |i: usize| -> Result<Vec<Cow<'a, [u8]>>> {
+            let Some(tensor) = model.tensors().get(i) else {
+                return Ok(Vec::new());
+            };
+            if given.kept(tensor)?.is_some() {
+                return Ok(vec![given.kept_bytes(tensor)?]);
+            }
+            let bytes = match model.decode(tensor)? {
+                Some(Decoded::Weight(weight)) => self.whole(&weight)?,
+                Some(Decoded::Floats { dtype, bytes }) if dtype == self.dtype => bytes,
+                Some(Decoded::Floats { dtype, bytes }) => self.floats(dtype, &bytes),
+                None => return Ok(vec![given.kept_bytes(tensor)?]),
+            };
+            Ok(vec![Cow::Owned(bytes)])
+        };
+        Ok(given.folder(self.name(), tensors, config, Box::new(make)))
     }
 }
 
@@ -167,7 +186,7 @@ fn block_rows(record: &QuantizedRecord) -> usize {
 }
 
 impl Dense {
-    fn make<'a>(&self, artifact: &'a Artifact, piece: &Piece<'_>) -> Result<Cow<'a, [u8]>> {
+    fn make<'a>(&self, artifact: &'a Artifact, piece: &Piece<'_>, spares: &Spares) -> Result<Cow<'a, [u8]>> {
         Ok(match piece.work {
             Work::Check => {
                 artifact.check_digests(piece.record)?;
@@ -175,11 +194,8 @@ impl Dense {
             }
             Work::Copy => Cow::Borrowed(artifact.stored(&piece.record.name)?.bytes()),
             Work::Rows(q, at) => {
-                let mut out = Vec::new();
-                self.decode(artifact, q, at..q.rows.min(at + block_rows(q)), |_, bytes| {
-                    out.extend_from_slice(bytes);
-                    Ok(())
-                })?;
+                let mut out = spares.take();
+                self.decode(artifact, q, at..q.rows.min(at + block_rows(q)), &mut out)?;
                 Cow::Owned(out)
             }
             Work::Transpose(q) => Cow::Owned(self.transposed(artifact, q)?),
@@ -201,63 +217,88 @@ impl Dense {
         }
     }
 
-    /// Decodes these rows in blocks and hands each on as (first row, bytes of (count, K) elements).
+    /// Decodes these rows and appends their (count, K) elements.
     fn decode(
         &self,
         artifact: &Artifact,
         record: &QuantizedRecord,
         rows: Range<usize>,
-        mut take: impl FnMut(usize, &[u8]) -> Result<()>,
+        bytes: &mut Vec<u8>,
     ) -> Result<()> {
         let k = record.columns;
-        let block = block_rows(record);
         let mut row = vec![0f32; k];
         let mut narrow = vec![bf16::ZERO; k];
-        let mut bytes = Vec::new();
-        for from in rows.clone().step_by(block) {
-            let count = block.min(rows.end - from);
-            let weight = artifact.weight_rows(record, from, count)?;
-            bytes.clear();
-            for i in 0..count {
-                if self.dtype != FloatDtype::Bf16 {
+        let weight = artifact.weight_rows(record, rows.start, rows.len())?;
+        for i in 0..rows.len() {
+            match &weight {
+                QuantizedWeight::Ccq(w)
+                    if self.arithmetic == Arithmetic::Gemm && self.dtype == FloatDtype::Bf16 =>
+                {
+                    w.round_row(i, self.arithmetic, &mut narrow)?;
+                    push_narrow(&narrow, bytes);
+                }
+                _ => {
                     weight.dequantize_row(i, &mut row);
-                    row.iter().for_each(|&v| self.dtype.push(v, &mut bytes));
-                    continue;
-                }
-                match &weight {
-                    QuantizedWeight::Ccq(w) if self.arithmetic == Arithmetic::Gemm => {
-                        w.round_row(i, self.arithmetic, &mut narrow)?;
-                    }
-                    _ => {
-                        weight.dequantize_row(i, &mut row);
-                        narrow.convert_from_f32_slice(&row);
-                    }
-                }
-                let at = bytes.len();
-                bytes.resize(at + 2 * k, 0);
-                let fresh = bytes.get_mut(at..).unwrap_or_default();
-                for (to, value) in fresh.as_chunks_mut::<2>().0.iter_mut().zip(&narrow) {
-                    *to = value.to_le_bytes();
+                    self.push_row(&row, &mut narrow, bytes);
                 }
             }
-            take(from, &bytes)?;
         }
         Ok(())
+    }
+
+    /// Appends a row of values in the format's type; `narrow` is as long.
+    fn push_row(&self, row: &[f32], narrow: &mut [bf16], bytes: &mut Vec<u8>) {
+        if self.dtype == FloatDtype::Bf16 {
+            narrow.convert_from_f32_slice(row);
+            push_narrow(narrow, bytes);
+        } else {
+            let at = bytes.len();
+            bytes.resize(at + 4 * row.len(), 0);
+            let fresh = bytes.get_mut(at..).unwrap_or_default();
+            for (to, value) in fresh.as_chunks_mut::<4>().0.iter_mut().zip(row) {
+                *to = value.to_le_bytes();
+            }
+        }
+    }
+
+    /// All of a weight of others, whose codes FastDeploy's matrix product does not know.
+    fn whole(&self, weight: &QuantizedWeight) -> Result<Vec<u8>> {
+        let (n, k) = weight.dims();
+        let (mut row, mut narrow) = (vec![0f32; k], vec![bf16::ZERO; k]);
+        let mut bytes = Vec::with_capacity(n * k * self.dtype.bytes());
+        for i in 0..n {
+            weight.dequantize_row(i, &mut row);
+            self.push_row(&row, &mut narrow, &mut bytes);
+        }
+        Ok(bytes)
+    }
+
+    /// Floats of another type in the format's.
+    fn floats(&self, dtype: FloatDtype, bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(bytes.len() / dtype.bytes() * self.dtype.bytes());
+        for chunk in bytes.chunks(BLOCK) {
+            let row = dtype.widen(chunk);
+            self.push_row(&row, &mut vec![bf16::ZERO; row.len()], &mut out);
+        }
+        out
     }
 
     /// The whole weight as [K, N] bytes.
     fn transposed(&self, artifact: &Artifact, record: &QuantizedRecord) -> Result<Vec<u8>> {
         let (n, k, width) = (record.rows, record.columns, self.dtype.bytes());
         let mut transposed = vec![0u8; n * k * width];
-        self.decode(artifact, record, 0..n, |from, bytes| {
-            for (row, values) in bytes.chunks_exact(k * width).enumerate() {
+        let mut block = Vec::new();
+        let step = block_rows(record);
+        for from in (0..n).step_by(step) {
+            block.clear();
+            self.decode(artifact, record, from..n.min(from + step), &mut block)?;
+            for (row, values) in block.chunks_exact(k * width).enumerate() {
                 let column = transposed.chunks_exact_mut(width).skip(from + row).step_by(n);
                 column
                     .zip(values.chunks_exact(width))
                     .for_each(|(t, v)| t.copy_from_slice(v));
             }
-            Ok(())
-        })?;
+        }
         Ok(transposed)
     }
 
@@ -271,17 +312,35 @@ impl Dense {
         if let Some(object) = config.as_object_mut() {
             object.shift_remove("quantization_config");
             object.shift_remove("is_quantized");
-            let name = if self.dtype == FloatDtype::F32 {
-                "float32"
-            } else {
-                "bfloat16"
-            };
-            for key in ["torch_dtype", "dtype"] {
-                if let Some(value) = object.get_mut(key) {
-                    *value = json!(name);
-                }
-            }
+            self.name_dtype(object);
         }
         staging.write_file("config.json", format!("{config:#}\n").as_bytes())
+    }
+
+    /// The format's type as a config names it.
+    fn dtype_name(&self) -> &'static str {
+        if self.dtype == FloatDtype::F32 {
+            "float32"
+        } else {
+            "bfloat16"
+        }
+    }
+
+    /// Names the type that weights now have where a config names one.
+    fn name_dtype(&self, config: &mut serde_json::Map<String, Value>) {
+        for key in ["torch_dtype", "dtype"] {
+            if let Some(value) = config.get_mut(key) {
+                *value = json!(self.dtype_name());
+            }
+        }
+    }
+}
+
+fn push_narrow(row: &[bf16], bytes: &mut Vec<u8>) {
+    let at = bytes.len();
+    bytes.resize(at + 2 * row.len(), 0);
+    let fresh = bytes.get_mut(at..).unwrap_or_default();
+    for (to, value) in fresh.as_chunks_mut::<2>().0.iter_mut().zip(row) {
+        *to = value.to_le_bytes();
     }
 }

@@ -1,12 +1,13 @@
 //! `gptq` and `gptq-v2`: the folder GPTQModel, vLLM and transformers load, written from codes however they
-//! were chosen. Columns keep their order (`desc_act` false), so `g_idx` is k / group.
+//! were chosen. Columns keep their order (`desc_act` false), so `g_idx` is k / group; a model of others whose columns do not
+//! (`desc_act` true) keeps its own.
 //!
 //! ```text
 //! for a LINEAR of N x K at B bits
 //!   qweight  I32 [K*B / 32, N]   code[n][k] in the straight stream down column n
 //!   qzeros   I32 [G, N*B / 32]   zero[n][g] in the straight stream of row g; in v1 less one
 //!   scales   F16 [G, N]
-//!   g_idx    I32 [K]             k / group
+//!   g_idx    I32 [K]             k / group, or the list that was given
 //! ```
 //!
 //! Formula: `value[n][k] = (code[n][k] - zero[n][g]) * scale[n][g]` with `g = g_idx[k]`. Streams:
@@ -19,13 +20,15 @@
 use serde_json::{Value, json};
 
 use super::linears::{
-    Form, LinearFormat, Linears, Relaid, Stream, Subject, affine, not_half, scale_bytes, turned_zeros,
+    Form, LinearFormat, Linears, Relaid, Stream, Subject, affine, lay_out, not_half, scale_bytes,
+    turned_zeros,
 };
 use crate::Result;
 use crate::dtype::{Dtype, FloatDtype};
+use crate::import::affine::{AffineCodes, Groups};
 use crate::packing::words::{WORD, straight, turn, words};
 use crate::scheme::{AffineScheme, Grid, Grouping, Scheme};
-use crate::weight::QuantizedWeight;
+use crate::weight::{AffineWeight, QuantizedWeight};
 
 /// Zero points less one; symmetric grids.
 pub const GPTQ: Relaid<Gptq> = Relaid(Gptq { version: 1 });
@@ -124,6 +127,41 @@ impl LinearFormat for Gptq {
         ])
     }
 
+    /// `g_idx` as it is, `desc_act` true.
+    fn listed(&self, weight: &AffineCodes) -> std::result::Result<Vec<(Form, Vec<u8>)>, String> {
+        let top = (1u16 << weight.bits) - 1;
+        let (Groups::Listed(list), Some(scheme)) = (&weight.groups, weight.scheme()) else {
+            return Err(
+                "its groups are of odd lengths, which GPTQ has no place for; export --to bf16 or f32"
+                    .to_owned(),
+            );
+        };
+        if weight.zeros.iter().flatten().any(|zero| *zero > top) {
+            return Err(format!(
+                "it has zero points beyond {top}, which readers of GPTQ do not agree on; export --to bf16 or f32"
+            ));
+        }
+        if let Some(reason) = self.refuses(&Scheme::Affine(scheme)) {
+            return Err(reason);
+        }
+        let zeros = weight.zeros.iter().flatten().map(|zero| *zero as u8);
+        let zeros = if scheme.fixed_zero().is_some() {
+            Vec::new()
+        } else {
+            zeros.collect()
+        };
+        let (codes, scales) = (weight.codes.clone(), weight.scales.clone());
+        let in_words = |error: crate::FormatError| error.to_string();
+        // Its scheme is that of the groups; where columns belong stands in the list alone.
+        let weight =
+            AffineWeight::foreign(scheme, weight.n, weight.k, codes, scales, zeros).map_err(in_words)?;
+        let mut tensors = lay_out(self, &QuantizedWeight::Affine(weight), Dtype::F16).map_err(in_words)?;
+        if let Some((_, index)) = tensors.last_mut() {
+            *index = list.iter().flat_map(|group| group.to_le_bytes()).collect();
+        }
+        Ok(tensors)
+    }
+
     /// Modules that stay as they are stand under `dynamic`, each as a rule that takes it out.
     fn config(&self, linears: &Linears) -> std::result::Result<Value, String> {
         let scheme = one_scheme(linears, self.name())?;
@@ -136,7 +174,7 @@ impl LinearFormat for Gptq {
             "bits": scheme.bits(),
             "group_size": match scheme.grouping() { Grouping::Row => -1, Grouping::Columns(len) => len as i64 },
             "sym": scheme.fixed_zero().is_some(),
-            "desc_act": false,
+            "desc_act": linears.listed,
             "lm_head": false,
             "pack_dtype": "int32",
         });

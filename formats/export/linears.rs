@@ -3,33 +3,38 @@
 //! share: which artifacts they can hold, the walk over the tensors, and the files around them. What a
 //! format adds is a [`LinearFormat`].
 //!
-//! Memory holds three weights as they are laid out, their scales as f32, and one block of rows. Digests of what is read are
+//! Memory holds five weights as they are laid out, their scales as f32, and two blocks of rows. Digests of what is read are
 //! checked on the way.
 
+mod foreign;
 mod values;
+mod whole;
 
 use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::ahead::in_order;
-use super::{Exporter, OnBytes, card, copy_side_files, interrupted, refusal, write_provenance};
+use super::foreign::{Given, Planned};
+use super::spares::Spares;
+use super::{Exporter, OnBytes, card, copy_side_files, refusal, shards, write_provenance};
 use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
 use crate::checkpoint::shards::read_json;
 use crate::checkpoint::{Naming, Orientation};
 use crate::dtype::{Dtype, FloatDtype};
+use crate::import::affine::AffineCodes;
 use crate::packing::words::{WORD, turn};
 use crate::packing::{LSB_ROWS, Packing};
 use crate::replace::Staging;
 use crate::scheme::{AffineScheme, Role, Scheme};
-use crate::shard_writer::{ShardWriter, StoredTensor};
+use crate::shard_writer::StoredTensor;
 use crate::tensor::byte_len;
 use crate::weight::QuantizedWeight;
 use crate::weight::nested::NestedScales;
 use crate::{FormatError, Result};
 
 pub(crate) use values::{affine, nested_scales, not_half, scale_bytes, scales_and_zeros, turned_zeros};
+pub use whole::lay_out;
 
 /// One tensor a linear weight becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +96,8 @@ pub struct Linears {
     pub quantized: Vec<Linear>,
     /// Modules of the other matrices, embeddings left out.
     pub kept: Vec<String>,
+    /// Whether columns of some come in another order than their groups.
+    pub listed: bool,
 }
 
 /// What a format of this kind adds. `K` is columns, `N` rows, `G` groups per row.
@@ -136,6 +143,15 @@ pub trait LinearFormat: Sync {
     /// `quantization_config` of `config.json`, or why these weights cannot stand together in one folder.
     fn config(&self, linears: &Linears) -> std::result::Result<Value, String>;
 
+    /// Every tensor of a weight whose columns come in another order than their groups, in the order of the forms; or why
+    /// they have no place.
+    fn listed(&self, _weight: &AffineCodes) -> std::result::Result<Vec<(Form, Vec<u8>)>, String> {
+        Err(format!(
+            "its columns come in another order than their groups (g_idx), for which {} has no place; export --to gptq, gptq-v2, bf16 or f32",
+            self.name()
+        ))
+    }
+
     /// Whether an output head may be quantized.
     fn takes_heads(&self) -> bool {
         false
@@ -149,12 +165,14 @@ pub enum Stream {
     Rows,
     /// Their 32-bit words (N, W) turned to (W, N).
     Turned,
+    /// Of 4 bits, the halves of each byte swapped.
+    Swapped,
 }
 
 /// Rows of a block begin at a multiple of this; a multiple of every layout's interleave.
 pub const BLOCK_ROWS: usize = 64;
 /// Codes of a block, about.
-const BLOCK: usize = 1 << 20;
+const BLOCK: usize = 1 << 18;
 
 /// A [`LinearFormat`] as an exporter.
 #[derive(Debug, Clone, Copy)]
@@ -208,83 +226,22 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
             .map_err(|reason| refusal(artifact, reason))?;
         let tensors = stored_tensors(artifact, format)?;
         let bytes: u64 = tensors.iter().map(|t| t.bytes).sum();
-        let writer = ShardWriter::create(staging.folder(), tensors, max_shard_bytes)?;
-        let mut writer = writer.without_digests();
-        let (mut index, mut done) = (0, 0u64);
-        let mut append = |index: usize, bytes: &[u8]| {
-            bytes.chunks(BLOCK).try_for_each(|chunk| {
-                writer.append(index, chunk)?;
-                done += chunk.len() as u64;
-                if on_bytes(done) {
-                    Ok(())
-                } else {
-                    Err(interrupted(staging))
-                }
-            })
-        };
         let records = &artifact.manifest().tensors;
-        let make = |i: usize| match records.get(i) {
-            Some(record) => laid_out(artifact, format, record),
+        let make = |i: usize, spares: &Spares| match records.get(i) {
+            Some(record) => laid_out(artifact, format, record, spares),
             None => Ok(Vec::new()),
         };
-        in_order(records.len(), make, |_, tensors| {
-            for bytes in tensors {
-                append(index, &bytes)?;
-                index += 1;
-            }
-            Ok(())
-        })?;
-        writer.finish()?;
+        let pieces = (records.len(), |i| i);
+        shards::write(staging, tensors, max_shard_bytes, pieces, make, on_bytes)?;
         write_config(artifact, staging, config)?;
-        copy_side_files(staging, artifact)?;
+        copy_side_files(staging, artifact.files(), &[])?;
         card::write(staging, artifact, self.name(), bytes)?;
         write_provenance(staging, artifact, self.name())
     }
-}
 
-/// Every tensor a whole weight of a source of `dtype` becomes, or why it fits not: what the walk does block by block.
-pub fn lay_out(
-    format: &dyn LinearFormat,
-    weight: &QuantizedWeight,
-    dtype: Dtype,
-) -> Result<Vec<(Form, Vec<u8>)>> {
-    let ((n, k), scheme) = (weight.dims(), weight.scheme());
-    let nested = match weight {
-        QuantizedWeight::Nf4(w) => w.nested(),
-        _ => None,
-    };
-    let subject = Subject {
-        scheme,
-        n,
-        k,
-        dtype,
-        offset: nested.map_or(0.0, |nested| nested.nested().offset()),
-    };
-    let fault = |reason: String| FormatError::Scheme {
-        got: format!("{scheme} of {n} x {k} as {}", format.name()),
-        expected: reason,
-    };
-    let (scales, zeros): (&[f32], &[u8]) = match weight {
-        QuantizedWeight::Affine(w) => (w.scales(), w.zeros()),
-        QuantizedWeight::Nf4(w) => (w.scales(), &[]),
-        _ => (&[], &[]),
-    };
-    let reasons = format.refuses(&scheme);
-    if let Some(reason) = reasons.or_else(|| format.refuses_values(&subject, scales)) {
-        return Err(fault(reason));
+    fn plan_foreign<'a>(&'a self, given: &'a Given<'a>) -> Result<Planned<'a>> {
+        foreign::plan(&self.0, given)
     }
-    let forms = format.forms(&subject).map_err(fault)?;
-    let first = forms.first().and_then(|f| byte_len(f.dtype, &f.shape));
-    let mut codes = vec![0u8; first.unwrap_or(0)];
-    format.codes(weight, 0, n, &mut codes)?;
-    let rest = match nested {
-        Some(nested) => format.rest_nested(&subject, nested)?,
-        None => format.rest(&subject, scales, zeros)?,
-    };
-    Ok(forms
-        .into_iter()
-        .zip(std::iter::once(codes).chain(rest))
-        .collect())
 }
 
 /// The bytes of every tensor that a tensor of the artifact becomes, whose digests are checked.
@@ -292,6 +249,7 @@ fn laid_out<'a>(
     artifact: &'a Artifact,
     format: &dyn LinearFormat,
     record: &TensorRecord,
+    spares: &Spares,
 ) -> Result<Vec<Cow<'a, [u8]>>> {
     artifact.check_digests(record)?;
     let quantized = match &record.stored {
@@ -299,7 +257,7 @@ fn laid_out<'a>(
         Stored::Quantized(quantized) => quantized,
     };
     let weight = subject(artifact, record, quantized)?;
-    let codes = packed_codes(artifact, format, quantized, &weight)?;
+    let codes = packed_codes(artifact, format, quantized, &weight, spares)?;
     let rests = match nested_scales(artifact, quantized)? {
         Some(nested) => format.rest_nested(&weight, &nested)?,
         None => {
@@ -334,21 +292,26 @@ fn packed_codes<'a>(
     format: &dyn LinearFormat,
     record: &QuantizedRecord,
     weight: &Subject,
+    spares: &Spares,
 ) -> Result<Cow<'a, [u8]>> {
     let (n, k) = (record.rows, record.columns);
     if let Some(stream) = format.stream(weight)
         && let Some(bytes) = streamed(artifact, record)?
     {
-        if stream == Stream::Rows {
-            return Ok(Cow::Borrowed(bytes));
+        let mut out = match stream {
+            Stream::Rows => return Ok(Cow::Borrowed(bytes)),
+            Stream::Turned => spares.zeros(bytes.len()),
+            Stream::Swapped => spares.take(),
+        };
+        match stream {
+            Stream::Swapped => out.extend(bytes.iter().map(|byte| byte.rotate_left(4))),
+            _ => turn(WORD, bytes.len() / (n * WORD).max(1), bytes, n, 0, &mut out),
         }
-        let mut out = vec![0u8; bytes.len()];
-        turn(WORD, bytes.len() / (n * WORD).max(1), bytes, n, 0, &mut out);
         return Ok(Cow::Owned(out));
     }
     let forms = format.forms(weight).map_err(|reason| refusal(artifact, reason))?;
     let size = forms.first().and_then(|form| byte_len(form.dtype, &form.shape));
-    let mut out = vec![0u8; size.unwrap_or(0)];
+    let mut out = spares.zeros(size.unwrap_or(0));
     let block = (BLOCK / k.max(1)).next_multiple_of(BLOCK_ROWS);
     for at in (0..n).step_by(block) {
         format.codes(&artifact.weight_rows(record, at, block)?, at, n, &mut out)?;
@@ -417,6 +380,30 @@ fn subject(artifact: &Artifact, record: &TensorRecord, quantized: &QuantizedReco
     })
 }
 
+/// What a tensor is to a model, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Linear,
+    Head,
+    /// Embeddings, vectors and whatever has another name than `LINEAR.weight`.
+    Other,
+}
+
+fn place(name: &str, shape: &[usize]) -> Place {
+    let last = name.rsplit('.').nth(1).unwrap_or_default();
+    let embedding = last.contains("embed") || ["wte", "wpe", "shared"].contains(&last);
+    match last {
+        _ if embedding || shape.len() != 2 || !name.ends_with(".weight") => Place::Other,
+        "lm_head" => Place::Head,
+        _ => Place::Linear,
+    }
+}
+
+/// Whether codes of such a tensor have a place.
+fn takes(format: &dyn LinearFormat, place: Place) -> bool {
+    place == Place::Linear || (place == Place::Head && format.takes_heads())
+}
+
 /// The linear weights of an artifact, or why it cannot become a folder of this kind.
 fn linears(artifact: &Artifact, format: &dyn LinearFormat) -> Result<Linears> {
     let manifest = artifact.manifest();
@@ -431,19 +418,13 @@ fn linears(artifact: &Artifact, format: &dyn LinearFormat) -> Result<Linears> {
     }
     let mut linears = Linears::default();
     for record in &manifest.tensors {
-        let last = record.name.rsplit('.').nth(1).unwrap_or_default();
-        let embedding = last.contains("embed") || ["wte", "wpe", "shared"].contains(&last);
-        let head = last == "lm_head";
-        let matrix = record.shape.len() == 2 && record.name.ends_with(".weight");
+        let place = place(&record.name, &record.shape);
         match &record.stored {
-            Stored::Kept { .. } if matrix && !embedding => linears.kept.push(module(&record.name).to_owned()),
+            Stored::Kept { .. } if place == Place::Linear || place == Place::Head => {
+                linears.kept.push(module(&record.name).to_owned());
+            }
             Stored::Kept { .. } => {}
-            Stored::Quantized(q)
-                if matrix
-                    && !embedding
-                    && (!head || format.takes_heads())
-                    && q.orientation == Orientation::OutIn =>
-            {
+            Stored::Quantized(q) if takes(format, place) && q.orientation == Orientation::OutIn => {
                 linears.quantized.push(Linear {
                     module: module(&record.name).to_owned(),
                     scheme: q.scheme,

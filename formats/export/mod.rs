@@ -10,14 +10,18 @@ mod card;
 pub mod compressed_tensors;
 pub mod dense;
 pub mod fastdeploy;
+pub mod foreign;
 pub mod gguf;
 pub mod gptq;
 pub mod linears;
+mod shards;
+mod spares;
+mod syncing;
 
 use serde_json::json;
 
 use crate::artifact::Artifact;
-use crate::checkpoint::file_name;
+use crate::checkpoint::{Checkpoint, file_name};
 use crate::replace::Staging;
 use crate::scheme::Scheme;
 use crate::{FormatError, Result};
@@ -55,6 +59,14 @@ pub trait Exporter: Sync {
         max_shard_bytes: u64,
         on_bytes: OnBytes<'_>,
     ) -> Result<()>;
+
+    /// What an export of a model that others quantized will write. Fails when the format cannot hold it.
+    fn plan_foreign<'a>(&'a self, given: &'a foreign::Given<'a>) -> Result<foreign::Planned<'a>> {
+        Err(given.refusal(format!(
+            "{} is written from artifacts of qtool alone; export this model --to bf16, quantize that, and export the artifact",
+            self.name()
+        )))
+    }
 }
 
 /// Every export format.
@@ -111,16 +123,16 @@ pub(crate) fn refusal(artifact: &Artifact, reason: String) -> FormatError {
     }
 }
 
-/// Copies every file of the artifact that is neither weights, manifest nor `config.json`. The base
+/// Copies every file of a folder that is neither weights, manifest, `config.json` nor one of `without`. The base
 /// model's card makes room for the export's own.
-pub(crate) fn copy_side_files(staging: &Staging, artifact: &Artifact) -> Result<()> {
-    for path in artifact.files().side_files()? {
+pub(crate) fn copy_side_files(staging: &Staging, files: &Checkpoint, without: &[&str]) -> Result<()> {
+    for path in files.side_files()? {
         let name = file_name(&path);
         if name == card::CARD {
             let copy = staging.copy_file(&path)?;
             std::fs::rename(&copy, copy.with_file_name(card::BASE_CARD))
                 .map_err(FormatError::io(&copy, "rename"))?;
-        } else if name != "config.json" {
+        } else if name != "config.json" && !without.contains(&name.as_str()) {
             staging.copy_file(&path)?;
         }
     }

@@ -89,6 +89,24 @@ impl AffineCodes {
         self.scales.len() / self.n.max(1)
     }
 
+    /// Whether every zero point is the middle code.
+    fn symmetric(&self) -> bool {
+        let middle = 1u16 << (self.bits - 1);
+        self.zeros.iter().flatten().all(|&zero| zero == middle)
+    }
+
+    /// The scheme it would have if its columns lay in the order of their groups, when that is one of ours.
+    pub fn scheme(&self) -> Option<AffineScheme> {
+        let group = match &self.groups {
+            Groups::Every(length) => *length,
+            Groups::Listed(_) => {
+                let groups = self.group_count();
+                (groups > 0 && self.k.is_multiple_of(groups)).then(|| self.k / groups)?
+            }
+        };
+        scheme(self.bits, self.symmetric(), group, self.k, self.scale_dtype)
+    }
+
     /// Decodes. Fails when a scale is not finite; lengths are the caller's business and decide how far rows go.
     pub fn decoded(self) -> Result<Decoded> {
         if let Some(bad) = self.scales.iter().find(|scale| !scale.is_finite()) {
@@ -100,7 +118,7 @@ impl AffineCodes {
         }
         let middle = 1u16 << (self.bits - 1);
         let top = (1u16 << self.bits) - 1;
-        let symmetric = self.zeros.iter().flatten().all(|&zero| zero == middle);
+        let symmetric = self.symmetric();
         let fits = self.zeros.iter().flatten().all(|&zero| zero <= top);
         if let (Groups::Every(group), true) = (&self.groups, fits)
             && let Some(scheme) = scheme(self.bits, symmetric, *group, self.k, self.scale_dtype)

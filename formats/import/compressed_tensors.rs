@@ -297,6 +297,11 @@ impl Coded for Linear {
         self.read(&module)?.decoded().map_err(located)
     }
 
+    fn listed(&self, files: &Checkpoint) -> Result<Option<AffineCodes>> {
+        let codes = self.read(&self.module(files))?;
+        Ok(matches!(codes.groups, Groups::Listed(_)).then_some(codes))
+    }
+
     fn faults(&self, files: &Checkpoint) -> Result<Faults> {
         Ok(self.read(&self.module(files))?.faults())
     }

@@ -51,6 +51,11 @@ pub trait Coded: Send + Sync + fmt::Debug {
     /// Decodes the whole tensor. Fails when stored numbers are outside what the format allows.
     fn decode(&self, files: &Checkpoint) -> Result<Decoded>;
 
+    /// Its codes as they lie, where its columns come in another order than their groups; `None` where they do not.
+    fn listed(&self, _files: &Checkpoint) -> Result<Option<affine::AffineCodes>> {
+        Ok(None)
+    }
+
     /// What is odd about its scales and zero points; each a sentence without a subject.
     fn faults(&self, _files: &Checkpoint) -> Result<Faults> {
         Ok(Vec::new())

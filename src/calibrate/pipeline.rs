@@ -71,7 +71,6 @@ pub fn run(
     let staging = quantize::begin(checkpoint, options)?;
     let transform = plans.first().and_then(|plan| plan.transform.clone());
     let transform = transform.as_deref();
-    // A diagonal cannot be rotated.
     let rotated = transform.is_some_and(|t| t.record().rotation.is_some());
     let evidence = match evidence(plans) {
         Evidence::Diagonal if rotated => Evidence::Full,
@@ -139,7 +138,13 @@ pub fn run(
             informed(plans, &stored, staging)
         }
         Calibration::Statistics(folder) => {
-            let statistics = open_statistics(checkpoint, folder, evidence, options.threads)?;
+            // Of diagonals every method makes what it can and says so; but a diagonal cannot be rotated.
+            let needed = if rotated {
+                Evidence::Full
+            } else {
+                evidence.min(Evidence::Diagonal)
+            };
+            let statistics = open_statistics(checkpoint, folder, needed, options.threads)?;
             kv_scales::fill(plans, &|layer| statistics.magnitudes(layer))?;
             informed(plans, &Stored::new(statistics, min_coverage), staging)
         }
@@ -174,7 +179,7 @@ pub fn open_statistics(
     }
     if evidence == Evidence::Full && !statistics.index().full {
         return bad(
-            "holds diagonals only, and a method asks for whole second moments; measure without --diagonal"
+            "holds diagonals only, and whole second moments are needed here; measure without --diagonal"
                 .to_owned(),
         );
     }

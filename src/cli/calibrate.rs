@@ -43,7 +43,7 @@ pub struct Args {
     pub output: PathBuf,
     #[command(flatten)]
     corpus: corpus::RowsArgs,
-    /// Keep diagonals only: small, enough for weighted searches, too little for error feedback
+    /// Keep diagonals only: small, enough for weighted searches, too little for error feedback and rotations
     #[arg(long)]
     pub diagonal: bool,
     /// Measure part I of N (N 1, 2, 4 or 8) of the rows; merge the parts afterwards

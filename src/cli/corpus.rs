@@ -51,6 +51,16 @@ impl EvidenceArgs {
         }
     }
 
+    /// Whether it is a folder of statistics without whole second moments.
+    pub fn diagonals_only(&self) -> bool {
+        match self.calib.as_slice() {
+            [stats] if Statistics::is_statistics(stats) => {
+                Statistics::open(stats).is_ok_and(|statistics| !statistics.index().full)
+            }
+            _ => false,
+        }
+    }
+
     /// Where evidence for the model in `folder` comes from, if any was asked for.
     pub fn read(&self, folder: &Path) -> anyhow::Result<Option<Calibration>> {
         Ok(match self.calib.as_slice() {

@@ -12,7 +12,7 @@ use super::{print, print_json, size, wants_progress};
 #[derive(Debug, clap::Args)]
 #[command(after_help = after_help())]
 pub struct Args {
-    /// The artifact
+    /// The artifact, or a model that another tool quantized: a folder or a GGUF file
     pub artifact: PathBuf,
     /// Format to write
     #[arg(long, value_name = "FORMAT")]

@@ -433,6 +433,9 @@ impl Args {
         if self.evidence.runs_the_model() || !chosen.device.is_cpu() {
             text += &device::line(chosen);
         }
+        if self.evidence.diagonals_only() {
+            text += "Statistics of diagonals only: searches are weighted, errors are not fed back\n";
+        }
         for (tensor, fault) in faulty.iter().take(SHOWN) {
             text += &format!("{} {tensor}: {fault}\n", style("warning:").yellow().bold());
         }

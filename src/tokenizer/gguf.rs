@@ -32,8 +32,30 @@ const SPECIALS: [(&str, &str); 4] = [
     ("pad_token", "padding"),
 ];
 
+/// The vocabulary, in the words of the file that a folder would have.
+pub(super) enum Described {
+    /// A `tokenizer.json`.
+    Json(Value),
+    /// A SentencePiece model.
+    Pieces(Model),
+}
+
 /// Reads the tokenizer's keys. Fails when they are missing, or of a kind that is not known.
 pub(super) fn read(path: &Path, about: &Metadata) -> Result<(Vocabulary, Config)> {
+    let (described, config) = describe(path, about)?;
+    let vocabulary = match described {
+        Described::Json(json) => {
+            Vocabulary::Library(Box::new(Library::read(path, json.to_string().as_bytes())?))
+        }
+        Described::Pieces(model) => {
+            Vocabulary::SentencePiece(Box::new(SentencePiece::of(path, model, &config)?))
+        }
+    };
+    Ok((vocabulary, config))
+}
+
+/// The same, not yet run. Fails likewise.
+pub(super) fn describe(path: &Path, about: &Metadata) -> Result<(Described, Config)> {
     let fault = |reason: String| Error::Tokenizer {
         path: path.to_owned(),
         reason,
@@ -83,15 +105,13 @@ pub(super) fn read(path: &Path, about: &Metadata) -> Result<(Vocabulary, Config)
             let pre = about.text("tokenizer.ggml.pre").unwrap_or("default");
             config.add_bos = Some(begins.unwrap_or(pre == "llama-bpe"));
             let described = byte_level(about, pre, tokens, &config).map_err(fault)?;
-            let library = Library::read(path, described.to_string().as_bytes())?;
-            Ok((Vocabulary::Library(Box::new(library)), config))
+            Ok((Described::Json(described), config))
         }
         Some("llama") => {
             config.add_bos = Some(begins.unwrap_or(true));
             config.class = Some("LlamaTokenizer".to_owned());
             let model = pieces(about, tokens, &kind).map_err(fault)?;
-            let model = SentencePiece::of(path, model, &config)?;
-            Ok((Vocabulary::SentencePiece(Box::new(model)), config))
+            Ok((Described::Pieces(model), config))
         }
         other => Err(fault(format!(
             "the tokenizer is of the kind {:?}, expected gpt2 (byte-level BPE) or llama (SentencePiece's BPE)",

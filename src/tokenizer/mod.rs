@@ -7,12 +7,14 @@
 //! | `library` | `tokenizer.json`, run by the `tokenizers` crate |
 //! | `sentencepiece` | `tokenizer.model`, where there is no `tokenizer.json` |
 //! | `gguf` | the tokenizer inside a GGUF file |
+//! | `files` | the same as the files of a folder |
 //! | `added` | tokens that are taken out of a text before that |
 //! | `template` | conversations to text |
 //! | `python` | what templates expect of Python |
 
 mod added;
 mod config;
+mod files;
 mod gguf;
 mod library;
 pub(crate) mod python;
@@ -26,6 +28,8 @@ use std::time::SystemTime;
 use qtool_formats::FormatError;
 use qtool_formats::limits::MAX_JSON_BYTES;
 use serde_json::Value;
+
+pub use self::files::files_of_gguf;
 
 use self::config::Config;
 use self::library::Library;

@@ -62,7 +62,7 @@ fn every_type_decodes_as_ggml_does() {
         };
         assert_eq!(
             packed,
-            ["Q4_0", "Q5_0", "Q8_0", "Q3_K", "Q6_K"].contains(&name),
+            ["Q4_0", "Q5_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K"].contains(&name),
             "{name}"
         );
         assert_eq!(ours, FloatDtype::F32.widen(&values.bytes), "{name}");

@@ -1,14 +1,19 @@
 #!/usr/bin/env python3
 """The checks of test_ecosystem.py on a real model, run by hand: minutes each.
 
-    python tests/interop/real_model.py --qtool target/release/qtool --model FOLDER [--check NAME ...]
+    python tests/interop/real_model.py --qtool target/release/qtool --model FOLDER [--check NAME ...] [--gguf FILE --text TEXT]
 
 FOLDER holds a decoder that transformers knows, whose rows the formats can hold; docs/benchmarks/quality prepares one. Each
 check quantizes it, exports it, loads the export with its ecosystem's library, compares every decoded weight, logits, and
 where the library computes in f32 a reply of 20 tokens. Prints a row of the table of docs/formats/README.md a check.
+
+With --gguf, a file of the same model that somebody else quantized is read instead: errors of every tensor by `qtool verify
+--base` against gguf-py's decoding, perplexity by `qtool validate` against transformers with these values, and `qtool export
+--to f32` against transformers' own reading of the file, parameter by parameter.
 """
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -38,14 +43,51 @@ CHECKS = {
 }
 
 
+def check_file_of_others(context, file):
+    import gguf
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import test_imports as imports
+
+    imports.MODELS, imports.DENSE = eco.MODELS, eco.DENSE
+    config = json.loads((eco.MODELS / eco.DENSE / "config.json").read_text("utf-8"))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    decoded = {}
+    model = AutoModelForCausalLM.from_pretrained(eco.MODELS / eco.DENSE, dtype=torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        tensor = tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))]
+        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(parameter.shape)
+        if "q_proj" in name or "k_proj" in name:
+            value = eco.unpaired(value, config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"])
+        decoded[name] = torch.from_numpy(value.copy())
+    imports.check_figures(context, file, decoded, len(tensors))
+    out = context.new("f32")
+    context.run("export", file, "--to", "f32", "-o", out)
+    for folder, options in ((out, {}), (file.parent, {"gguf_file": file.name})):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+        for name, value in model.named_parameters():
+            assert torch.equal(value, decoded[name]), (folder, name)
+        del model
+    return f"{len(decoded)} tensors; {imports.check_perplexity(context, file, decoded)}"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--qtool", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--check", action="append", choices=CHECKS)
+    parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--text", type=Path)
     args = parser.parse_args()
     model = args.model.resolve()
     eco.MODELS, eco.DENSE = model.parent, model.name
+    if args.gguf:
+        texts = {"heldout.en": args.text.read_text("utf-8"), "heldout.zh": ""}
+        with tempfile.TemporaryDirectory(prefix="qtool-real-") as folder:
+            print(check_file_of_others(harness.Context(folder, args.qtool.resolve(), texts), args.gguf.resolve()))
+        return
     failed = 0
     for name in args.check or CHECKS:
         with tempfile.TemporaryDirectory(prefix="qtool-real-") as folder:

@@ -8,7 +8,7 @@ the sample models, HF and Paddle form, against a second decode and the source (t
 2-bit weights, bit for bit, against a decoder written from the specification (test_wint2.py);
 folders for FastDeploy against what its loader asks for (test_fastdeploy.py); exports in the
 libraries of compressed-tensors, GPTQ, AWQ and GGUF (test_ecosystem.py); models quantized by
-bitsandbytes and gguf-py read back (test_imports.py); the bf16 export in
+bitsandbytes and gguf-py read back (test_imports.py), models of others exported to a third library (test_foreign.py); the bf16 export in
 Hugging Face transformers, logits and held-out bits per byte (test_transformers.py); validation:
 log-likelihoods, perplexity and divergence of transformers, figures of scikit-learn (test_validate.py);
 intervals and tests of SciPy and statsmodels (test_statistics.py).
@@ -30,6 +30,7 @@ import harness  # noqa: E402
 import test_decode  # noqa: E402
 import test_ecosystem  # noqa: E402
 import test_fastdeploy  # noqa: E402
+import test_foreign  # noqa: E402
 import test_imports  # noqa: E402
 import test_statistics  # noqa: E402
 import test_transformers  # noqa: E402
@@ -38,7 +39,7 @@ import test_weights  # noqa: E402
 import test_wint2  # noqa: E402
 
 CHECKS = [test_decode, test_weights, test_wint2, test_fastdeploy, test_transformers,
-          test_ecosystem, test_imports, test_validate, test_statistics]
+          test_ecosystem, test_imports, test_foreign, test_validate, test_statistics]
 
 
 def main():

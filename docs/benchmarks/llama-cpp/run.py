@@ -3,17 +3,19 @@
 
     pip install -r docs/benchmarks/llama-cpp/requirements.txt      (a source build: minutes)
     cargo build --release --bin qtool --example outputs
-    python docs/benchmarks/llama-cpp/run.py --model MODEL --text TEXT [--case NAME ...]
+    python docs/benchmarks/llama-cpp/run.py --model MODEL --text TEXT [--case NAME ...] [--gguf FILE]
 
-MODEL is quantized by each recipe of CASES that its rows fit, exported with --to gguf, and read by llama.cpp:
+MODEL is quantized by each recipe of CASES, exported with --to gguf, and read by llama.cpp:
 
 * the tokens of TEXT, against the model's own tokenizer (the library tokenizers);
-* the likeliest next token after each of 100 prompts of 64 tokens;
-* perplexity over these prompts.
+* the likeliest next token after each of 100 prompts of 64 tokens (--length);
+* ln p of every token of these prompts: their mean as perplexity, and the distance of single ones.
 
-An encoder is asked for the mean of its last hidden states, or the logits of its head, instead. Prints a row of a table a
-case; status 1 when a bound is broken. llama.cpp rounds activations to 8 bits before it multiplies them with quantized
-weights, so a next token may differ where two are nearly as likely: such a one is counted, and fails above LEAD nats.
+An encoder is asked for the mean of its last hidden states, or the logits of its head, instead. With --gguf both run that
+file of somebody else's instead, and MODEL gives the tokenizer alone. Prints a row of a table a case; a recipe that qtool
+refuses for the model's shapes is a row with its sentence; status 1 when a bound is broken. llama.cpp rounds activations to
+8 bits before it multiplies them with quantized weights, so a next token may differ where two are nearly as likely: such a
+one is counted, and fails above LEAD nats.
 """
 
 import argparse
@@ -28,7 +30,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
-PROMPTS, LENGTH = 100, 64
+PROMPTS = 100
 THREADS = 1  # more of them wait for each other on a shared machine
 PERPLEXITY = 0.01  # relative
 LEAD = 0.35  # nats by which the own choice may lead where llama.cpp's differs
@@ -36,12 +38,19 @@ VECTOR = 0.02  # of an encoder: difference as a share of the largest value
 F16 = ("--scale-dtype", "f16")
 CASES = {
     # All but one small matrix stays in BF16.
-    "BF16": ("--bits", "8", *F16, "--skip", r"layers\.\d\d|layers\.[1-9]|(q|v|o|gate|up|down)_proj"),
+    "BF16": ("--bits", "8", *F16, "--skip", r"layers?\.\d\d|layers?\.[1-9]|(q|v|o|gate|up|down)_proj|query|value|dense"),
     "Q8_0": ("--bits", "8", "--group-size", "32", *F16),
     "Q4_0": ("--bits", "4", "--group-size", "32", *F16),
     "Q4_K": ("--bits", "4", "--method", "q4-k"),
     "Q2_K": ("--bits", "2", "--method", "q2-k"),
+    # For models whose narrow matrices have rows that 256 does not divide.
+    "Q4_K, Q8_0": ("--bits", "8", "--group-size", "32", *F16, "--rule", "down_proj=bits:4,method:q4-k"),
+    "Q2_K, Q8_0": ("--bits", "8", "--group-size", "32", *F16, "--rule", "down_proj=bits:2,method:q2-k"),
+    # Kept matrices are in the model's own type, which is made F16 for it.
+    "F16": None,
 }
+CASES["F16"] = CASES["BF16"]
+REFUSED = ("whole number of GGML's blocks", "multiple of 256")
 
 
 def call(*command, given=None):
@@ -56,6 +65,34 @@ def outputs(args, artifact, rows, *flags):
     answers = [json.loads(line) for line in call(args.outputs, artifact, *flags, given=given).splitlines()]
     assert len(answers) == len(rows) > 0
     return answers
+
+
+def halved(model, folder):
+    """The model with all floats as F16."""
+    folder.mkdir()
+    for path in model.iterdir():
+        if path.is_file() and not path.name.endswith(".safetensors"):
+            (folder / path.name).write_bytes(path.read_bytes())
+    (file,) = model.glob("*.safetensors")
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header, data, at = json.loads(raw[8:8 + size]), [], 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, end = (8 + size + offset for offset in entry["data_offsets"])
+        if entry["dtype"] == "BF16":
+            values = (np.frombuffer(raw[start:end], dtype="<u2").astype("<u4") << 16).view("<f4")
+        else:
+            values = np.frombuffer(raw[start:end], dtype={"F16": "<f2", "F32": "<f4"}[entry["dtype"]])
+        halves = values.astype("<f2")
+        assert np.isfinite(halves).all(), name
+        data.append(halves.tobytes())
+        entry.update(dtype="F16", data_offsets=[at, at + len(data[-1])])
+        at += len(data[-1])
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data))
+    return folder
 
 
 def opened(path, **options):
@@ -78,24 +115,28 @@ def decoder(args, artifact, gguf, tokenizer, text):
     some = text[:20_000]
     theirs = model.tokenize(some.encode(), add_bos=False, special=True)
     same_tokens = theirs == tokenizer.encode(some, add_special_tokens=False).ids
-    count = min(PROMPTS, len(ids) // LENGTH)
-    starts = [i * (len(ids) // LENGTH) // count * LENGTH for i in range(count)]
-    prompts = [ids[start:start + LENGTH] for start in starts]
+    count = min(PROMPTS, len(ids) // args.length)
+    starts = [i * (len(ids) // args.length) // count * args.length for i in range(count)]
+    prompts = [ids[start:start + args.length] for start in starts]
     own = outputs(args, artifact, prompts, "--next")
-    differ, nats, total = [], 0.0, 0
+    differ, nats, apart = [], 0.0, []
     for prompt, answer in zip(prompts, own):
         model.reset()
         model.eval(prompt)
         logits = log_softmax(np.array(model.scores[:len(prompt)], dtype=np.float64))
         if int(logits[-1].argmax()) != answer["next"]:
             differ.append(answer["lead"])
-        nats -= logits[np.arange(len(prompt) - 1), prompt[1:]].sum()
-        total += len(prompt) - 1
-    mine = math.exp(-sum(sum(answer["ln_p"]) for answer in own) / total)
-    other = math.exp(nats / total)
+        ln_p = logits[np.arange(len(prompt) - 1), prompt[1:]]
+        nats -= ln_p.sum()
+        apart.append(np.abs(ln_p - np.array(answer["ln_p"])))
+    apart = np.concatenate(apart)
+    mine = math.exp(-sum(sum(answer["ln_p"]) for answer in own) / len(apart))
+    other = math.exp(nats / len(apart))
     off = other / mine - 1
+    leads = np.median([answer["lead"] for answer in own])
     cells = [f"{'equal' if same_tokens else 'OTHER'} ({len(theirs)})", f"{count - len(differ)} of {count}",
-             f"{max(differ):.3f}" if differ else "", f"{mine:.3f}", f"{other:.3f}", f"{off * 100:+.3f} %"]
+             f"{max(differ):.3f}" if differ else "", f"{leads:.2f}", f"{mine:.4g}", f"{other:.4g}", f"{off * 100:+.3f} %",
+             f"{apart.mean():.4f}, {apart.max():.3f}"]
     return cells, same_tokens and abs(off) <= PERPLEXITY and max(differ, default=0) <= LEAD
 
 
@@ -115,8 +156,8 @@ def encoder(args, artifact, gguf, tokenizer, text):
         mine = np.array(answer["logits"] if headed else answer["mean"])
         theirs = np.array(model.embed(each, normalize=False), dtype=np.float64).reshape(-1)[:len(mine)]
         worst = max(worst, np.abs(theirs - mine).max() / np.abs(mine).max())
-    cells = ["equal" if same_tokens else "OTHER", f"{len(texts)} texts, {'logits' if headed else 'means'}", "",
-             "", "", f"{worst * 100:.3f} %"]
+    cells = ["equal" if same_tokens else "OTHER", f"{len(texts)} texts, {'logits' if headed else 'means'}", "", "", "", "",
+             f"{worst * 100:.3f} %", ""]
     return cells, same_tokens and worst <= VECTOR
 
 
@@ -125,6 +166,8 @@ def main():
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--case", action="append", choices=CASES)
+    parser.add_argument("--length", type=int, default=64, help="tokens of a prompt")
+    parser.add_argument("--gguf", type=Path, help="a file to run instead of exports")
     parser.add_argument("--option", action="append", default=[], help="more for qtool quantize, such as --option=--rule --option=X")
     parser.add_argument("--qtool", type=Path, default=ROOT / "target/release/qtool")
     parser.add_argument("--outputs", type=Path, default=ROOT / "target/release/examples/outputs")
@@ -133,15 +176,26 @@ def main():
     text = args.text.read_text("utf-8")
     kind = json.loads((args.model / "config.json").read_text("utf-8"))["model_type"]
     print(f"{args.model.name} ({kind})")
-    print("| case | tokens | next token | lead where not | perplexity, qtool | llama.cpp | apart |\n|---|---|---|---|---|---|---|")
+    print("| case | tokens | next token | lead where not | lead, median | perplexity, qtool | llama.cpp | apart | ln p apart: mean, most |")
+    print("|---|---|---|---|---|---|---|---|---|")
     failed = 0
-    for name in args.case or CASES:
+    compare = encoder if kind == "bert" else decoder
+    for name in ["as it lies"] if args.gguf else args.case or CASES:
         with tempfile.TemporaryDirectory(prefix="qtool-llama-cpp-") as folder:
-            artifact, gguf = Path(folder) / "artifact", Path(folder) / "gguf"
-            call(args.qtool, "quantize", args.model, "-o", artifact, *CASES[name], *args.option, "-q")
-            call(args.qtool, "export", artifact, "--to", "gguf", "-o", gguf, "-q")
-            compare = encoder if kind == "bert" else decoder
-            cells, good = compare(args, artifact, gguf / "model.gguf", tokenizer, text)
+            if args.gguf:
+                artifact = gguf = args.gguf
+            else:
+                artifact, gguf = Path(folder) / "artifact", Path(folder) / "gguf" / "model.gguf"
+                model = halved(args.model, Path(folder) / "halves") if name == "F16" else args.model
+                try:
+                    call(args.qtool, "quantize", model, "-o", artifact, *CASES[name], *args.option, "-q")
+                    call(args.qtool, "export", artifact, "--to", "gguf", "-o", gguf.parent, "-q")
+                except RuntimeError as error:
+                    if not any(words in str(error) for words in REFUSED):
+                        raise
+                    print(f"| {name} | refused: {str(error).splitlines()[-1].split(': ', 1)[-1]} | | | | | | | |", flush=True)
+                    continue
+            cells, good = compare(args, artifact, gguf, tokenizer, text)
         failed += not good
         print("| " + " | ".join([name + ("" if good else " FAILED"), *cells]) + " |", flush=True)
     sys.exit(1 if failed else 0)

@@ -67,8 +67,10 @@ def bits4():
     for grid, grid_label, grid_options in (grids[0], grids[2]):
         label = f"GPTQ {grid_label}, sequential"
         yield qtool(f"gptq4-{grid}-sequential", label, *grid_options, *SEQUENTIAL)
-    yield qtool("rotate4-g64", "GPTQ INT4 g64, rotated", "--bits", "4", *GPTQ, "--rotate")
-    yield qtool("rotateawq4-g64", "AWQ and GPTQ INT4 g64, rotated", "--bits", "4", *AWQ_GPTQ, "--rotate")
+    for grid, grid_label, grid_options in (grids[0], grids[2]):
+        label = f"GPTQ {grid_label}, rotated"
+        yield qtool(f"rotate4-{grid}", label, *grid_options, *GPTQ, "--rotate")
+        yield qtool(f"rotateawq4-{grid}", f"AWQ and {label}", *grid_options, *AWQ_GPTQ, "--rotate")
     yield qtool("qtool-nf4", "NF4", "--bits", "4", "--method", "nf4")
     yield Row("nf4", "NF4, double quantization (bitsandbytes)", script=("nf4.py",))
     yield llama("Q4_K")
@@ -83,10 +85,12 @@ def bits3():
 
 def bits2():
     plain = ("--bits", "2", "--group-size", "64")
-    yield qtool("rtn2", "RTN INT2 g64", *plain, "--method", "none")
-    yield qtool("mse2", "MSE clip INT2 g64", *plain, "--method", "mse")
-    yield qtool("gptq2", "GPTQ INT2 g64", *plain, *GPTQ)
-    yield qtool("awq2", "AWQ INT2 g64", *plain, *AWQ)
+    for end, label, grid in (("", "INT2 g64", plain), ("-zp", "INT2 g64 zero point", (*plain, *ZERO_POINT))):
+        yield qtool(f"rtn2{end}", f"RTN {label}", *grid, "--method", "none")
+        yield qtool(f"mse2{end}", f"MSE clip {label}", *grid, "--method", "mse")
+        yield qtool(f"gptq2{end}", f"GPTQ {label}", *grid, *GPTQ)
+        yield qtool(f"awq2{end}", f"AWQ {label}", *grid, *AWQ)
+    yield qtool("rotate2-zp", "GPTQ INT2 g64 zero point, rotated", *plain, *ZERO_POINT, *GPTQ, "--rotate")
     wint2 = ("--bits", "2")
     yield qtool("ccq", "ccq (WINT2), data-free", *wint2)
     yield qtool("ccq-diagonal", "ccq, diagonal", *wint2, "--calib", DIAGONAL)

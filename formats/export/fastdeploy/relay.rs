@@ -103,7 +103,7 @@ impl Exporter for FastDeploy {
             .wanted
             .config(&plan.model, source, plan.placement.has_router_bias());
         staging.write_file("config.json", format!("{config:#}\n").as_bytes())?;
-        copy_side_files(staging, artifact)?;
+        copy_side_files(staging, artifact.files(), &[])?;
         card::write(staging, artifact, self.name(), self.planned_bytes(artifact))?;
         write_provenance(staging, artifact, self.name())
     }

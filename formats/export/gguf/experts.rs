@@ -85,7 +85,7 @@ pub(super) fn together<'a>(tensors: Vec<Planned<'a>>, experts: usize) -> Result<
         let is_expert = planned
             .parts
             .first()
-            .is_some_and(|(record, _)| number(&record.name).is_some());
+            .is_some_and(|(record, _)| number(record.name).is_some());
         if !is_expert {
             whole.push(planned);
             continue;
@@ -103,7 +103,7 @@ pub(super) fn together<'a>(tensors: Vec<Planned<'a>>, experts: usize) -> Result<
                 let same = all.entry.kind == planned.entry.kind
                     && all.entry.shape.get(1..) == Some(&planned.entry.shape[..]);
                 if !same {
-                    let name = planned.parts.first().map_or("", |(record, _)| &record.name);
+                    let name = planned.parts.first().map_or("", |(record, _)| record.name);
                     return Err(format!(
                         "{name}: experts of a layer lie in one tensor of gguf, and this one is of another type or shape than those before it; quantize all of them alike"
                     ));
@@ -119,12 +119,12 @@ pub(super) fn together<'a>(tensors: Vec<Planned<'a>>, experts: usize) -> Result<
     for place in places.into_values() {
         let Some(all) = whole.get_mut(place) else { continue };
         all.parts
-            .sort_by_key(|(record, _)| number(&record.name).unwrap_or(0));
+            .sort_by_key(|(record, _)| number(record.name).unwrap_or(0));
         let in_order = all
             .parts
             .iter()
             .enumerate()
-            .all(|(i, (record, _))| number(&record.name) == Some(i));
+            .all(|(i, (record, _))| number(record.name) == Some(i));
         if !in_order || all.parts.len() != experts {
             return Err(format!(
                 "{}: expected experts 0 to {} of the layer, got {} of them",

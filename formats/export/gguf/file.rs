@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use crate::export::syncing::SYNC_BYTES;
 use crate::{FormatError, Result};
 
 /// Every tensor begins at a multiple of this.
@@ -57,6 +58,7 @@ pub struct Writer {
     entries: Vec<Entry>,
     current: usize,
     written: u64,
+    unsynced: u64,
 }
 
 impl Writer {
@@ -70,6 +72,7 @@ impl Writer {
             entries,
             current: 0,
             written: 0,
+            unsynced: 0,
         };
         this.write(&head)?;
         this.skip_empty();
@@ -108,6 +111,7 @@ impl Writer {
         }
         self.write(bytes)?;
         self.written = after;
+        self.unsynced += bytes.len() as u64;
         if after == expected {
             self.write(&vec![
                 0;
@@ -117,6 +121,16 @@ impl Writer {
             self.skip_empty();
         }
         Ok(())
+    }
+
+    /// When much was written since the last call that gave one: a handle of the file, to be synced by another thread.
+    pub(crate) fn due_for_sync(&mut self) -> Result<Option<File>> {
+        if self.unsynced < SYNC_BYTES {
+            return Ok(None);
+        }
+        self.unsynced = 0;
+        let file = self.file.get_ref().try_clone();
+        file.map(Some).map_err(FormatError::io(&self.path, "sync"))
     }
 
     /// Checks that every tensor is whole and makes the file durable.

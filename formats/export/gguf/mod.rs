@@ -12,31 +12,31 @@
 //! | `q2-k`; INT2, groups of 256 or more | Q2_K | 2.63 |
 //!
 //! Kept matrices stay in their type, vectors become F32, as llama.cpp wants them. `docs/formats/gguf.md` is the
-//! page about it; `model` has names and dimensions, `tokens` the tokenizer, `file` the container.
+//! page about it; `origin` is what it is written from, `model` has names and dimensions, `tokens` the tokenizer, `file` the
+//! container.
 
 mod bert;
 mod bpe;
 mod experts;
 pub mod file;
 pub mod model;
+mod origin;
 mod sentencepiece;
 pub mod tokens;
 mod wordpiece;
 
 use std::borrow::Cow;
 
-use serde_json::Value as Json;
-
 use self::file::{Entry, Value, Writer};
 use self::model::{Model, pair_rows};
+use self::origin::{Held, Origin, Part};
 use super::ahead::in_order;
+use super::foreign::{Given, Planned as PlannedExport};
 use super::linears::not_half;
-use super::{Exporter, OnBytes, card, interrupted, refusal, write_provenance};
+use super::spares::Spares;
+use super::{Exporter, OnBytes, card, interrupted, syncing, write_provenance};
 use crate::Result;
-use crate::artifact::manifest::QuantizedRecord;
-use crate::artifact::{Artifact, Stored, TensorRecord};
-use crate::checkpoint::Naming;
-use crate::checkpoint::shards::read_json;
+use crate::artifact::Artifact;
 use crate::dtype::FloatDtype;
 use crate::packing::ggml::{GgmlType, offset, pack_k};
 use crate::replace::Staging;
@@ -58,22 +58,23 @@ fn wants_f32(name: &str) -> bool {
     ["position_embd.weight", "token_types.weight"].contains(&name) || name.ends_with("ffn_gate_inp.weight")
 }
 
-/// Values handled at a time, about.
-const BLOCK: usize = 1 << 20;
+/// Values handled at a time, about: what stays in a processor's cache from its making to its writing.
+const BLOCK: usize = 1 << 17;
 
 /// How one tensor becomes its entry.
-enum Source<'a> {
+#[derive(Clone, Copy)]
+enum Source {
     /// Bytes as they are stored.
     Copied,
     /// Floats widened to F32.
     Widened(FloatDtype),
     /// Codes in blocks.
-    Packed(&'a QuantizedRecord, GgmlType),
+    Packed(GgmlType),
 }
 
 struct Planned<'a> {
-    /// Tensors of the artifact whose rows follow each other: one, or all experts of a layer; none for rotary factors.
-    parts: Vec<(&'a TensorRecord, Source<'a>)>,
+    /// Tensors of the model whose rows follow each other: one, or all experts of a layer; none for rotary factors.
+    parts: Vec<(Part<'a>, Source)>,
     /// Rows of a head, where rows are reordered.
     pairs: Option<usize>,
     entry: Entry,
@@ -81,6 +82,7 @@ struct Planned<'a> {
 
 /// Everything that will be written.
 struct Plan<'a> {
+    origin: Origin<'a>,
     keys: Vec<(String, Value)>,
     tensors: Vec<Planned<'a>>,
     rope_factors: Vec<f32>,
@@ -111,24 +113,11 @@ impl Exporter for Gguf {
     }
 
     fn check(&self, artifact: &Artifact) -> Result<()> {
-        let plan = plan(artifact)?;
-        for (record, source) in plan.tensors.iter().flat_map(|planned| &planned.parts) {
-            let Source::Packed(q, kind) = source else {
-                continue;
-            };
-            let Scheme::Affine(scheme) = q.scheme else {
-                continue;
-            };
-            let (scales, zeros) = super::linears::scales_and_zeros(artifact, q)?;
-            if let Some(reason) = refuses_values(*kind, scheme, &scales, &zeros) {
-                return Err(refusal(artifact, format!("{}: {reason}", record.name)));
-            }
-        }
-        Ok(())
+        plan(Origin::Artifact(artifact))?.check()
     }
 
     fn planned_bytes(&self, artifact: &Artifact) -> u64 {
-        plan(artifact).map_or(0, |plan| plan.bytes())
+        plan(Origin::Artifact(artifact)).map_or(0, |plan| plan.bytes())
     }
 
     fn export(
@@ -138,36 +127,84 @@ impl Exporter for Gguf {
         _max_shard_bytes: u64,
         on_bytes: OnBytes<'_>,
     ) -> Result<()> {
-        let plan = plan(artifact)?;
-        let entries = plan.tensors.iter().map(|t| t.entry.clone()).collect();
-        let mut writer = Writer::create(&staging.folder().join(FILE), &plan.keys, entries)?;
-        let mut done = 0u64;
-        let mut append = |bytes: &[u8]| {
-            writer.append(bytes)?;
-            done += bytes.len() as u64;
-            if on_bytes(done) {
-                Ok(())
-            } else {
-                Err(interrupted(staging))
-            }
-        };
-        let pieces = pieces(&plan.tensors);
-        let make = |i: usize| match pieces.get(i) {
-            Some(piece) => make(artifact, piece, &plan.rope_factors),
-            None => Ok(Cow::Borrowed(&[][..])),
-        };
-        in_order(pieces.len(), make, |_, bytes| {
-            bytes.chunks(1 << 23).try_for_each(&mut append)
-        })?;
-        writer.finish()?;
+        let plan = plan(Origin::Artifact(artifact))?;
+        plan.write(staging, on_bytes)?;
         card::write(staging, artifact, self.name(), plan.bytes())?;
         write_provenance(staging, artifact, self.name())
+    }
+
+    fn plan_foreign<'a>(&'a self, given: &'a Given<'a>) -> Result<PlannedExport<'a>> {
+        let plan = plan(Origin::Foreign(given))?;
+        plan.check()?;
+        let tensor_bytes = plan.bytes();
+        let write = move |staging: &Staging, _: u64, on_bytes: OnBytes<'_>| {
+            plan.write(staging, on_bytes)?;
+            given.around(staging, self.name(), tensor_bytes)
+        };
+        Ok(PlannedExport {
+            tensor_bytes,
+            write: Box::new(write),
+        })
     }
 }
 
 impl Plan<'_> {
     fn bytes(&self) -> u64 {
         self.tensors.iter().map(|t| t.entry.bytes).sum()
+    }
+
+    /// Fails when values would have to be rounded.
+    fn check(&self) -> Result<()> {
+        for (part, source) in self.tensors.iter().flat_map(|planned| &planned.parts) {
+            let (
+                Source::Packed(kind),
+                Held::Codes {
+                    scheme: Scheme::Affine(scheme),
+                    ..
+                },
+            ) = (source, part.held)
+            else {
+                continue;
+            };
+            let (scales, zeros) = self.origin.numbers(part)?;
+            if let Some(reason) = refuses_values(*kind, scheme, &scales, &zeros) {
+                return Err(self.origin.refusal(format!("{}: {reason}", part.name)));
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, staging: &Staging, on_bytes: OnBytes<'_>) -> Result<()> {
+        let entries = self.tensors.iter().map(|t| t.entry.clone()).collect();
+        let path = staging.folder().join(FILE);
+        let mut writer = Writer::create(&path, &self.keys, entries)?;
+        let pieces = pieces(self);
+        let spares = Spares::default();
+        let make = |i: usize| match pieces.get(i) {
+            Some(piece) => make(self.origin, piece, &self.rope_factors, &spares),
+            None => Ok(Cow::Borrowed(&[][..])),
+        };
+        syncing::beside(&path, |due| {
+            let mut done = 0u64;
+            in_order(pieces.len(), make, |_, bytes| {
+                for chunk in bytes.chunks(1 << 23) {
+                    writer.append(chunk)?;
+                    done += chunk.len() as u64;
+                    if !on_bytes(done) {
+                        return Err(interrupted(staging));
+                    }
+                    if let Some(file) = writer.due_for_sync()? {
+                        due.offer(file);
+                    }
+                }
+                if let Cow::Owned(bytes) = bytes {
+                    spares.give(bytes);
+                }
+                Ok(())
+            })?;
+            drop(due);
+            writer.finish()
+        })
     }
 }
 
@@ -194,22 +231,25 @@ fn refuses_values(kind: GgmlType, scheme: AffineScheme, scales: &[f32], zeros: &
 /// Some rows of a part of a tensor.
 struct Piece<'p, 'a> {
     planned: &'p Planned<'a>,
-    part: Option<&'p (&'a TensorRecord, Source<'a>)>,
-    /// The first of them; none stands for the check of the part's digests, which goes before its rows.
-    at: Option<usize>,
+    part: Option<&'p (Part<'a>, Source)>,
+    /// The first of them, and how many at most; none stands for the check of the part, which goes before its rows.
+    rows: Option<(usize, usize)>,
 }
 
-fn pieces<'p, 'a>(tensors: &'p [Planned<'a>]) -> Vec<Piece<'p, 'a>> {
+fn pieces<'p, 'a>(plan: &'p Plan<'a>) -> Vec<Piece<'p, 'a>> {
     let mut pieces = Vec::new();
-    for planned in tensors {
+    for planned in &plan.tensors {
         let (rows, step) = planned.rows();
-        let mut add = |part, at| pieces.push(Piece { planned, part, at });
+        let mut add = |part, rows| pieces.push(Piece { planned, part, rows });
         if planned.parts.is_empty() {
-            add(None, Some(0));
+            add(None, Some((0, step)));
         }
         for part in &planned.parts {
+            let step = if plan.origin.is_whole(&part.0) { rows } else { step };
             add(Some(part), None);
-            (0..rows).step_by(step).for_each(|at| add(Some(part), Some(at)));
+            (0..rows)
+                .step_by(step)
+                .for_each(|at| add(Some(part), Some((at, step))));
         }
     }
     pieces
@@ -228,39 +268,39 @@ impl Planned<'_> {
 }
 
 /// The bytes of a piece.
-fn make<'a>(artifact: &'a Artifact, piece: &Piece<'_, '_>, rope_factors: &[f32]) -> Result<Cow<'a, [u8]>> {
+fn make<'a>(
+    origin: Origin<'a>,
+    piece: &Piece<'_, 'a>,
+    rope_factors: &[f32],
+    spares: &Spares,
+) -> Result<Cow<'a, [u8]>> {
     let planned = piece.planned;
-    let Some((record, source)) = piece.part else {
+    let Some((part, source)) = piece.part else {
         let factors = rope_factors.iter().flat_map(|f| f.to_le_bytes());
         return Ok(Cow::Owned(factors.collect()));
     };
-    let Some(at) = piece.at else {
-        artifact.check_digests(record)?;
+    let Some((at, step)) = piece.rows else {
+        origin.check(part)?;
         return Ok(Cow::Borrowed(&[]));
     };
-    let (rows, step) = planned.rows();
+    let (rows, _) = planned.rows();
     let until = rows.min(at + step);
     let row = planned.entry.bytes as usize / (rows * planned.parts.len());
-    let of = |bytes: &'a [u8]| {
-        let width = bytes.len() / rows;
-        bytes.get(at * width..until * width).unwrap_or_default()
-    };
     let bytes = match source {
-        Source::Copied => Cow::Borrowed(of(artifact.stored(&record.name)?.bytes())),
+        Source::Copied => origin.elements(part, at..until, rows)?,
         Source::Widened(dtype) => {
-            let values = dtype.widen(of(artifact.stored(&record.name)?.bytes()));
+            let values = dtype.widen(&origin.elements(part, at..until, rows)?);
             Cow::Owned(values.iter().flat_map(|v| v.to_le_bytes()).collect())
         }
-        Source::Packed(q, kind) => {
-            let mut out = Vec::with_capacity((until - at) * row);
-            match artifact.weight_rows(q, at, step)? {
+        Source::Packed(kind) => {
+            let mut out = spares.take();
+            out.reserve((until - at) * row);
+            match origin.weight(part, at, step)? {
                 QuantizedWeight::Affine(weight) => kind.pack(&weight, &mut out),
                 QuantizedWeight::K(weight) => pack_k(&weight, &mut out),
                 other => {
-                    return Err(refusal(
-                        artifact,
-                        format!("{}: gguf has no block for {}", record.name, other.scheme()),
-                    ));
+                    let reason = format!("{}: gguf has no block for {}", part.name, other.scheme());
+                    return Err(origin.refusal(reason));
                 }
             }
             Cow::Owned(out)
@@ -272,34 +312,29 @@ fn make<'a>(artifact: &'a Artifact, piece: &Piece<'_, '_>, rope_factors: &[f32])
     })
 }
 
-/// What will be written; or why the artifact cannot become a file of this kind.
-fn plan(artifact: &Artifact) -> Result<Plan<'_>> {
-    let manifest = artifact.manifest();
-    let refused = |reason: String| refusal(artifact, reason);
-    if !manifest.family.is_own() || manifest.source.naming != Naming::Hf {
-        return Err(refused(
-            "gguf is written from the tensor names of Hugging Face models, and these are Paddle's; quantize the model's -PT form without --format fastdeploy".to_owned(),
-        ));
-    }
-    let config: Json = read_json(&artifact.folder().join("config.json"))?;
-    let headed = manifest.tensors.iter().any(|t| bert::is_head(&t.name));
+/// What will be written; or why the model cannot become a file of this kind.
+fn plan(origin: Origin<'_>) -> Result<Plan<'_>> {
+    let refused = |reason: String| origin.refusal(reason);
+    let config = origin.config()?;
+    let parts = origin.parts()?;
+    let headed = parts.iter().any(|part| bert::is_head(part.name));
     let model = Model::of(&config, headed).map_err(refused)?;
-    let is_embedding = |t: &&TensorRecord| model.name_of(&t.name).as_deref() == Some("token_embd.weight");
-    let embedding = match manifest.tensors.iter().find(is_embedding) {
-        Some(embedding) => embedding,
-        None => artifact.record("model.embed_tokens.weight")?,
-    };
+    let is_embedding = |part: &&Part<'_>| model.name_of(part.name).as_deref() == Some("token_embd.weight");
+    let embedding = parts.iter().find(is_embedding).ok_or_else(|| {
+        refused(
+            "it has no embedding of tokens, which gguf needs; `qtool inspect` lists what is there".to_owned(),
+        )
+    })?;
     if embedding.shape.first() != Some(&model.vocabulary) {
         return Err(refused(format!(
             "config.json: expected vocab_size to be the rows of the embedding, {:?}, got {}",
             embedding.shape, model.vocabulary
         )));
     }
-    let tokens = tokens::keys(artifact.folder(), &config, model.vocabulary)?.map_err(refused)?;
+    let tokens = tokens::keys(origin.folder(), &config, model.vocabulary)?.map_err(refused)?;
     let mut tensors = Vec::new();
-    for record in &manifest.tensors {
-        tensors
-            .push(planned(record, &model).map_err(|reason| refused(format!("{}: {reason}", record.name)))?);
+    for part in parts {
+        tensors.push(planned(part, &model).map_err(|reason| refused(format!("{}: {reason}", part.name)))?);
     }
     let mut tensors = experts::together(tensors, model.experts).map_err(refused)?;
     if !model.rope_factors.is_empty() {
@@ -321,46 +356,44 @@ fn plan(artifact: &Artifact) -> Result<Plan<'_>> {
             Value::Text(model.architecture.to_owned()),
         ),
         ("general.type".to_owned(), Value::Text("model".to_owned())),
-        (
-            "general.name".to_owned(),
-            Value::Text(manifest.source.name.clone()),
-        ),
+        ("general.name".to_owned(), Value::Text(origin.name())),
         ("general.file_type".to_owned(), Value::U32(file_type(&tensors))),
         ("general.quantization_version".to_owned(), Value::U32(2)),
     ];
     keys.extend(model.keys);
     keys.extend(tokens);
     Ok(Plan {
+        origin,
         keys,
         tensors,
         rope_factors: model.rope_factors,
     })
 }
 
-fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<Planned<'a>, String> {
-    let name = model.name_of(&record.name).ok_or_else(|| {
+fn planned<'a>(part: Part<'a>, model: &Model) -> std::result::Result<Planned<'a>, String> {
+    let name = model.name_of(part.name).ok_or_else(|| {
         format!(
             "gguf's architecture {} has no tensor for it; leave the tensor out of the model, or export --to bf16",
             model.architecture
         )
     })?;
-    let pairs = model.reorders(&record.name).then_some(model.head_dim);
-    let rows = record.shape.first().copied().unwrap_or(0);
+    let pairs = model.reorders(part.name).then_some(model.head_dim);
+    let rows = part.shape.first().copied().unwrap_or(0);
     if pairs.is_some_and(|d| d < 2 || !d.is_multiple_of(2) || !rows.is_multiple_of(d)) {
         return Err(format!(
             "expected rows of whole heads of {}, got {rows}",
             model.head_dim
         ));
     }
-    let mut shape = record.shape.clone();
+    let mut shape = part.shape.to_vec();
     if model.experts > 0 && name.ends_with("exp_probs_b.bias") {
         shape.retain(|d| *d != 1); // a row in the checkpoint
     }
     let elements = shape.iter().product::<usize>() as u64;
-    let (source, kind, bytes) = match &record.stored {
-        Stored::Kept { .. } => {
-            let dtype = FloatDtype::from_dtype(record.dtype)
-                .ok_or_else(|| format!("expected BF16, F16 or F32, got {}", record.dtype))?;
+    let (source, kind, bytes) = match part.held {
+        Held::Elements(dtype) => {
+            let dtype = FloatDtype::from_dtype(dtype)
+                .ok_or_else(|| format!("expected BF16, F16 or F32, got {dtype}"))?;
             if (shape.len() == 1 || wants_f32(&name)) && dtype != FloatDtype::F32 {
                 (Source::Widened(dtype), 0, 4 * elements)
             } else {
@@ -372,28 +405,37 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
                 (Source::Copied, kind, elements * dtype.bytes() as u64)
             }
         }
-        Stored::Quantized(_) if wants_f32(&name) => {
+        Held::Floats => {
+            return Err(
+                "no block of GGML holds its codes (columns in another order than their groups, or levels of its own); export --to bf16"
+                    .to_owned(),
+            );
+        }
+        Held::Codes { .. } if wants_f32(&name) => {
             return Err("llama.cpp wants it as F32; keep it with --skip".to_owned());
         }
-        Stored::Quantized(q) => {
-            let kind = match q.scheme {
-                Scheme::Affine(scheme) => GgmlType::of(scheme, q.columns),
+        Held::Codes {
+            scheme,
+            rows,
+            columns,
+        } => {
+            let kind = match scheme {
+                Scheme::Affine(scheme) => GgmlType::of(scheme, columns),
                 Scheme::K(KQuant::Q4) => Some(GgmlType::Q4K),
                 Scheme::K(KQuant::Q2) => Some(GgmlType::Q2K),
                 _ => None,
             };
             let kind = kind.ok_or_else(|| {
                 format!(
-                    "{} of {} columns is no whole number of GGML's blocks; quantize with --group-size 32, or keep it with --skip",
-                    q.scheme, q.columns
+                    "{scheme} of {columns} columns is no whole number of GGML's blocks; quantize with --group-size 32, or keep it with --skip"
                 )
             })?;
-            let bytes = q.rows as u64 * kind.row_bytes(q.columns) as u64;
-            (Source::Packed(q, kind), kind.id(), bytes)
+            let bytes = rows as u64 * kind.row_bytes(columns) as u64;
+            (Source::Packed(kind), kind.id(), bytes)
         }
     };
     Ok(Planned {
-        parts: vec![(record, source)],
+        parts: vec![(part, source)],
         pairs,
         entry: Entry {
             name,
@@ -407,7 +449,7 @@ fn planned<'a>(record: &'a TensorRecord, model: &Model) -> std::result::Result<P
 /// `general.file_type`: llama.cpp's number for what most quantized weights are, or for BF16.
 fn file_type(tensors: &[Planned<'_>]) -> u32 {
     let packed = |kind: GgmlType| {
-        let of_kind = |source: &&Source<'_>| matches!(source, Source::Packed(_, k) if *k == kind);
+        let of_kind = |source: &&Source| matches!(source, Source::Packed(k) if *k == kind);
         let sources = tensors.iter().flat_map(|t| &t.parts).map(|(_, source)| source);
         sources.filter(of_kind).count()
     };

@@ -185,25 +185,37 @@ fn rope_scaling(
                 need("high_freq_factor")?,
             );
             let context = need("original_max_position_embeddings")?;
-            let (longest, shortest) = (context / low, context / high);
-            let factor_of = |i: u32| {
-                let frequency = base.powf(-f64::from(2 * i) / f64::from(head_dim));
-                let wavelength = std::f64::consts::TAU / frequency;
-                if wavelength < shortest {
-                    1.0
-                } else if wavelength > longest {
-                    factor
-                } else {
-                    let smooth = (context / wavelength - low) / (high - low);
-                    1.0 / ((1.0 - smooth) / factor + smooth)
-                }
-            };
-            Ok((0..head_dim / 2).map(|i| factor_of(i) as f32).collect())
+            Ok(llama3_factors(head_dim, base, factor, (low, high), context))
         }
         other => Err(format!(
             "the config's rotary scaling {other:?} is not written to gguf, expected none, linear or llama3; export --to bf16 and convert that"
         )),
     }
+}
+
+/// What Llama 3.1 and its successors divide the rotary frequencies of a head by: `factor` for waves longer than `context` over
+/// `low`, nothing for those shorter than `context` over `high`, and what lies between in between.
+pub fn llama3_factors(
+    head_dim: u32,
+    base: f64,
+    factor: f64,
+    (low, high): (f64, f64),
+    context: f64,
+) -> Vec<f32> {
+    let (longest, shortest) = (context / low, context / high);
+    let factor_of = |i: u32| {
+        let frequency = base.powf(-f64::from(2 * i) / f64::from(head_dim));
+        let wavelength = std::f64::consts::TAU / frequency;
+        if wavelength < shortest {
+            1.0
+        } else if wavelength > longest {
+            factor
+        } else {
+            let smooth = (context / wavelength - low) / (high - low);
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        }
+    };
+    (0..head_dim / 2).map(|i| factor_of(i) as f32).collect()
 }
 
 /// Name in GGUF of a tensor of a checkpoint.

@@ -16,15 +16,18 @@
 //! ```
 //!
 //! Everything in f32, each product and each sum rounded by itself, in the order written. Types whose offset is a whole
-//! number of steps are [`AffineWeight`](crate::weight::AffineWeight)s and stay packed: Q5_0 and Q6_K with codes of 8 bits. The others become f32 values.
+//! number of steps are [`AffineWeight`](crate::weight::AffineWeight)s and stay packed: Q5_0 and Q6_K with codes of 8 bits; so do
+//! Q4_K and Q2_K, whose schemes are our own ([`crate::scheme::kquant`]). The others become f32 values.
 //!
 //! Source: the structures of `ggml-common.h` and gguf-py's `quants.py`.
 
 use half::f16;
 
+use super::kquant;
 use crate::dtype::FloatDtype;
 use crate::import::Decoded;
 use crate::import::affine::{AffineCodes, Groups};
+use crate::scheme::KQuant;
 use crate::tensor::byte_len;
 use crate::{FormatError, Result};
 
@@ -159,11 +162,12 @@ impl Kind {
 
     /// Decodes `n` rows of `k` weights. Fails when a scale is not finite; `bytes` are as many as they should be.
     pub fn decode(self, n: usize, k: usize, bytes: &[u8]) -> Result<Decoded> {
-        let mut all = Runs {
-            codes: Vec::with_capacity(n * k),
-            scales: Vec::with_capacity(n * k / self.group()),
-            offsets: Vec::new(),
-        };
+        match self {
+            Self::Q4K => return kquant::decode(KQuant::Q4, n, k, bytes),
+            Self::Q2K => return kquant::decode(KQuant::Q2, n, k, bytes),
+            _ => {}
+        }
+        let mut all = Runs::with_capacity(n * k, n * k / self.group());
         let (_, length) = Type::Blocks(self).block();
         for block in bytes.chunks_exact(length.max(1)) {
             all.block(self, block);
@@ -211,8 +215,8 @@ impl Kind {
 }
 
 /// What blocks hold, one after the other.
-struct Runs {
-    codes: Vec<u8>,
+pub(super) struct Runs {
+    pub(super) codes: Vec<u8>,
     /// One for each run of codes.
     scales: Vec<f32>,
     /// Likewise, of types that have them.
@@ -225,13 +229,13 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
     two.map_or(f32::NAN, |two| f16::from_le_bytes(*two).to_f32())
 }
 
-fn run(bytes: &[u8], from: usize, length: usize) -> &[u8] {
+pub(super) fn run(bytes: &[u8], from: usize, length: usize) -> &[u8] {
     bytes.get(from..from + length).unwrap_or_default()
 }
 
 /// Six-bit scale and minimum `j` (0 to 7) of the 12 bytes of Q4_K and Q5_K: the first four lie in the low six bits of
 /// bytes j and j + 4, the others in nibbles of byte j + 4 with their high bits above the first four.
-fn scale_and_minimum(packed: &[u8], j: usize) -> (u8, u8) {
+pub(super) fn scale_and_minimum(packed: &[u8], j: usize) -> (u8, u8) {
     let byte = |at: usize| packed.get(at).copied().unwrap_or(0);
     if j < 4 {
         (byte(j) & 63, byte(j + 4) & 63)
@@ -254,6 +258,14 @@ fn six_bits(packed: &[u8], j: usize) -> u8 {
 }
 
 impl Runs {
+    pub(super) fn with_capacity(codes: usize, scales: usize) -> Self {
+        Self {
+            codes: Vec::with_capacity(codes),
+            scales: Vec::with_capacity(scales),
+            offsets: Vec::new(),
+        }
+    }
+
     fn block(&mut self, kind: Kind, block: &[u8]) {
         match kind {
             Kind::Q4_0 | Kind::Iq4Nl => {
@@ -278,14 +290,8 @@ impl Runs {
                 self.scales.push(half_at(block, 0));
                 self.codes.extend_from_slice(run(block, 2, 32));
             }
-            Kind::Q2K => {
-                let (d, least) = (half_at(block, 80), half_at(block, 82));
-                for byte in run(block, 0, 16) {
-                    self.scales.push(d * f32::from(byte & 15));
-                    self.offsets.push(-(least * f32::from(byte >> 4)));
-                }
-                self.pairs(run(block, 16, 64));
-            }
+            // Whole weights of these are made in `kquant`.
+            Kind::Q2K | Kind::Q4K => {}
             Kind::Q3K => {
                 let (d, packed) = (half_at(block, 108), run(block, 96, 12));
                 let scale = |j| d * f32::from(i16::from(six_bits(packed, j)) - 32);
@@ -295,7 +301,7 @@ impl Runs {
                 let mask = run(block, 0, 32);
                 self.add_bits(from, mask, 2);
             }
-            Kind::Q4K | Kind::Q5K => {
+            Kind::Q5K => {
                 let (d, least) = (half_at(block, 0), half_at(block, 2));
                 for j in 0..8 {
                     let (scale, minimum) = scale_and_minimum(run(block, 4, 12), j);
@@ -303,15 +309,9 @@ impl Runs {
                     self.offsets.push(-(least * f32::from(minimum)));
                 }
                 let from = self.codes.len();
-                let low = if kind == Kind::Q4K {
-                    run(block, 16, 128)
-                } else {
-                    run(block, 48, 128)
-                };
-                low.chunks_exact(32).for_each(|bytes| self.nibbles(bytes));
-                if kind == Kind::Q5K {
-                    self.add_bits(from, run(block, 16, 32), 4);
-                }
+                let low = run(block, 48, 128).chunks_exact(32);
+                low.for_each(|bytes| self.nibbles(bytes));
+                self.add_bits(from, run(block, 16, 32), 4);
             }
             Kind::Q6K => {
                 let d = half_at(block, 208);
@@ -334,7 +334,7 @@ impl Runs {
     }
 
     /// Low nibbles of all bytes, then high ones.
-    fn nibbles(&mut self, bytes: &[u8]) {
+    pub(super) fn nibbles(&mut self, bytes: &[u8]) {
         self.codes.extend(bytes.iter().map(|byte| byte & 15));
         self.codes.extend(bytes.iter().map(|byte| byte >> 4));
     }
@@ -350,7 +350,7 @@ impl Runs {
     }
 
     /// Of every 32 bytes the lowest two bits of all, then the next.
-    fn pairs(&mut self, bytes: &[u8]) {
+    pub(super) fn pairs(&mut self, bytes: &[u8]) {
         for bytes in bytes.chunks_exact(32) {
             for shift in [0, 2, 4, 6] {
                 self.codes.extend(bytes.iter().map(|byte| (byte >> shift) & 3));

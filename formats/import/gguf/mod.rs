@@ -1,9 +1,10 @@
 //! GGUF files, or folders with one: llama.cpp's models, with blocks of GGML, the model's dimensions and its tokenizer in
-//! one file. `header` has the container, `blocks` the codes, `model` what makes a checkpoint of it: names, the config, and
+//! one file. `header` has the container, `blocks` and `kquant` the codes, `model` what makes a checkpoint of it: names, the config, and
 //! which rows lie in another order.
 
 pub mod blocks;
 pub mod header;
+mod kquant;
 pub mod model;
 
 use std::fs;

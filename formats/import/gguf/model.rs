@@ -13,12 +13,12 @@ use crate::{FormatError, Result, limits};
 /// Factors that rotary frequencies are divided by, of models that scale them.
 pub const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// Architecture of GGUF and `model_type` of Hugging Face, of those that run here.
-const ARCHITECTURES: [(&str, &str); 4] = [
-    ("llama", "llama"),
-    ("qwen2", "qwen2"),
-    ("qwen3", "qwen3"),
-    ("ernie4_5", "ernie4_5"),
+/// Architecture of GGUF, `model_type` of Hugging Face and its class there, of those that run here.
+const ARCHITECTURES: [(&str, &str, &str); 4] = [
+    ("llama", "llama", "LlamaForCausalLM"),
+    ("qwen2", "qwen2", "Qwen2ForCausalLM"),
+    ("qwen3", "qwen3", "Qwen3ForCausalLM"),
+    ("ernie4_5", "ernie4_5", "Ernie4_5ForCausalLM"),
 ];
 
 /// A model as a checkpoint has it.
@@ -51,7 +51,7 @@ pub fn config(path: &Path, head: &Head) -> Result<Model> {
     let named = about
         .text("general.architecture")
         .ok_or_else(|| fault("it has no general.architecture; expected a model".to_owned()))?;
-    let Some((_, kind)) = ARCHITECTURES.iter().find(|(known, _)| *known == named) else {
+    let Some((_, kind, class)) = ARCHITECTURES.iter().find(|(known, ..)| *known == named) else {
         return Ok(Model {
             config: json!({"model_type": named}),
             head: None,
@@ -86,6 +86,7 @@ pub fn config(path: &Path, head: &Head) -> Result<Model> {
         rows.ok_or_else(|| fault("token_embd.weight is missing; expected a model".to_owned()))?;
     let epsilon = about.number(&key("attention.layer_norm_rms_epsilon"));
     let mut config = json!({
+        "architectures": [class],
         "model_type": kind,
         "hidden_size": hidden,
         "intermediate_size": need("feed_forward_length")?,

@@ -1,5 +1,5 @@
-//! The file: a protocol-buffer message `ModelProto`. Owns the few fields of it that encoding and decoding need;
-//! all others are passed over. Source: `sentencepiece_model.proto` of the SentencePiece project.
+//! The file: a protocol-buffer message `ModelProto`. Owns the few fields of it that encoding and decoding need, read and
+//! written; all others are passed over. Source: `sentencepiece_model.proto` of the SentencePiece project.
 
 /// What a piece is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,6 +230,73 @@ fn varint(rest: &mut &[u8]) -> Option<u64> {
     None
 }
 
+/// The message of a model: what [`parse`] reads again.
+pub fn write(model: &Model) -> Vec<u8> {
+    let mut out = Vec::new();
+    for piece in &model.pieces {
+        let mut inner = Vec::new();
+        bytes_field(1, piece.text.as_bytes(), &mut inner);
+        put_varint(2 << 3 | 5, &mut inner);
+        inner.extend_from_slice(&piece.score.to_le_bytes());
+        let kind = match piece.kind {
+            Kind::Normal => 1,
+            Kind::Unknown => 2,
+            Kind::Control => 3,
+            Kind::UserDefined => 4,
+            Kind::Unused => 5,
+            Kind::Byte => 6,
+        };
+        number_field(3, kind, &mut inner);
+        bytes_field(1, &inner, &mut out);
+    }
+    let (mut trainer, mut normalizer) = (Vec::new(), Vec::new());
+    let algorithm = match model.algorithm {
+        Algorithm::Unigram => 1,
+        Algorithm::Bpe => 2,
+    };
+    number_field(3, algorithm, &mut trainer);
+    number_field(24, model.suffix.into(), &mut trainer);
+    number_field(35, model.byte_fallback.into(), &mut trainer);
+    for (field, role) in [(40, Kind::Unknown), (41, Kind::Control), (42, Kind::Control)] {
+        // Which pieces are unknown, begin and end: the first of their kind, as SentencePiece itself numbers them.
+        let mut of_role = model
+            .pieces
+            .iter()
+            .enumerate()
+            .filter(|(_, piece)| piece.kind == role);
+        if let Some((id, _)) = of_role.nth(usize::from(field == 42)) {
+            number_field(field, id as u64, &mut trainer);
+        }
+    }
+    bytes_field(44, model.unknown_surface.as_bytes(), &mut trainer);
+    bytes_field(2, &trainer, &mut out);
+    bytes_field(2, &model.charsmap, &mut normalizer);
+    number_field(3, model.dummy_prefix.into(), &mut normalizer);
+    number_field(4, model.squeeze.into(), &mut normalizer);
+    number_field(5, model.escape.into(), &mut normalizer);
+    bytes_field(3, &normalizer, &mut out);
+    out
+}
+
+fn bytes_field(number: u64, bytes: &[u8], out: &mut Vec<u8>) {
+    put_varint(number << 3 | 2, out);
+    put_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
+}
+
+fn number_field(number: u64, value: u64, out: &mut Vec<u8>) {
+    put_varint(number << 3, out);
+    put_varint(value, out);
+}
+
+fn put_varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,6 +320,32 @@ mod tests {
         assert_eq!(model.pieces, [piece]);
         assert_eq!((model.algorithm, model.byte_fallback), (Algorithm::Bpe, true));
         assert_eq!((model.dummy_prefix, model.squeeze), (false, true));
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let piece = |text: &str, score, kind| Piece {
+            text: text.to_owned(),
+            score,
+            kind,
+        };
+        let model = Model {
+            pieces: vec![
+                piece("<unk>", 0.0, Kind::Unknown),
+                piece("<s>", 0.0, Kind::Control),
+                piece(&"a".repeat(300), -1.5, Kind::Normal),
+                piece("<0x0A>", -2.0, Kind::Byte),
+            ],
+            algorithm: Algorithm::Bpe,
+            byte_fallback: true,
+            unknown_surface: "?".to_owned(),
+            charsmap: vec![1, 2, 3],
+            dummy_prefix: false,
+            squeeze: false,
+            escape: true,
+            suffix: true,
+        };
+        assert_eq!(parse(&write(&model)).unwrap(), model);
     }
 
     #[test]
