@@ -138,13 +138,7 @@ impl Job<'_> {
         thread_local!(static ROWS: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) });
         // Taken, not borrowed: a quantizer that waits for others may have this thread do another block meanwhile.
         let mut rows = ROWS.take();
-        weights.rows(
-            self.isa,
-            &tensor.name,
-            &q.pieces,
-            block.range.clone(),
-            &mut rows,
-        )?;
+        weights.rows(self.isa, &tensor.name, &q.pieces, block.range.clone(), &mut rows)?;
         let weight = self.codes(tensor, q, &block.range, &rows, ready)?;
         let done = self.finish(&rows, &weight, ready);
         ROWS.set(rows);

@@ -89,22 +89,17 @@ impl DeviceCcq {
 
 /// Its rows, of K weights each.
 fn rows(chosen: &Wint2Codes, k: usize) -> Vec<CcqRow> {
-    let parts = chosen
-        .codes
-        .chunks_exact(k / VECTOR)
-        .zip(chosen.locals.chunks_exact(k / GROUP));
-    let scales = chosen.supers.iter().zip(&chosen.pairs);
-    let row = |((codes, locals), (&bits, &pair)): ((&[u8], &[u8]), (&u16, &i32))| {
-        let (code_scale, code_zp) = PAIRS[pair as usize];
+    let row = |row: usize| {
+        let (code_scale, code_zp) = PAIRS[chosen.pairs[row] as usize];
         CcqRow {
-            code_bytes: codes.to_vec(),
-            local: locals.to_vec(),
-            super_scale: bf16::from_bits(bits),
+            code_bytes: chosen.codes[row * k / VECTOR..(row + 1) * k / VECTOR].to_vec(),
+            local: chosen.locals[row * k / GROUP..(row + 1) * k / GROUP].to_vec(),
+            super_scale: bf16::from_bits(chosen.supers[row]),
             code_scale: f32::from(code_scale),
             code_zp: f32::from(code_zp),
         }
     };
-    parts.zip(scales).map(row).collect()
+    (0..chosen.supers.len()).map(row).collect()
 }
 
 impl Quantizer for DeviceCcq {

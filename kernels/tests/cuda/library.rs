@@ -88,7 +88,7 @@ fn beside_a_library_of_no_use() {
     };
     let gpu = gpu.with_precision(Precision::Bf16);
     products_are_right(&gpu);
-    let why = gpu.library().map_or_else(|why| why.to_string(), |name| name);
+    let why = gpu.library().unwrap_or_else(|why| why.to_string());
     println!("{} products by {why}", gpu.library_products());
 }
 

@@ -44,11 +44,11 @@ fn expected(
     routing: &Routing<'_>,
     experts: &[[Vec<f32>; 3]],
     columns: usize,
-    round: fn(f32) -> f32,
+    round: fn(f64) -> f64,
 ) -> Vec<f64> {
     let times = |w: &[f32], x: &[f64]| -> Vec<f64> {
-        let w: Vec<f32> = w.iter().map(|&w| round(w)).collect();
-        let x: Vec<f64> = x.iter().map(|&x| f64::from(round(x as f32))).collect();
+        let w: Vec<f32> = w.iter().map(|&w| round(f64::from(w)) as f32).collect();
+        let x: Vec<f64> = x.iter().map(|&x| round(x)).collect();
         times(&w, &x)
     };
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -252,8 +252,9 @@ fn experts_on_tensor_cores_are_those_of_rounded_factors() {
         return;
     };
     let gpu = gpu.with_precision(Precision::Bf16);
-    let round = |x: f32| half::bf16::from_f32(x).to_f32();
-    let makes: [(&str, fn(usize, usize) -> HostWeight); 6] = [
+    let round = |x: f64| half::bf16::from_f32(x as f32).to_f64();
+    type Make = fn(usize, usize) -> HostWeight;
+    let makes: [(&str, Make); 6] = [
         ("f16", |n, k| dense(FloatDtype::F16, n, k)),
         ("bf16", |n, k| dense(FloatDtype::Bf16, n, k)),
         ("int8", |n, k| affine("w8-sym-row-bf16", n, k)),
