@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use qtool_formats::artifact::{Artifact, RankIndex, Stored};
-use qtool_formats::export::Exporter;
 use qtool_formats::export::foreign::Given;
+use qtool_formats::export::{Exporter, OnBytes};
 use qtool_formats::import::{self, Foreign};
 use qtool_formats::replace::Staging;
 
@@ -65,9 +65,22 @@ pub fn run(
     exporter.check(&artifact)?;
     apart(folder, target)?;
     let bytes = exporter.planned_bytes(&artifact);
+    written(target, force, show_progress, bytes, |staging, on_bytes| {
+        exporter.export(&artifact, staging, max_shard_bytes, on_bytes)
+    })
+}
+
+/// Has `write` fill a folder beside the target, which takes its name when it is complete; `bytes` are what it will write.
+fn written(
+    target: &Path,
+    force: bool,
+    show_progress: bool,
+    bytes: u64,
+    write: impl FnOnce(&Staging, OnBytes<'_>) -> qtool_formats::Result<()>,
+) -> Result<u64> {
     let staging = Staging::begin(target, force)?;
     let progress = Progress::new(show_progress, "exporting", bytes);
-    let outcome = exporter.export(&artifact, &staging, max_shard_bytes, &|done| {
+    let outcome = write(&staging, &|done| {
         progress.set(done);
         !interrupt::requested()
     });
@@ -107,16 +120,11 @@ fn foreign(
     let given = Given { model, files };
     let planned = exporter.plan_foreign(&given)?;
     apart(path, target)?;
-    let bytes = planned.tensor_bytes;
-    let staging = Staging::begin(target, force)?;
-    let progress = Progress::new(show_progress, "exporting", bytes);
-    let outcome = (planned.write)(&staging, max_shard_bytes, &|done| {
-        progress.set(done);
-        !interrupt::requested()
-    });
-    progress.clear();
-    interrupt::check()?;
-    outcome?;
-    staging.commit()?;
-    Ok(bytes)
+    written(
+        target,
+        force,
+        show_progress,
+        planned.tensor_bytes,
+        |staging, on_bytes| (planned.write)(staging, max_shard_bytes, on_bytes),
+    )
 }
