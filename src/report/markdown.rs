@@ -108,7 +108,7 @@ fn task(report: &Report, task: &TaskReport) -> String {
 }
 
 fn heading_unit(metric: &Metric) -> String {
-    let unit = metric.unit.words();
+    let unit = metric.unit_beside_name();
     if unit.is_empty() {
         String::new()
     } else {

@@ -160,7 +160,7 @@ fn metric(report: &Report, rows: &[Metric], look: Look, marks: &mut Marks) -> St
     let Some(first) = rows.first() else {
         return String::new();
     };
-    let unit = first.unit.words();
+    let unit = first.unit_beside_name();
     let better = match first.higher_is_better {
         Some(true) => ", higher is better",
         Some(false) => ", lower is better",

@@ -41,6 +41,14 @@ impl Unit {
     }
 }
 
+impl Metric {
+    /// The unit to be named beside the metric's name; nothing where the name is the unit.
+    pub fn unit_beside_name(&self) -> &'static str {
+        let unit = self.unit.words();
+        if unit == self.name { "" } else { unit }
+    }
+}
+
 /// Numbers of one metric as text.
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
@@ -228,6 +236,12 @@ mod tests {
             [0.0123, 0.000_456_7, 1.5].map(|x| Style::of(&kl).value(x)),
             ["0.0123", "0.000457", "1.50"]
         );
+        assert_eq!(
+            (accuracy.unit_beside_name(), kl.unit_beside_name()),
+            ("%", "nats per token")
+        );
+        kl.name = "nats per token".to_owned();
+        assert_eq!(kl.unit_beside_name(), "", "said once");
         let delta = accuracy.deltas[3].unwrap();
         assert_eq!(
             tested(&Delta {

@@ -264,7 +264,7 @@ impl Section {
         };
         let title = [
             plain(&first.name),
-            first.unit.words().to_owned(),
+            first.unit_beside_name().to_owned(),
             better.to_owned(),
         ];
         let mut note = Vec::new();
