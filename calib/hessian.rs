@@ -19,6 +19,8 @@
 //! up to [`MOST_DAMPING`]; after that there is no factor, and callers go by the diagonal alone. An input that is
 //! always zero (a dead one) has a diagonal of zero and gets the damping only. H is scaled to a mean diagonal of 1.
 
+use std::ops::Range;
+
 use faer::{Mat, Side};
 use qtool_kernels::{Isa, add_scaled};
 
@@ -122,6 +124,25 @@ impl Factor {
         &self.h[i * self.k..(i + 1) * self.k]
     }
 
+    /// What `columns` of a row should be if each could be met exactly, after earlier errors caused `r` (K): the solution of
+    /// d V_C = r_C, added to `w` (K, in this order).
+    pub fn targets(&self, columns: Range<usize>, w: &[f32], r: &[f32]) -> Vec<f32> {
+        if columns.start == 0 {
+            return w[columns].to_vec();
+        }
+        let mut carried = vec![0f32; columns.len()];
+        let mut targets = Vec::with_capacity(columns.len());
+        for j in columns.clone() {
+            let line = &self.v(j)[..columns.end - j];
+            let delta = (r[j] - carried[j - columns.start]) / line[0];
+            for (sum, v) in carried[j - columns.start..].iter_mut().zip(line) {
+                *sum += delta * v;
+            }
+            targets.push(w[j] + delta);
+        }
+        targets
+    }
+
     /// The damping it took.
     pub fn damping(&self) -> f64 {
         self.damping
@@ -208,14 +229,14 @@ pub(crate) fn upper_factor(k: usize, h: impl Fn(usize, usize) -> f64) -> Option<
 /// length, except for the last): groups by falling importance, blocks within each likewise; earlier first on ties.
 /// An order of this kind needs no index at run time.
 pub fn order_by_importance(importance: &[f32], outer: usize, inner: usize) -> Vec<usize> {
-    let sum = |range: &std::ops::Range<usize>| {
+    let sum = |range: &Range<usize>| {
         importance[range.clone()]
             .iter()
             .map(|&v| f64::from(v))
             .sum::<f64>()
     };
     let sorted = |from: usize, to: usize, step: usize| {
-        let mut parts: Vec<(f64, std::ops::Range<usize>)> = (from..to)
+        let mut parts: Vec<(f64, Range<usize>)> = (from..to)
             .step_by(step.max(1))
             .map(|start| start..to.min(start + step))
             .map(|range| (sum(&range), range))

@@ -179,7 +179,7 @@ impl Walk<'_> {
         columns: std::ops::Range<usize>,
         weights: &[f32],
     ) -> Result<GroupScale> {
-        let targets = self.targets(row, columns);
+        let targets = self.known.factor.targets(columns, &row.w, &row.r);
         if first_non_finite(&targets).is_some() {
             return Err(overflowed());
         }
@@ -198,20 +198,6 @@ impl Walk<'_> {
             });
         }
         Ok(chosen)
-    }
-
-    /// What these columns should be if each could be met exactly: the solution of d V_G = r_G, added to w.
-    fn targets(&self, row: &Row, columns: std::ops::Range<usize>) -> Vec<f32> {
-        let (factor, from) = (&self.known.factor, columns.start);
-        if from == 0 {
-            return row.w[columns].to_vec();
-        }
-        let mut delta = vec![0f32; columns.len()];
-        for j in columns.clone() {
-            let carried: f32 = (from..j).map(|i| delta[i - from] * factor.v_at(i, j)).sum();
-            delta[j - from] = (row.r[j] - carried) / factor.v_at(j, j);
-        }
-        delta.iter().zip(&row.w[columns]).map(|(d, w)| w + d).collect()
     }
 
     /// Adds what the errors of `columns` cause to the columns after them.

@@ -96,7 +96,7 @@ impl Feedback {
         let (factor, k) = (&self.factor, self.factor.columns());
         let places = from..from + SUPER_BLOCK;
         let (mut targets, mut weights) = ([0f32; SUPER_BLOCK], [0f32; SUPER_BLOCK]);
-        for (place, target) in places.clone().zip(self.targets(row, from)) {
+        for (place, target) in places.clone().zip(factor.targets(places.clone(), &row.w, &row.r)) {
             let column = factor.order()[place] % SUPER_BLOCK;
             (targets[column], weights[column]) = (target, self.weights[place]);
         }
@@ -123,21 +123,6 @@ impl Feedback {
         }
         row.blocks[factor.order()[from] / SUPER_BLOCK] = Some(block);
         Ok(())
-    }
-
-    /// What the columns of a block should be if each could be met exactly: the solution of d V_B = r_B, added to w.
-    fn targets(&self, row: &Row, from: usize) -> [f32; SUPER_BLOCK] {
-        let mut left: [f32; SUPER_BLOCK] = std::array::from_fn(|i| row.r[from + i]);
-        let mut targets = [0f32; SUPER_BLOCK];
-        for i in 0..SUPER_BLOCK {
-            let line = &self.factor.v(from + i)[..SUPER_BLOCK - i];
-            let delta = left[i] / line[0];
-            for (left, v) in left[i..].iter_mut().zip(line) {
-                *left -= delta * v;
-            }
-            targets[i] = row.w[from + i] + delta;
-        }
-        targets
     }
 
     /// Gives one column after the other the code of least e H e^T.
