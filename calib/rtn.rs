@@ -14,7 +14,7 @@
 use qtool_formats::scheme::{AffineScheme, Grid};
 use qtool_formats::{QuantizedWeight, Scheme};
 use qtool_kernels::cuda::Encoder;
-use qtool_kernels::{Isa, absmax, minmax};
+use qtool_kernels::{Isa, minmax};
 
 use crate::affine::{ChooseScale, GroupScale, quantize_rows, storable_scale};
 use crate::device::DeviceAffine;
@@ -82,11 +82,11 @@ pub fn symmetric_steps(scheme: AffineScheme) -> f32 {
 pub(crate) struct Span(pub(crate) AffineScheme);
 
 impl ChooseScale for Span {
-    fn choose(&mut self, isa: Isa, group: &[f32], _from: usize) -> GroupScale {
+    fn choose(&mut self, isa: Isa, group: &[f32], _from: usize, top: f32) -> GroupScale {
         let dtype = self.0.scale_dtype();
         match self.0.grid() {
             Grid::Symmetric | Grid::Narrow => GroupScale {
-                scale: storable_scale(absmax(isa, group) / symmetric_steps(self.0), dtype),
+                scale: storable_scale(top / symmetric_steps(self.0), dtype),
                 zero: self.0.fixed_zero().unwrap_or(0),
             },
             Grid::ZeroPoint => {
