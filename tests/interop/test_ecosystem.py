@@ -316,6 +316,11 @@ def test_gguf_llama_q4_0(context):
     return check_gguf(context, made(context, LlamaForCausalLM), ("--bits", "4", "--group-size", "32", *F16), {"Q4_0", "BF16", "F32"})
 
 
+def test_gguf_llama_q4_1(context):
+    options = ("--bits", "4", "--group-size", "32", "--asymmetric", "--scale-bits", "7", *F16)
+    return check_gguf(context, made(context, LlamaForCausalLM), options, {"Q4_1"})
+
+
 def test_gguf_llama_q4_k(context):
     return check_gguf(context, made(context, LlamaForCausalLM), ("--bits", "4", "--group-size", "256", "--asymmetric", *F16), {"Q4_K"})
 
@@ -411,7 +416,7 @@ def test_gguf_ernie_moe(context):
 
 def test_matrix_is_written(context):
     """The table of docs/formats/README.md says what was found here. Runs last."""
-    assert len(ROWS) == 37, len(ROWS)  # a check that failed leaves none, and the page as it was
+    assert len(ROWS) == 39, len(ROWS)  # a check that failed leaves none, and the page as it was
     lines = ["| format | codes | reader | weights | logits |", "|---|---|---|---|---|"]
     lines += [f"| `{row[0]}` | {' '.join(f'`{s}`' for s in row[1].split())} | {' | '.join(row[2:])} |" for row in ROWS]
     text = PAGE.read_text("utf-8")
