@@ -1,14 +1,14 @@
 //! What every affine quantizer shares: the walk over rows and groups, the check for non-finite
-//! values, the safe range of scales, and the final rounding. How a group's scale and zero point are
-//! chosen is the [`ChooseScale`] given to [`quantize_rows`].
+//! values, and the final rounding. How a group's scale and zero point are chosen is the [`ChooseScale`] given to
+//! [`quantize_rows`], and which values a scale may take is [`crate::scale_grid`].
 //!
 //! ```text
 //! code = clamp(round_to_even(w * (1 / scale)) + zero, lo, hi)      1 / scale in f32, once per group
 //! ```
 
+use qtool_formats::QuantizedWeight;
 use qtool_formats::scheme::AffineScheme;
 use qtool_formats::weight::AffineWeight;
-use qtool_formats::{FloatDtype, QuantizedWeight};
 use qtool_kernels::{Isa, first_non_finite, round_codes_groups};
 
 use crate::{CalibError, Result};
@@ -32,15 +32,6 @@ pub trait ChooseScale {
 /// The scale of an all-zero group: every code is the zero point, so any scale decodes to zeros;
 /// one is a value every dtype and every reader holds exactly.
 pub const ZERO_GROUP_SCALE: f32 = 1.0;
-
-/// `scale` rounded to `dtype`, but never below the smallest value whose reciprocal is finite.
-pub fn storable_scale(scale: f32, dtype: FloatDtype) -> f32 {
-    let smallest = match dtype {
-        FloatDtype::F16 => 2f32.powi(-24),
-        FloatDtype::Bf16 | FloatDtype::F32 => f32::MIN_POSITIVE,
-    };
-    dtype.round(scale.max(smallest))
-}
 
 /// Quantizes a block of `n` rows of `k` values with `choose` for each group.
 pub fn quantize_rows(
@@ -99,24 +90,4 @@ pub fn quantize_rows(
     Ok(QuantizedWeight::Affine(AffineWeight::new(
         scheme, n, k, codes, scales, zeros,
     )?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scales_are_storable_and_invertible() {
-        for dtype in [FloatDtype::Bf16, FloatDtype::F16, FloatDtype::F32] {
-            for scale in [0.0, 1e-45, 1e-38, 1e-9, 0.1, 1000.0] {
-                let stored = storable_scale(scale, dtype);
-                assert!(
-                    stored > 0.0 && (1.0 / stored).is_finite(),
-                    "{dtype} {scale:e} -> {stored:e}"
-                );
-                assert_eq!(dtype.round(stored), stored);
-            }
-        }
-        assert_eq!(storable_scale(1e6, FloatDtype::F16), f32::INFINITY);
-    }
 }

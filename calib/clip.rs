@@ -15,9 +15,10 @@ use qtool_formats::{QuantizedWeight, Scheme};
 use qtool_kernels::cuda::Encoder;
 use qtool_kernels::{Candidate, Isa, absmax, clip_errors, clip_errors_weighted, minmax};
 
-use crate::affine::{ChooseScale, GroupScale, quantize_rows, storable_scale};
+use crate::affine::{ChooseScale, GroupScale, quantize_rows};
 use crate::device::DeviceAffine;
 use crate::rtn::symmetric_steps;
+use crate::scale_grid::ScaleGrid;
 use crate::stats::LayerStats;
 use crate::{Evidence, Method, Quantizer, Result, TensorOptions};
 
@@ -35,6 +36,7 @@ pub const METHOD: Method = Method {
 fn build(options: &TensorOptions) -> Result<Box<dyn Quantizer>> {
     Ok(Box::new(ClipSearch {
         scheme: options.affine_scheme()?,
+        scales: options.scale_grid()?,
     }))
 }
 
@@ -42,6 +44,7 @@ fn build(options: &TensorOptions) -> Result<Box<dyn Quantizer>> {
 #[derive(Debug, Clone, Copy)]
 pub struct ClipSearch {
     scheme: AffineScheme,
+    scales: ScaleGrid,
 }
 
 impl Quantizer for ClipSearch {
@@ -50,7 +53,7 @@ impl Quantizer for ClipSearch {
     }
 
     fn describe(&self) -> String {
-        "rtn, clip search".to_owned()
+        format!("rtn, clip search{}", self.scales)
     }
 
     fn evidence(&self) -> Evidence {
@@ -58,10 +61,13 @@ impl Quantizer for ClipSearch {
     }
 
     fn informed(&self, stats: &LayerStats) -> Result<Box<dyn Quantizer>> {
-        Ok(Box::new(Weighted::new(self.scheme, stats)))
+        Ok(Box::new(Weighted::new(self.scheme, self.scales, stats)))
     }
 
     fn on_device(&self, encoder: &Encoder) -> Result<Option<Box<dyn Quantizer>>> {
+        if self.scales.is_coarse() {
+            return Ok(None);
+        }
         let there = DeviceAffine::searching(*self, self.scheme, encoder);
         let there =
             there.informed_by(|there, stats| Weighted::on_device(there.scheme_of(), stats, there.encoder()));
@@ -69,7 +75,7 @@ impl Quantizer for ClipSearch {
     }
 
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
-        let mut search = Search::new(self.scheme);
+        let mut search = Search::new(self.scheme, self.scales);
         quantize_rows(isa, self.scheme, x, n, k, &mut search)
     }
 }
@@ -107,6 +113,7 @@ pub(crate) fn fine_factors() -> impl Iterator<Item = f32> {
 /// The search, with its working memory.
 pub(crate) struct Search {
     scheme: AffineScheme,
+    scales: ScaleGrid,
     candidates: Vec<Candidate>,
     zeros: Vec<u8>,
     errors: Vec<f32>,
@@ -131,10 +138,11 @@ struct Extent {
 }
 
 impl Search {
-    /// For groups of this scheme, all columns counting the same.
-    pub(crate) fn new(scheme: AffineScheme) -> Self {
+    /// For groups of this scheme with scales of this grid, all columns counting the same.
+    pub(crate) fn new(scheme: AffineScheme, scales: ScaleGrid) -> Self {
         Self {
             scheme,
+            scales,
             candidates: Vec::new(),
             zeros: Vec::new(),
             errors: Vec::new(),
@@ -155,7 +163,7 @@ impl Search {
 
     /// Adds the candidates of one scale.
     fn push(&mut self, extent: &Extent, factor: f32, reach: i32) {
-        let scale = storable_scale(extent.span_scale * factor, self.scheme.scale_dtype());
+        let scale = self.scales.store(extent.span_scale * factor);
         if !scale.is_finite() {
             return;
         }

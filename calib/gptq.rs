@@ -26,6 +26,7 @@ use qtool_kernels::Isa;
 use crate::clip::Search;
 use crate::hessian::{DAMPING, Factor, order_by_importance, shrinkage};
 use crate::rtn::Rtn;
+use crate::scale_grid::ScaleGrid;
 use crate::{CalibError, Evidence, LayerStats, Method, Quantizer, Result, TensorOptions};
 
 mod descent;
@@ -45,6 +46,7 @@ pub const METHOD: Method = Method {
 fn build(options: &TensorOptions) -> Result<Box<dyn Quantizer>> {
     Ok(Box::new(Gptq {
         scheme: options.affine_scheme()?,
+        scales: options.scale_grid()?,
         knowledge: Knowledge::Nothing,
     }))
 }
@@ -53,6 +55,7 @@ fn build(options: &TensorOptions) -> Result<Box<dyn Quantizer>> {
 #[derive(Debug, Clone)]
 pub struct Gptq {
     scheme: AffineScheme,
+    scales: ScaleGrid,
     knowledge: Knowledge,
 }
 
@@ -70,7 +73,7 @@ impl Quantizer for Gptq {
     }
 
     fn describe(&self) -> String {
-        match &self.knowledge {
+        let name = match &self.knowledge {
             Knowledge::Nothing => "clip search (gptq without evidence)".to_owned(),
             Knowledge::Diagonal(_) => "clip search weighted by the inputs' mean squares".to_owned(),
             Knowledge::Full(known) => format!(
@@ -78,7 +81,8 @@ impl Quantizer for Gptq {
                 known.factor.damping(),
                 known.factor.shrinkage()
             ),
-        }
+        };
+        name + &self.scales.to_string()
     }
 
     fn evidence(&self) -> Evidence {
@@ -100,7 +104,7 @@ impl Quantizer for Gptq {
     }
 
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
-        let mut search = Search::new(self.scheme);
+        let mut search = Search::new(self.scheme, self.scales);
         match &self.knowledge {
             Knowledge::Nothing => crate::affine::quantize_rows(isa, self.scheme, x, n, k, &mut search),
             Knowledge::Diagonal(importance) => {
@@ -139,7 +143,7 @@ impl Gptq {
     ) -> Result<QuantizedWeight> {
         let (scheme, factor) = (self.scheme, &known.factor);
         let groups = scheme.groups(n, k)?;
-        let rtn = Rtn::new(scheme).quantize(isa, x, n, k)?;
+        let rtn = Rtn::new(scheme, self.scales).quantize(isa, x, n, k)?;
         let QuantizedWeight::Affine(plain) = &rtn else {
             return Ok(rtn);
         };
@@ -147,7 +151,11 @@ impl Gptq {
         let (mut codes, mut scales) = (plain.codes().to_vec(), plain.scales().to_vec());
         let mut zeros = plain.zeros().to_vec();
         let mut decoded = vec![0f32; k];
-        let walk = Walk { scheme, known };
+        let walk = Walk {
+            scheme,
+            scales: self.scales,
+            known,
+        };
         for (batch, x) in x.chunks(TOGETHER * k).enumerate() {
             let mut rows: Vec<Row> = x.chunks_exact(k).map(|x| Row::new(factor, x, groups)).collect();
             walk.feed_back(isa, &mut rows)?;

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | what can be asked of a tensor | [`options`] |
 //! | which tensor gets what | [`recipe`] |
+//! | which values a scale may take | [`scale_grid`] |
 //! | plain absmax and min-max rounding | [`rtn`] |
 //! | WINT2, the 2-bit convolutional code | [`ccq`] |
 //! | WINT2.5, its 2.5-bit sibling | [`ccq25`] |
@@ -45,6 +46,7 @@ pub mod options;
 pub mod proxy;
 pub mod recipe;
 pub mod rtn;
+pub mod scale_grid;
 pub mod stats;
 
 use qtool_formats::{QuantizedWeight, Scheme};

@@ -1,4 +1,4 @@
-//! What can be asked of one tensor: bits, groups, grid, clip method, scale dtype. Owns defaults and
+//! What can be asked of one tensor: bits, groups, grid, clip method, scale dtype and its bits. Owns defaults and
 //! the `key:value` form in which rules spell them.
 
 use std::fmt;
@@ -8,6 +8,7 @@ use qtool_formats::Scheme;
 use qtool_formats::scheme::{AffineScheme, Grid, Grouping, KQuant};
 
 use crate::ccq::Effort;
+use crate::scale_grid::{ScaleGrid, significant_bits};
 use crate::{CalibError, METHODS, Result};
 
 /// Code widths that `--bits` and rules accept. Two bits are WINT2, whose codes, groups and scales
@@ -40,6 +41,8 @@ pub struct TensorOptions {
     pub method: &'static str,
     /// Type scales are stored in.
     pub scale: FloatDtype,
+    /// Significant bits of a scale ([`ScaleGrid`]); `None` for all of its type.
+    pub scale_bits: Option<u8>,
     /// How long to search; for WINT2 only.
     pub effort: Effort,
     /// Whether there will be evidence about the inputs: it decides which methods are the defaults.
@@ -59,6 +62,8 @@ pub struct PartialOptions {
     pub method: Option<&'static str>,
     /// See [`TensorOptions::scale`].
     pub scale: Option<FloatDtype>,
+    /// See [`TensorOptions::scale_bits`].
+    pub scale_bits: Option<u8>,
     /// See [`TensorOptions::effort`].
     pub effort: Option<Effort>,
     /// See [`TensorOptions::calibrated`].
@@ -86,6 +91,7 @@ impl PartialOptions {
             grid: Grid::Symmetric,
             method,
             scale: FloatDtype::Bf16,
+            scale_bits: None,
             effort: Effort::Default,
             calibrated: self.calibrated,
         })
@@ -99,11 +105,14 @@ impl PartialOptions {
             grid: self.grid.unwrap_or(base.grid),
             method: self.method.unwrap_or(base.method),
             scale: self.scale.unwrap_or(base.scale),
+            scale_bits: self.scale_bits.or(base.scale_bits),
             effort: self.effort.unwrap_or(base.effort),
             calibrated: self.calibrated || base.calibrated,
         };
         self.check_meaning(&options)?;
-        options.scheme()?;
+        if let Scheme::Affine(_) = options.scheme()? {
+            options.scale_grid()?;
+        }
         Ok(options)
     }
 
@@ -127,22 +136,23 @@ impl PartialOptions {
         {
             return wrong_width(method.bits);
         }
-        let normal = [NF4, NF4_DQ].contains(&options.method);
-        if normal && (self.grouping.is_some() || self.grid.is_some() || self.scale.is_some()) {
+        let laid_out = self.grouping.is_some()
+            || self.grid.is_some()
+            || self.scale.is_some()
+            || self.scale_bits.is_some();
+        if laid_out && [NF4, NF4_DQ].contains(&options.method) {
             return fault(
                 &format!("method {}", options.method),
                 "NF4 fixes groups (64), levels and scale dtype (f32); leave these options out",
             );
         }
-        let k_type = [Q4_K, Q2_K].contains(&options.method);
-        if k_type && (self.grouping.is_some() || self.grid.is_some() || self.scale.is_some()) {
+        if laid_out && [Q4_K, Q2_K].contains(&options.method) {
             return fault(
                 &format!("method {}", options.method),
                 "GGML's K types fix groups, minima and scale dtype (f16); leave these options out",
             );
         }
-        let convolutional = [CCQ, CCQ25].contains(&options.method);
-        if convolutional && (self.grouping.is_some() || self.grid.is_some() || self.scale.is_some()) {
+        if laid_out && [CCQ, CCQ25].contains(&options.method) {
             return fault(
                 "2 bits",
                 "WINT2 and WINT2.5 fix groups (64), grid and scale dtype; leave these options out, or name another method (method:mse, method:gptq)",
@@ -154,7 +164,7 @@ impl PartialOptions {
         Ok(())
     }
 
-    /// Parses `bits:4,group:64,grid:zp,clip:mse,scale:f16`; every key is optional.
+    /// Parses `bits:4,group:64,grid:zp,clip:mse,scale:f16,scale-bits:7`; every key is optional.
     pub fn parse(text: &str) -> Result<Self> {
         let fault = |reason: String| CalibError::Option {
             what: text.to_owned(),
@@ -174,10 +184,11 @@ impl PartialOptions {
                 "clip" => options.method = Some(parse_clip(value)?),
                 "method" => options.method = Some(parse_method(value)?),
                 "scale" => options.scale = Some(parse_scale(value)?),
+                "scale-bits" => options.scale_bits = Some(parse_scale_bits(value)?),
                 "effort" => options.effort = Some(parse_effort(value)?),
                 other => {
                     return Err(fault(format!(
-                        "no key {other:?}; keys are bits, group, grid, clip, method, scale, effort"
+                        "no key {other:?}; keys are bits, group, grid, clip, method, scale, scale-bits, effort"
                     )));
                 }
             }
@@ -210,6 +221,11 @@ impl TensorOptions {
             self.grouping,
             self.scale,
         )?)
+    }
+
+    /// The values that scales of an affine scheme may take.
+    pub fn scale_grid(&self) -> Result<ScaleGrid> {
+        ScaleGrid::new(self.scale, self.scale_bits)
     }
 }
 
@@ -245,7 +261,11 @@ impl fmt::Display for TensorOptions {
             },
             self.method,
             self.scale
-        )
+        )?;
+        match self.scale_bits {
+            Some(bits) => write!(f, ",scale-bits:{bits}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -322,6 +342,18 @@ pub fn parse_scale(value: &str) -> Result<FloatDtype> {
     }
 }
 
+/// A number of significant bits; which of them there are is the scale dtype's to say ([`ScaleGrid::new`]).
+pub fn parse_scale_bits(value: &str) -> Result<u8> {
+    match value.trim().parse() {
+        Ok(bits) if bits <= significant_bits(FloatDtype::F32) => Ok(bits),
+        _ => fault(
+            "scale-bits",
+            value,
+            "4 to 8 for bf16 scales, to 11 for f16 and to 24 for f32",
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,6 +371,7 @@ mod tests {
             "bits:2,method:q2-k",
             "bits:2,group:64,grid:sym,clip:mse,scale:bf16",
             "bits:3,group:32,grid:zp,method:gptq,scale:f16",
+            "bits:4,group:32,grid:zp,clip:mse,scale:f16,scale-bits:7",
         ] {
             let options = PartialOptions::parse(text).unwrap().complete(8).unwrap();
             assert_eq!(options.to_string(), text);
@@ -370,6 +403,17 @@ mod tests {
             ("grid:odd", "sym, narrow and zp"),
             ("clip:max", "none and mse"),
             ("scale:f8", "bf16, f16 and f32"),
+            (
+                "scale:f16,scale-bits:12",
+                "type f16 have 11 significant bits; accepted are 4 to 11",
+            ),
+            (
+                "scale-bits:9",
+                "type bf16 have 8 significant bits; accepted are 4 to 8",
+            ),
+            ("scale-bits:3", "accepted are 4 to 8"),
+            ("scale-bits:many", "4 to 8 for bf16"),
+            ("bits:2,scale-bits:7", "leave these options out"),
             ("bits", "key:value"),
             ("bit:4", "keys are"),
             ("effort:much", "fast, default and best"),

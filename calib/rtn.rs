@@ -16,8 +16,9 @@ use qtool_formats::{QuantizedWeight, Scheme};
 use qtool_kernels::cuda::Encoder;
 use qtool_kernels::{Isa, absmax, minmax};
 
-use crate::affine::{ChooseScale, GroupScale, quantize_rows, storable_scale};
+use crate::affine::{ChooseScale, GroupScale, quantize_rows};
 use crate::device::DeviceAffine;
+use crate::scale_grid::ScaleGrid;
 use crate::{Method, Quantizer, Result, TensorOptions};
 
 /// The registry entry.
@@ -31,6 +32,7 @@ pub const METHOD: Method = Method {
 fn build(options: &TensorOptions) -> Result<Box<dyn Quantizer>> {
     Ok(Box::new(Rtn {
         scheme: options.affine_scheme()?,
+        scales: options.scale_grid()?,
     }))
 }
 
@@ -38,12 +40,13 @@ fn build(options: &TensorOptions) -> Result<Box<dyn Quantizer>> {
 #[derive(Debug, Clone, Copy)]
 pub struct Rtn {
     scheme: AffineScheme,
+    scales: ScaleGrid,
 }
 
 impl Rtn {
-    /// For this scheme.
-    pub(crate) fn new(scheme: AffineScheme) -> Self {
-        Self { scheme }
+    /// For this scheme, with scales of this grid.
+    pub(crate) fn new(scheme: AffineScheme, scales: ScaleGrid) -> Self {
+        Self { scheme, scales }
     }
 }
 
@@ -53,19 +56,19 @@ impl Quantizer for Rtn {
     }
 
     fn describe(&self) -> String {
-        "rtn".to_owned()
+        format!("rtn{}", self.scales)
     }
 
     fn on_device(&self, encoder: &Encoder) -> Result<Option<Box<dyn Quantizer>>> {
-        Ok(Some(Box::new(DeviceAffine::rounding(
-            *self,
-            self.scheme,
-            encoder,
-        ))))
+        if self.scales.is_coarse() {
+            return Ok(None);
+        }
+        let there = DeviceAffine::rounding(*self, self.scheme, encoder);
+        Ok(Some(Box::new(there)))
     }
 
     fn quantize(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
-        quantize_rows(isa, self.scheme, x, n, k, &mut Span(self.scheme))
+        quantize_rows(isa, self.scheme, x, n, k, &mut Span(self.scheme, self.scales))
     }
 }
 
@@ -79,14 +82,14 @@ pub fn symmetric_steps(scheme: AffineScheme) -> f32 {
     }
 }
 
-pub(crate) struct Span(pub(crate) AffineScheme);
+/// The choice of plain rounding.
+pub(crate) struct Span(pub(crate) AffineScheme, pub(crate) ScaleGrid);
 
 impl ChooseScale for Span {
     fn choose(&mut self, isa: Isa, group: &[f32], _from: usize) -> GroupScale {
-        let dtype = self.0.scale_dtype();
         match self.0.grid() {
             Grid::Symmetric | Grid::Narrow => GroupScale {
-                scale: storable_scale(absmax(isa, group) / symmetric_steps(self.0), dtype),
+                scale: self.1.store(absmax(isa, group) / symmetric_steps(self.0)),
                 zero: self.0.fixed_zero().unwrap_or(0),
             },
             Grid::ZeroPoint => {
@@ -94,7 +97,7 @@ impl ChooseScale for Span {
                 let (min, max) = minmax(isa, group);
                 let (min, max) = (min.min(0.0), max.max(0.0));
                 // Dividing first keeps the span of huge weights finite.
-                let scale = storable_scale(max / top - min / top, dtype);
+                let scale = self.1.store(max / top - min / top);
                 GroupScale {
                     scale,
                     zero: (-min / scale).round_ties_even().clamp(0.0, top) as u8,

@@ -26,6 +26,9 @@ pub const MAX_SHARDS: usize = 100_000;
 /// Longest JSON that bitsandbytes keeps of one weight. Real ones have some 200 bytes.
 pub const MAX_STATE_BYTES: u64 = 65_536;
 
+/// Most experts of a layer that are read from GGUF, where each becomes a tensor of its own. Real models have up to 512.
+pub const MAX_EXPERTS: u64 = 65_536;
+
 /// Most dimensions of a tensor of GGUF, by its specification.
 pub const MAX_GGUF_DIMS: u32 = 4;
 

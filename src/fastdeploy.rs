@@ -218,6 +218,7 @@ fn quantization(root: &Path, request: &Request, placed: &Placed, store: Store) -
         grid: Some(grid),
         method: request.method,
         scale: Some(FloatDtype::Bf16),
+        scale_bits: None,
         effort: None,
         calibrated: request.calibrated,
     };

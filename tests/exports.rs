@@ -46,12 +46,13 @@ fn model(folder: &Path) {
 }
 
 /// Recipes that cover every grid, width, grouping and scale type there is.
-const RECIPES: [&str; 13] = [
+const RECIPES: [&str; 14] = [
     "bits:8",
     "bits:8,scale:f32",
     "bits:8,grid:zp,group:64,scale:f16",
     "bits:4",
     "bits:4,grid:zp,group:128,scale:f16",
+    "bits:4,grid:zp,group:32,scale:f16,scale-bits:7",
     "bits:4,grid:narrow,group:row",
     "bits:3,group:32,scale:f16",
     "bits:2,method:mse,group:256,grid:zp,scale:f16",
@@ -108,14 +109,14 @@ fn exporters_keep_their_word() {
         );
     }
     for (name, count) in [
-        ("bf16", 13),
-        ("compressed-tensors", 8),
+        ("bf16", 14),
+        ("compressed-tensors", 9),
         ("compressed-tensors-int8", 2),
         ("gptq", 4),
-        ("gptq-v2", 7),
-        ("awq", 3),
+        ("gptq-v2", 8),
+        ("awq", 4),
         ("bnb-nf4", 2),
-        ("gguf", 6),
+        ("gguf", 7),
     ] {
         assert_eq!(written[name], count, "{name}");
     }
@@ -162,7 +163,7 @@ fn folders_hold_what_laying_out_gives() {
             compared += assert_laid_out(&artifact, *format, &out);
         }
     }
-    assert_eq!(compared, 4 * (8 + 2 + 4 + 7 + 3 + 2));
+    assert_eq!(compared, 4 * (9 + 2 + 4 + 8 + 4 + 2));
 }
 
 fn assert_laid_out(artifact: &Artifact, format: &dyn LinearFormat, out: &Path) -> usize {
@@ -235,6 +236,7 @@ fn refusals_say_what_to_do() {
     make("mixed", "bits:4,scale:f16", &["down_proj=bits:8"]);
     make("embedding", "bits:4,scale:f16", &["embed_tokens=bits:8"]);
     make("zp", "bits:4,grid:zp,scale:f16", &[]);
+    make("zp32", "bits:4,grid:zp,group:32,scale:f16", &[]);
     for (artifact, format, words) in [
         (
             "f32",
@@ -250,6 +252,11 @@ fn refusals_say_what_to_do() {
         ("embedding", "compressed-tensors", &["embed_tokens", "--skip"]),
         ("zp", "gptq", &["w4-zp-g64-f16", "w4-sym", "--to gptq-v2"]),
         ("zp", "compressed-tensors-int8", &["w8-sym-row", "--bits 8"]),
+        (
+            "zp32",
+            "gguf",
+            &["_proj.weight", "scale times zero point as F16", "--scale-bits 7"],
+        ),
     ] {
         let message = refusal(&at(artifact), format);
         assert!(words.iter().all(|w| message.contains(w)), "{message}");

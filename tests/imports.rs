@@ -1,6 +1,7 @@
 //! Models that other ecosystems' libraries quantized, read: codes and values against what these libraries decode,
 //! logits against theirs, and what is refused.
 
+mod architectures;
 mod folders;
 mod gguf;
 mod hostile;

@@ -6,6 +6,7 @@ use qtool_calib::measure::{BlockFigures, measure};
 use qtool_calib::options::PartialOptions;
 use qtool_formats::export::EXPORTERS;
 use qtool_formats::packing::PACKINGS;
+use qtool_formats::{FloatDtype, QuantizedWeight};
 use qtool_kernels::Isa;
 
 use crate::model::Normal;
@@ -65,6 +66,8 @@ fn each_quantizer(mut law: impl FnMut(&str, u8, &dyn qtool_calib::Quantizer)) {
                     ",group:64,grid:zp",
                     ",group:row,grid:sym",
                     ",group:32,grid:zp,scale:f16",
+                    ",group:32,grid:zp,scale:f16,scale-bits:7",
+                    ",group:32,grid:sym,scale:f32,scale-bits:8",
                 ],
             };
             let bits = *bits;
@@ -76,7 +79,7 @@ fn each_quantizer(mut law: impl FnMut(&str, u8, &dyn qtool_calib::Quantizer)) {
             }
         }
     }
-    assert_eq!(cases, 3 * 4 * 4 + 2 + 1 + 2 + 2);
+    assert_eq!(cases, 3 * 4 * 6 + 2 + 1 + 2 + 2);
 }
 
 fn relative_mse(quantizer: &dyn qtool_calib::Quantizer, x: &[f32], n: usize) -> f64 {
@@ -176,6 +179,32 @@ fn rows_are_independent_and_every_instruction_set_agrees() {
         let row = whole.codes().len() / 8;
         assert_eq!(alone.codes(), &whole.codes()[3 * row..4 * row], "{name}");
     });
+}
+
+/// A product of seven significant bits and a zero point of four is an F16 value.
+#[test]
+fn coarse_scales_times_zero_points_are_halves() {
+    let mut cases = 0;
+    let x: Vec<f32> = [0.02, 3e-6, 20_000.0]
+        .iter()
+        .flat_map(|&size| Normal::new(6).take(8 * 256, size))
+        .collect();
+    each_quantizer(|name, bits, quantizer| {
+        if !name.contains("scale-bits:7") || bits > 4 {
+            return;
+        }
+        let QuantizedWeight::Affine(weight) = quantizer.quantize(Isa::best(), &x, 24, 256).unwrap() else {
+            panic!("{name} is affine");
+        };
+        for (scale, zero) in weight.scales().iter().zip(weight.zeros()) {
+            for value in [*scale, scale * f32::from(*zero)] {
+                let half = FloatDtype::F16.round(value);
+                assert!(value == half || value > 65_504.0, "{name}: {value:e}");
+            }
+            cases += 1;
+        }
+    });
+    assert_eq!(cases, 3 * 3 * 24 * 8);
 }
 
 #[test]

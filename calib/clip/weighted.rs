@@ -17,12 +17,14 @@ use crate::affine::quantize_rows;
 use crate::device::DeviceAffine;
 use crate::proxy::Proxy;
 use crate::rtn::{Rtn, Span};
+use crate::scale_grid::ScaleGrid;
 use crate::stats::LayerStats;
 use crate::{CalibError, Quantizer, Result};
 
 /// See the module's text.
 pub(super) struct Weighted {
     scheme: AffineScheme,
+    scales: ScaleGrid,
     importance: Vec<f32>,
     proxy: Proxy,
     /// Plain rounding and the two searches on a GPU, if they run there.
@@ -31,27 +33,30 @@ pub(super) struct Weighted {
 
 impl Weighted {
     /// For inputs like these.
-    pub(super) fn new(scheme: AffineScheme, stats: &LayerStats) -> Self {
+    pub(super) fn new(scheme: AffineScheme, scales: ScaleGrid, stats: &LayerStats) -> Self {
         Self {
             scheme,
+            scales,
             importance: stats.importance(),
             proxy: Proxy::new(stats),
             there: None,
         }
     }
 
-    /// The same, with the same codes, chosen on a GPU; the three are priced here.
+    /// The same, with the same codes, chosen on a GPU; the three are priced here. Scales take all values of their type
+    /// there.
     pub(super) fn on_device(
         scheme: AffineScheme,
         stats: &LayerStats,
         encoder: &Encoder,
     ) -> Result<Box<dyn Quantizer>> {
-        let here = Self::new(scheme, stats);
-        let search = || DeviceAffine::searching(ClipSearch { scheme }, scheme, encoder);
+        let scales = ScaleGrid::all(scheme.scale_dtype());
+        let here = Self::new(scheme, scales, stats);
+        let search = || DeviceAffine::searching(ClipSearch { scheme, scales }, scheme, encoder);
         let weighted = search().weighted(floored(&here.importance));
         Ok(Box::new(Self {
             there: Some([
-                Box::new(DeviceAffine::rounding(Rtn::new(scheme), scheme, encoder)),
+                Box::new(DeviceAffine::rounding(Rtn::new(scheme, scales), scheme, encoder)),
                 Box::new(search()),
                 Box::new(weighted),
             ]),
@@ -61,7 +66,7 @@ impl Weighted {
 
     /// By plain rounding, by the search without weights and by the one with them.
     fn candidates(&self, isa: Isa, x: &[f32], n: usize, k: usize) -> Result<[QuantizedWeight; 3]> {
-        let scheme = self.scheme;
+        let (scheme, scales) = (self.scheme, self.scales);
         if let Some([plain, search, weighted]) = &self.there {
             return Ok([
                 plain.quantize(isa, x, n, k)?,
@@ -69,11 +74,11 @@ impl Weighted {
                 weighted.quantize(isa, x, n, k)?,
             ]);
         }
-        let mut weighted = Search::new(scheme);
+        let mut weighted = Search::new(scheme, scales);
         weighted.weigh(&self.importance);
         Ok([
-            quantize_rows(isa, scheme, x, n, k, &mut Span(scheme))?,
-            quantize_rows(isa, scheme, x, n, k, &mut Search::new(scheme))?,
+            quantize_rows(isa, scheme, x, n, k, &mut Span(scheme, scales))?,
+            quantize_rows(isa, scheme, x, n, k, &mut Search::new(scheme, scales))?,
             quantize_rows(isa, scheme, x, n, k, &mut weighted)?,
         ])
     }
@@ -85,7 +90,7 @@ impl Quantizer for Weighted {
     }
 
     fn describe(&self) -> String {
-        "rtn, clip search weighted by inputs".to_owned()
+        format!("rtn, clip search weighted by inputs{}", self.scales)
     }
 
     fn rows_together(&self, k: usize) -> Option<usize> {
@@ -173,7 +178,8 @@ mod tests {
 
     fn build_width(stats: &LayerStats, k: usize) -> String {
         let scheme = AffineScheme::parse("w4-sym-g64-bf16").unwrap();
-        let error = Weighted::new(scheme, stats).quantize(Isa::best(), &vec![1.0; k], 1, k);
+        let scales = ScaleGrid::all(scheme.scale_dtype());
+        let error = Weighted::new(scheme, scales, stats).quantize(Isa::best(), &vec![1.0; k], 1, k);
         error.map(|_| ()).unwrap_err().to_string()
     }
 }

@@ -13,7 +13,7 @@ use qtool_kernels::{Isa, add_scaled};
 
 use super::feedback::{Row, Walk};
 use super::group::{Coded, STEP, Task, Triangle};
-use crate::affine::{GroupScale, storable_scale};
+use crate::affine::GroupScale;
 use crate::hessian::gradient;
 
 /// Rounds of descent.
@@ -133,6 +133,7 @@ impl Walk<'_> {
         best.cost = left.iter().map(|l| f64::from(*l).powi(2)).sum::<f64>() * (1.0 - WORTH);
         let task = Task {
             scheme: self.scheme,
+            scales: self.scales,
             v,
             w: &row.w[from..to],
             r: &r,
@@ -193,7 +194,7 @@ impl Walk<'_> {
                 continue;
             }
             let wanted = (gm - d * g1 + s * (mm - d * m1)) / curve;
-            let scale = storable_scale(wanted as f32, self.scheme.scale_dtype());
+            let scale = self.scales.store(wanted as f32);
             if !(wanted > 0.0 && scale.is_finite()) {
                 continue;
             }

@@ -8,6 +8,7 @@ use super::group::{Coded, STEP, Task, Triangle};
 use crate::affine::{GroupScale, ZERO_GROUP_SCALE};
 use crate::clip::Search;
 use crate::hessian::{Factor, upper_factor};
+use crate::scale_grid::ScaleGrid;
 use crate::{CalibError, Result};
 
 /// Longest group whose scale is searched by feeding its errors back for every candidate.
@@ -106,6 +107,7 @@ fn overflowed() -> CalibError {
 /// Takes rows through the columns of one weight.
 pub(super) struct Walk<'a> {
     pub(super) scheme: AffineScheme,
+    pub(super) scales: ScaleGrid,
     pub(super) known: &'a Prepared,
 }
 
@@ -130,7 +132,7 @@ impl Walk<'_> {
     pub(super) fn feed_back(&self, isa: Isa, rows: &mut [Row]) -> Result<()> {
         let factor = &self.known.factor;
         let (k, group) = (factor.columns(), self.known.group);
-        let mut search = Search::new(self.scheme);
+        let mut search = Search::new(self.scheme, self.scales);
         let (mut best, mut scratch) = (Coded::default(), Coded::default());
         for from in (0..k).step_by(group) {
             let end = (from + group).min(k);
@@ -147,6 +149,7 @@ impl Walk<'_> {
                 for row in rows.iter_mut() {
                     let task = Task {
                         scheme: self.scheme,
+                        scales: self.scales,
                         v: &within,
                         w: &row.w[at..to],
                         r: &row.r[at..to],

@@ -14,7 +14,8 @@ use std::ops::RangeInclusive;
 use qtool_formats::scheme::AffineScheme;
 use qtool_kernels::{Isa, add_scaled};
 
-use crate::affine::{GroupScale, storable_scale};
+use crate::affine::GroupScale;
+use crate::scale_grid::ScaleGrid;
 
 /// Columns whose errors are carried on together.
 pub(super) const STEP: usize = 4;
@@ -28,6 +29,7 @@ pub(super) trait Triangle {
 /// What a group is to meet.
 pub(super) struct Task<'a, T: Triangle> {
     pub(super) scheme: AffineScheme,
+    pub(super) scales: ScaleGrid,
     pub(super) v: &'a T,
     /// Weights, (len).
     pub(super) w: &'a [f32],
@@ -101,7 +103,7 @@ impl<T: Triangle> Task<'_, T> {
         let zeros = self.zeros(middle.zero, reach);
         let mut found = false;
         for factor in factors {
-            let scale = storable_scale(middle.scale * factor, self.scheme.scale_dtype());
+            let scale = self.scales.store(middle.scale * factor);
             if !scale.is_finite() {
                 continue;
             }

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use console::style;
 use qtool_calib::options::{
     PartialOptions, parse_clip, parse_effort, parse_grid, parse_grouping, parse_method, parse_scale,
+    parse_scale_bits,
 };
 use qtool_calib::{METHODS, Recipe};
 use qtool_formats::artifact::Manifest;
@@ -80,6 +81,9 @@ pub struct Args {
     /// Type scales are stored in: bf16, f16 or f32 [default: bf16]
     #[arg(long, value_name = "DTYPE")]
     pub scale_dtype: Option<String>,
+    /// Significant bits of a scale, for formats that store its product with a zero point; 7 for GGUF's Q4_1 [default: all of its type]
+    #[arg(long, value_name = "N", value_parser = parse_scale_bits)]
+    pub scale_bits: Option<u8>,
     /// Options of the tensors whose name matches, e.g. 'down_proj=bits:8'; the first match decides
     #[arg(long = "rule", value_name = "REGEX=OPTIONS")]
     pub rules: Vec<String>,
@@ -141,7 +145,7 @@ fn after_help() -> String {
         "\
 Embeddings, norms, output heads, routers, biases and everything that is no float matrix stay as
 they are unless a --rule names them. Rules: bits:8|4|3|2, group:N|row, grid:sym|narrow|zp, clip:none|mse,
-method:none|mse|gptq|ccq, scale:bf16|f16|f32, effort:fast|default|best, in any number, separated by commas; or keep.
+method:none|mse|gptq|ccq, scale:bf16|f16|f32, scale-bits:N, effort:fast|default|best, in any number, separated by commas; or keep.
 
 Methods:
 {}
@@ -201,7 +205,7 @@ impl Args {
                 &checkpoint,
                 &plans,
                 (calibration.as_ref(), &chosen.device),
-                applied.allocated.as_ref(),
+                (&options.recipe, applied.allocated.as_ref()),
             );
         }
         let manifests = match calibration {
@@ -261,6 +265,7 @@ impl Args {
             },
             method: self.method()?,
             scale: self.scale_dtype.as_deref().map(parse_scale).transpose()?,
+            scale_bits: self.scale_bits,
             effort: effort.map(parse_effort).transpose()?,
             calibrated: !self.evidence.calib.is_empty(),
         };
@@ -308,6 +313,7 @@ impl Args {
                     .as_deref()
                     .is_some_and(|dtype| dtype.trim() != "bf16"),
             ),
+            ("--scale-bits", self.scale_bits.is_some()),
             (
                 "--effort without --bits 2",
                 self.effort.is_some() && self.bits() != 2,
@@ -339,7 +345,7 @@ impl Args {
         checkpoint: &Arc<Checkpoint>,
         plans: &[QuantizePlan],
         (calibration, device): (Option<&Calibration>, &Device),
-        allocated: Option<&Allocated>,
+        (recipe, allocated): (&Recipe, Option<&Allocated>),
     ) -> anyhow::Result<i32> {
         let (plan, ranks) = (&plans[0], plans.len());
         let calibration = calibration
@@ -359,6 +365,8 @@ impl Args {
                 "estimate": estimate,
                 "estimated_seconds": estimate.total_seconds(),
                 "calibration": calibration,
+                "options": recipe.default_options().to_string(),
+                "rules": recipe.describe(),
                 "classes": classes,
                 "allocation": allocated,
             }))?;
@@ -375,10 +383,11 @@ impl Args {
             ]);
         }
         print(&format!(
-            "Plan for {}{} (nothing is written):\n{}\n{}{}{}",
+            "Plan for {}{} (nothing is written):\n{}\n{}{}{}{}",
             self.model.display(),
             of_ranks(ranks),
             table.render(),
+            self.options_line(recipe),
             untied_line(plan),
             allocated.map(target::table).unwrap_or_default(),
             totals_line(plan, &estimate)
@@ -388,6 +397,17 @@ impl Args {
                     .unwrap_or_default()
         ))?;
         Ok(0)
+    }
+
+    /// What tensors get that no rule speaks of, in the words of rules; nothing where something else decides that.
+    fn options_line(&self, recipe: &Recipe) -> String {
+        if self.target.given() || self.format == Format::Fastdeploy {
+            return String::new();
+        }
+        format!(
+            "Options where no rule says otherwise: {}\n",
+            recipe.default_options()
+        )
     }
 
     fn print_outcome(

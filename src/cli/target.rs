@@ -29,7 +29,7 @@ pub struct TargetArgs {
         value_name = "X",
         value_parser = bits_per_weight,
         requires = "calib",
-        conflicts_with_all = ["bits", "group_size", "asymmetric", "clip", "method", "scale_dtype", "w4_until", "tensor_parallel"]
+        conflicts_with_all = ["bits", "group_size", "asymmetric", "clip", "method", "scale_dtype", "scale_bits", "w4_until", "tensor_parallel"]
     )]
     target_bpw: Option<f64>,
 }

@@ -1,5 +1,5 @@
 //! The tokenizer inside a GGUF file. Owns how llama.cpp's keys become what the other pages run: byte-level BPE becomes a
-//! `tokenizer.json` for the `tokenizers` crate, pieces with scores become a SentencePiece model.
+//! `tokenizer.json` for the `tokenizers` crate, pieces with scores become a SentencePiece model; `wordpiece` has BERT's.
 //!
 //! How a text is split before BPE is named in the file (`tokenizer.ggml.pre`), not described; the names known here are
 //! those of the families of models that run here. Source: `llama-vocab.cpp` of llama.cpp.
@@ -14,6 +14,7 @@ use super::config::{AddedToken, Config, TemplateSource};
 use super::library::Library;
 use super::sentencepiece::SentencePiece;
 use super::sentencepiece::proto::{Algorithm, Kind, Model, Piece};
+use super::wordpiece;
 use crate::{Error, Result};
 
 /// Types of tokens.
@@ -113,8 +114,13 @@ pub(super) fn describe(path: &Path, about: &Metadata) -> Result<(Described, Conf
             let model = pieces(about, tokens, &kind).map_err(fault)?;
             Ok((Described::Pieces(model), config))
         }
+        Some("bert") => {
+            config.class = Some("BertTokenizer".to_owned());
+            let described = wordpiece::described(about, tokens, &mut config).map_err(fault)?;
+            Ok((Described::Json(described), config))
+        }
         other => Err(fault(format!(
-            "the tokenizer is of the kind {:?}, expected gpt2 (byte-level BPE) or llama (SentencePiece's BPE)",
+            "the tokenizer is of the kind {:?}, expected gpt2 (byte-level BPE), llama (SentencePiece's BPE) or bert (WordPiece)",
             other.unwrap_or("none")
         ))),
     }

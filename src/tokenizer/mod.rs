@@ -7,6 +7,7 @@
 //! | `library` | `tokenizer.json`, run by the `tokenizers` crate |
 //! | `sentencepiece` | `tokenizer.model`, where there is no `tokenizer.json` |
 //! | `gguf` | the tokenizer inside a GGUF file |
+//! | `wordpiece` | of these, BERT's |
 //! | `files` | the same as the files of a folder |
 //! | `added` | tokens that are taken out of a text before that |
 //! | `template` | conversations to text |
@@ -20,6 +21,7 @@ mod library;
 pub(crate) mod python;
 mod sentencepiece;
 mod template;
+mod wordpiece;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -178,10 +178,12 @@ fn our_exports_are_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let base = sample("tiny-ernie45");
     let mut compared = 0;
-    for (i, recipe) in ["bits:8,scale:f16", "bits:4,group:32,scale:f16"]
-        .iter()
-        .enumerate()
-    {
+    let recipes = [
+        "bits:8,scale:f16",
+        "bits:4,group:32,scale:f16",
+        "bits:4,group:32,grid:zp,scale:f16,scale-bits:7",
+    ];
+    for (i, recipe) in recipes.iter().enumerate() {
         let (folder, out) = (dir.path().join(format!("a{i}")), dir.path().join(format!("g{i}")));
         quantize(&base, &with_recipe(&folder, recipe, &[], &[]));
         qtool::export::run(&folder, find("gguf").unwrap(), &out, false, 5_000_000_000, false).unwrap();
@@ -200,6 +202,7 @@ fn our_exports_are_read_back() {
                         panic!("{} is packed", record.name)
                     };
                     assert_eq!(read.codes(), weight.codes(), "{}", record.name);
+                    assert_eq!(read.zeros().is_empty(), !recipe.contains("zp"), "{}", record.name);
                     values_of(&weight)
                 }
                 Stored::Kept { .. } => {
@@ -220,7 +223,7 @@ fn our_exports_are_read_back() {
             );
         }
     }
-    assert!(compared > 80, "{compared}");
+    assert!(compared > 120, "{compared}");
 }
 
 /// Where the numbers of the head of `model.gguf` stand, and lies in their place.

@@ -316,6 +316,11 @@ def test_gguf_llama_q4_0(context):
     return check_gguf(context, made(context, LlamaForCausalLM), ("--bits", "4", "--group-size", "32", *F16), {"Q4_0", "BF16", "F32"})
 
 
+def test_gguf_llama_q4_1(context):
+    options = ("--bits", "4", "--group-size", "32", "--asymmetric", "--scale-bits", "7", *F16)
+    return check_gguf(context, made(context, LlamaForCausalLM), options, {"Q4_1"})
+
+
 def test_gguf_llama_q4_k(context):
     return check_gguf(context, made(context, LlamaForCausalLM), ("--bits", "4", "--group-size", "256", "--asymmetric", *F16), {"Q4_K"})
 

@@ -277,4 +277,5 @@ fn methods_without_a_kernel_say_so() {
     let with_kernel = |options: &str| quantizer(options).on_device(&encoder).unwrap().is_some();
     assert!(with_kernel("bits:8") && with_kernel("bits:4") && with_kernel("bits:2"));
     assert!(!with_kernel("bits:4,method:nf4"));
+    assert!(!with_kernel("bits:8,scale-bits:7") && !with_kernel("bits:4,scale-bits:7"));
 }

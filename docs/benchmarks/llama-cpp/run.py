@@ -45,6 +45,7 @@ CASES = {
     "BF16": ("--bits", "8", *F16, "--skip", r"layers?\.\d\d|layers?\.[1-9]|(q|v|o|gate|up|down)_proj|query|value|dense"),
     "Q8_0": ("--bits", "8", "--group-size", "32", *F16),
     "Q4_0": ("--bits", "4", "--group-size", "32", *F16),
+    "Q4_1": ("--bits", "4", "--group-size", "32", "--asymmetric", *F16, "--scale-bits", "7"),
     "Q4_K": ("--bits", "4", "--method", "q4-k"),
     "Q2_K": ("--bits", "2", "--method", "q2-k"),
     # For models whose narrow matrices have rows that 256 does not divide.

@@ -7,7 +7,7 @@
 //! | INT8 symmetric, groups of 32 or more | Q8_0 | 8.5 |
 //! | INT4 symmetric or narrow, groups of 32 or more | Q4_0 | 4.5 |
 //! | `q4-k`; INT4 with zero points, groups of 256 or more | Q4_K | 4.5 |
-//! | INT4 with zero points, groups of 32 to 128 | Q4_1, where each scale times zero point is an F16 value | 5 |
+//! | INT4 with zero points, groups of 32 to 128 | Q4_1, where each scale times zero point is an F16 value, as with scales of 7 significant bits | 5 |
 //! | INT3 symmetric or narrow, groups of 256 or more | Q3_K | 3.44 |
 //! | `q2-k`; INT2, groups of 256 or more | Q2_K | 2.63 |
 //!
@@ -49,6 +49,9 @@ pub const GGUF: Gguf = Gguf;
 /// See the module's text.
 #[derive(Debug, Clone, Copy)]
 pub struct Gguf;
+
+/// Largest finite F16.
+const LARGEST_HALF: f32 = 65_504.0;
 
 /// Name of the file.
 pub const FILE: &str = "model.gguf";
@@ -108,7 +111,7 @@ impl Exporter for Gguf {
             return None;
         }
         Some(format!(
-            "gguf holds q4-k, q2-k, w8-sym, w4-sym and w4-narrow in groups of 32 or more and w4-zp, w3-sym and w2 in groups of 256 or 512, all with F16 scales, not {scheme}; quantize with --bits 4 --method q4-k, with --bits 4 --group-size 32 --scale-dtype f16, or with --bits 2 --method q2-k"
+            "gguf holds q4-k, q2-k, w8-sym, w4-sym and w4-narrow in groups of 32 or more w4-zp likewise where its scales have 7 significant bits (--scale-bits 7), and w4-zp, w3-sym and w2 in groups of 256 or 512, all with F16 scales, not {scheme}; quantize with --bits 4 --method q4-k, with --bits 4 --group-size 32 --scale-dtype f16, or with --bits 2 --method q2-k"
         ))
     }
 
@@ -220,8 +223,13 @@ fn refuses_values(kind: GgmlType, scheme: AffineScheme, scales: &[f32], zeros: &
     let inexact = |m: &f32| FloatDtype::F16.round(*m) != *m;
     match kind {
         GgmlType::Q4_1 => offsets.into_iter().find(inexact).map(|m| {
+            if m.abs() > LARGEST_HALF {
+                return format!(
+                    "Q4_1 keeps scale times zero point as F16, whose largest value is {LARGEST_HALF}, got {m:e} (scheme {scheme}); quantize without --asymmetric, or keep the tensor with --skip"
+                );
+            }
             format!(
-                "Q4_1 keeps scale times zero point as F16, which {m:e} is not, and rounding it would move the weights (scheme {scheme}); quantize without --asymmetric, or with --group-size 256 for Q4_K"
+                "Q4_1 keeps scale times zero point as F16, which {m:e} is not, and rounding it would move the weights (scheme {scheme}); quantize with --scale-bits 7 --scale-dtype f16, whose scales leave room for the zero point, without --asymmetric, or with --group-size 256 for Q4_K"
             )
         }),
         _ => None,

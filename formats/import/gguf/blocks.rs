@@ -16,8 +16,9 @@
 //! ```
 //!
 //! Everything in f32, each product and each sum rounded by itself, in the order written. Types whose offset is a whole
-//! number of steps are [`AffineWeight`](crate::weight::AffineWeight)s and stay packed: Q5_0 and Q6_K with codes of 8 bits; so do
-//! Q4_K and Q2_K, whose schemes are our own ([`crate::scheme::kquant`]). The others become f32 values.
+//! number of steps are [`AffineWeight`](crate::weight::AffineWeight)s and stay packed: Q5_0 and Q6_K with codes of 8 bits, and Q4_1
+//! where every m is minus d times a zero point of 0 to 15, as we write it. So do Q4_K and Q2_K, whose schemes are our own
+//! ([`crate::scheme::kquant`]). The others become f32 values.
 //!
 //! Source: the structures of `ggml-common.h` and gguf-py's `quants.py`.
 
@@ -179,6 +180,21 @@ impl Kind {
                 got: bad.to_string(),
             });
         }
+        if self == Self::Q4_1
+            && let Some(zeros) = all.zero_points()
+        {
+            let codes = AffineCodes {
+                n,
+                k,
+                bits: 4,
+                codes: all.codes,
+                scales: all.scales,
+                scale_dtype: FloatDtype::F16,
+                zeros: Some(zeros),
+                groups: Groups::Every(self.group()),
+            };
+            return codes.decoded();
+        }
         if let Some((bits, more, scale_dtype)) = self.affine() {
             all.codes
                 .iter_mut()
@@ -264,6 +280,16 @@ impl Runs {
             scales: Vec::with_capacity(scales),
             offsets: Vec::new(),
         }
+    }
+
+    /// The zero points of four bits that offsets stand for; none when one stands for no such.
+    fn zero_points(&self) -> Option<Vec<u16>> {
+        let zero = |(scale, offset): (&f32, &f32)| {
+            let zero = (-offset / scale).round();
+            let whole = (0.0..=15.0).contains(&zero) && -(scale * zero) == *offset;
+            whole.then_some(zero as u16)
+        };
+        self.scales.iter().zip(&self.offsets).map(zero).collect()
     }
 
     fn block(&mut self, kind: Kind, block: &[u8]) {

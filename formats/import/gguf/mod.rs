@@ -1,8 +1,10 @@
 //! GGUF files, or folders with one: llama.cpp's models, with blocks of GGML, the model's dimensions and its tokenizer in
 //! one file. `header` has the container, `blocks` and `kquant` the codes, `model` what makes a checkpoint of it: names, the config, and
-//! which rows lie in another order.
+//! which rows lie in another order; `bert` and `experts` are that of encoders and of routed experts.
 
+mod bert;
 pub mod blocks;
+mod experts;
 pub mod header;
 mod kquant;
 pub mod model;
@@ -13,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use self::blocks::Type;
 use self::header::{Head, Info, Metadata, parse};
-use self::model::{checkpoint_name, config, halves};
+use self::model::{config, halves};
 use super::{Coded, Decoded, Foreign, Place, Reader, Tensor};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::header::Entry;
@@ -88,13 +90,13 @@ impl Reader for Gguf {
         let head = parse(path, file.bytes())?;
         refuse_parts(path, &head.metadata)?;
         let about = config(path, &head)?;
-        let tensors = head
-            .tensors
+        let stored = about.tensors(path, &head)?;
+        let tensors = stored
             .iter()
             .filter(|info| info.name != model::ROPE_FACTORS)
             .map(|info| tensor(info, &about))
             .collect();
-        let entries = head.tensors.iter().map(entry).collect();
+        let entries = stored.iter().map(entry).collect();
         let files = Checkpoint::of_entries(path, file, entries);
         Foreign::new(self.name(), about.config, files, tensors)
     }
@@ -144,7 +146,9 @@ struct Stored {
 }
 
 fn tensor(info: &Info, about: &model::Model) -> Tensor {
-    let name = checkpoint_name(&info.name).unwrap_or_else(|| info.name.clone());
+    let name = about
+        .checkpoint_name(&info.name)
+        .unwrap_or_else(|| info.name.clone());
     let paired = about.paired(&info.name, &info.shape);
     let plain = matches!(info.kind, Type::Float(_)) && paired.is_none();
     let (rows, k) = match info.shape.as_slice() {

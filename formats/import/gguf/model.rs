@@ -1,11 +1,12 @@
 //! What makes a checkpoint of a GGUF file: names of tensors as Hugging Face has them, a config with the dimensions, and
-//! the order of rows. The reverse of [`crate::export::gguf::model`], whose text says which rows lie in pairs.
+//! the order of rows. `bert` and `experts` have what is theirs alone. The reverse of [`crate::export::gguf::model`], whose text says which rows lie in pairs.
 
 use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::header::{Head, Metadata};
+use super::header::{Head, Info, Metadata};
+use super::{bert, experts};
 use crate::dtype::FloatDtype;
 use crate::import::gguf::blocks::Type;
 use crate::{FormatError, Result, limits};
@@ -14,11 +15,12 @@ use crate::{FormatError, Result, limits};
 pub const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Architecture of GGUF, `model_type` of Hugging Face and its class there, of those that run here.
-const ARCHITECTURES: [(&str, &str, &str); 4] = [
+const ARCHITECTURES: [(&str, &str, &str); 5] = [
     ("llama", "llama", "LlamaForCausalLM"),
     ("qwen2", "qwen2", "Qwen2ForCausalLM"),
     ("qwen3", "qwen3", "Qwen3ForCausalLM"),
     ("ernie4_5", "ernie4_5", "Ernie4_5ForCausalLM"),
+    (experts::ARCHITECTURE, "ernie4_5_moe", "Ernie4_5_MoeForCausalLM"),
 ];
 
 /// A model as a checkpoint has it.
@@ -28,9 +30,51 @@ pub struct Model {
     pub config: Json,
     /// Rows of a head of queries and keys, where they lie in pairs.
     pub head: Option<usize>,
+    /// How its tensors are called.
+    pub names: Names,
+}
+
+/// How the tensors of an architecture are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// As those of language models without experts.
+    Dense,
+    /// Likewise, with so many routed experts in a layer.
+    Experts(usize),
+    /// As an encoder's.
+    Encoder {
+        /// Whether it has a classification head.
+        headed: bool,
+    },
 }
 
 impl Model {
+    /// Name in a checkpoint of a tensor of the file.
+    pub fn checkpoint_name(&self, name: &str) -> Option<String> {
+        match self.names {
+            Names::Dense => checkpoint_name(name),
+            Names::Experts(_) => checkpoint_name(name).or_else(|| experts::checkpoint_name(name)),
+            Names::Encoder { headed } => bert::checkpoint_name(name, headed),
+        }
+    }
+
+    /// The tensors of a file, those that hold all experts of a layer taken apart. Fails when such a one holds another number.
+    pub fn tensors(&self, path: &Path, head: &Head) -> Result<Vec<Info>> {
+        let Names::Experts(count) = self.names else {
+            return Ok(head.tensors.clone());
+        };
+        let mut all = Vec::new();
+        for info in &head.tensors {
+            let parts = experts::apart(info, count).map_err(|reason| FormatError::TensorEntry {
+                path: path.to_owned(),
+                tensor: info.name.clone(),
+                reason,
+            })?;
+            all.extend(parts);
+        }
+        Ok(all)
+    }
+
     /// Rows of a head of this tensor, when its rows lie in pairs and are whole heads.
     pub fn paired(&self, name: &str, shape: &[usize]) -> Option<usize> {
         let module = name.rsplit('.').nth(1).unwrap_or_default();
@@ -51,10 +95,20 @@ pub fn config(path: &Path, head: &Head) -> Result<Model> {
     let named = about
         .text("general.architecture")
         .ok_or_else(|| fault("it has no general.architecture; expected a model".to_owned()))?;
+    if named == bert::ARCHITECTURE {
+        return Ok(Model {
+            config: bert::config(head).map_err(fault)?,
+            head: None,
+            names: Names::Encoder {
+                headed: bert::is_headed(head),
+            },
+        });
+    }
     let Some((_, kind, class)) = ARCHITECTURES.iter().find(|(known, ..)| *known == named) else {
         return Ok(Model {
             config: json!({"model_type": named}),
             head: None,
+            names: Names::Dense,
         });
     };
     let key = |key: &str| format!("{named}.{key}");
@@ -104,9 +158,21 @@ pub fn config(path: &Path, head: &Head) -> Result<Model> {
     if let Some(object) = config.as_object_mut() {
         scaling(path, head, &key, object)?;
         ends(about, object);
+        if named == experts::ARCHITECTURE {
+            experts::fields(about, object).map_err(fault)?;
+        }
     }
+    let count = config.get("moe_num_experts").and_then(Json::as_u64);
+    let names = match count.and_then(|count| usize::try_from(count).ok()) {
+        Some(count) => Names::Experts(count),
+        None => Names::Dense,
+    };
     let paired = (named == "llama").then_some(usize::try_from(width).unwrap_or(0));
-    Ok(Model { config, head: paired })
+    Ok(Model {
+        config,
+        head: paired,
+        names,
+    })
 }
 
 /// How rotary frequencies are scaled.
@@ -158,7 +224,7 @@ fn ends(about: &Metadata, config: &mut Map<String, Json>) {
     }
 }
 
-/// Name in a checkpoint of a tensor of a file.
+/// Name in a checkpoint of a tensor of a language model's file, but for those of experts.
 pub fn checkpoint_name(name: &str) -> Option<String> {
     let whole = match name {
         "token_embd.weight" => "model.embed_tokens.weight",
