@@ -23,6 +23,7 @@ use super::linears::{
 };
 use crate::Result;
 use crate::dtype::Dtype;
+use crate::import::affine::AffineCodes;
 use crate::packing::words::{WORD, straight, turn, words};
 use crate::scheme::{Grid, Grouping, Scheme};
 use crate::weight::QuantizedWeight;
@@ -205,6 +206,11 @@ impl LinearFormat for CompressedTensors {
             "kv_cache_scheme": null,
             "global_compression_ratio": null,
         }))
+    }
+
+    /// The format had a place for it once, `weight_g_idx` with `actorder: "group"`, and its readers have taken it out.
+    fn listed(&self, _weight: &AffineCodes) -> std::result::Result<Vec<(Form, Vec<u8>)>, String> {
+        Err("its columns come in another order than their groups (g_idx), which compressed-tensors 0.20 and vLLM 0.33 read no more (actorder: group); export --to gptq, gptq-v2, bf16 or f32".to_owned())
     }
 
     fn takes_heads(&self) -> bool {

@@ -54,7 +54,7 @@ impl LinearFormat for Gptq {
     fn summary(&self) -> &'static str {
         match self.version {
             1 => {
-                "folder in AutoGPTQ's format, which GPTQModel, vLLM and transformers load: 8, 4, 3 and 2 bits"
+                "folder in AutoGPTQ's format, which GPTQModel and transformers load, at 8 and 4 bits vLLM: 8, 4, 3 and 2 bits"
             }
             _ => "the same in GPTQModel's second version, which holds zero points, too",
         }

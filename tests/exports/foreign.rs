@@ -167,14 +167,16 @@ fn act_order_keeps_its_index() {
         lists += usize::from(view.name().ends_with("g_idx"));
     }
     assert_eq!((ours.names().len(), lists), (theirs.names().len(), 7));
-    // Formats without a place for the list say so.
-    let message = run(&from, find("awq").unwrap(), &dir.path().join("awq"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("g_idx") && message.contains("--to gptq"),
-        "{message}"
-    );
+    // Formats without a place for the list say so, and one whose readers have given it up says that.
+    for (format, why) in [("awq", "has no place"), ("compressed-tensors", "read no more")] {
+        let message = run(&from, find(format).unwrap(), &dir.path().join(format))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("g_idx") && message.contains(why) && message.contains("--to gptq"),
+            "{message}"
+        );
+    }
 }
 
 /// A file of llama.cpp becomes a folder that has its values, dimensions and tokenizer.

@@ -455,4 +455,10 @@ fn columns_may_belong_to_any_group() {
         }
     }
     assert!(moved > n * k / 2);
+    // GPTQ has a place for them.
+    let out = dir.path().join("gptq");
+    let gptq = qtool_formats::export::find("gptq").unwrap();
+    qtool::export::run(dir.path(), gptq, &out, false, 5_000_000_000, false).unwrap();
+    let again = import::open(&out).unwrap().unwrap();
+    assert_eq!(again.values(again.tensor(&name).unwrap()).unwrap(), got);
 }

@@ -4,6 +4,7 @@ and a file of llama.cpp, which transformers reads itself for comparison.
 
 import os
 import shutil
+import subprocess
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 os.environ["GPTQ_TORCH_TRITON_DEQUANT"] = "0"
@@ -100,6 +101,23 @@ def test_act_order_to_gptq(context):
 
 def test_act_order_to_gptq_v2(context):
     return check_gptqmodel(context, "gptq-act-order", "gptq-v2")
+
+
+def test_act_order_to_compressed_tensors(context):
+    """Refused, because the format's library refuses what it would be: to be looked at again when this check fails."""
+    from compressed_tensors.quantization import QuantizationArgs
+
+    try:
+        QuantizationArgs(num_bits=4, strategy="group", group_size=32, actorder="group")
+    except ValueError as error:
+        assert "has been removed" in str(error), error
+    else:
+        raise AssertionError("the library knows columns in the order of groups again")
+    out = context.new("act-order-compressed-tensors")
+    command = [str(context.qtool), "export", str(GOLDEN / "gptq-act-order"), "--to", "compressed-tensors", "-o", str(out)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2 and "actorder: group" in ran.stderr and not out.exists(), ran
+    return "refused"
 
 
 def test_awq_to_gptq_v2(context):

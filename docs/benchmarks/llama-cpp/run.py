@@ -3,7 +3,7 @@
 
     pip install -r docs/benchmarks/llama-cpp/requirements.txt      (a source build: minutes)
     cargo build --release --bin qtool --example outputs
-    python docs/benchmarks/llama-cpp/run.py --model MODEL --text TEXT [--case NAME ...] [--gguf FILE]
+    python docs/benchmarks/llama-cpp/run.py --model MODEL --text TEXT [--case NAME ...] [--gguf FILE] [--decoded]
 
 MODEL is quantized by each recipe of CASES, exported with --to gguf, and read by llama.cpp:
 
@@ -13,9 +13,11 @@ MODEL is quantized by each recipe of CASES, exported with --to gguf, and read by
 
 An encoder is asked for the mean of its last hidden states, or the logits of its head, instead. With --gguf both run that
 file of somebody else's instead, and MODEL gives the tokenizer alone. Prints a row of a table a case; a recipe that qtool
-refuses for the model's shapes is a row with its sentence; status 1 when a bound is broken. llama.cpp rounds activations to
-8 bits before it multiplies them with quantized weights, so a next token may differ where two are nearly as likely: such a
-one is counted, and fails above LEAD nats.
+refuses for the model's shapes is a row with its sentence; status 1 when a bound is broken. llama.cpp's CPU backend rounds
+activations to 8 bits before it multiplies them with quantized weights, so a next token may differ where two are nearly as
+likely: such a one is counted, and fails above LEAD nats. Two ways around that rounding: llama.cpp built with BLAS, and
+--decoded, where llama.cpp is given every tensor as F32, decoded by gguf-py. In both every next token is to be the same.
+The first line says which backend multiplies.
 """
 
 import argparse
@@ -28,6 +30,8 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
+
+import control
 
 ROOT = Path(__file__).resolve().parents[3]
 PROMPTS = 100
@@ -102,6 +106,13 @@ def opened(path, **options):
     return llama_cpp.Llama(str(path), n_ctx=512, n_batch=512, verbose=False, n_threads=THREADS, n_threads_batch=THREADS, **options)
 
 
+def language_model(path):
+    """All logits; keys and values cached as F32."""
+    import llama_cpp
+
+    return opened(path, logits_all=True, type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32)
+
+
 def log_softmax(logits):
     logits = logits - logits.max(-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -109,9 +120,7 @@ def log_softmax(logits):
 
 def decoder(args, artifact, gguf, tokenizer, text):
     """Compares a language model; returns the row's cells and whether they keep the bounds."""
-    import llama_cpp
-
-    model = opened(gguf, logits_all=True, type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32)
+    model = language_model(gguf)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     some = text[:20_000]
     theirs = model.tokenize(some.encode(), add_bos=False, special=True)
@@ -169,6 +178,7 @@ def main():
     parser.add_argument("--case", action="append", choices=CASES)
     parser.add_argument("--length", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--gguf", type=Path, help="a file to run instead of exports")
+    parser.add_argument("--decoded", action="store_true", help="llama.cpp runs the file with all tensors decoded to F32")
     parser.add_argument("--option", action="append", default=[], help="more for qtool quantize, such as --option=--rule --option=X")
     parser.add_argument("--qtool", type=Path, default=ROOT / "target/release/qtool")
     parser.add_argument("--outputs", type=Path, default=ROOT / "target/release/examples/outputs")
@@ -179,7 +189,7 @@ def main():
     print(f"{args.model.name} ({kind})")
     print("| case | tokens | next token | lead where not | lead, median | perplexity, qtool | llama.cpp | apart | ln p apart: mean, most |")
     print("|---|---|---|---|---|---|---|---|---|")
-    failed = 0
+    failed, told = 0, None
     compare = encoder if kind == "bert" else decoder
     for name in ["as it lies"] if args.gguf else args.case or CASES:
         with tempfile.TemporaryDirectory(prefix="qtool-llama-cpp-") as folder:
@@ -196,6 +206,14 @@ def main():
                         raise
                     print(f"| {name} | refused: {str(error).splitlines()[-1].split(': ', 1)[-1]} | | | | | | | |", flush=True)
                     continue
+            if args.decoded:
+                plain = Path(folder) / "decoded.gguf"
+                assert control.decoded(gguf, plain), "nothing was quantized"
+                gguf = plain
+            made = control.products(language_model, gguf) if compare == decoder else told
+            if made != told:
+                print(f"| products: {made} | | | | | | | | |", flush=True)
+                told = made
             cells, good = compare(args, artifact, gguf, tokenizer, text)
         failed += not good
         print("| " + " | ".join([name + ("" if good else " FAILED"), *cells]) + " |", flush=True)

@@ -171,7 +171,7 @@ mod tests {
         let bias = apart(&bias, 4).unwrap();
         assert_eq!((bias.len(), bias[0].shape.as_slice()), (1, &[1, 4][..]));
         let other = info("blk.2.ffn_up.weight", &[4, 64], Type::Float(FloatDtype::F16));
-        assert_eq!(apart(&other, 4).unwrap(), [other]);
+        assert_eq!(apart(&other, 4).unwrap(), std::slice::from_ref(&other));
         for (shape, name) in [
             (&[3usize, 3, 64][..], "ffn_up_exps.weight"),
             (&[12, 64], "ffn_down_exps.weight"),
