@@ -206,7 +206,7 @@ fn bits_of_scales_are_foreseen_and_recorded() {
     let methods = |module: &str| -> Vec<String> {
         let all = manifest["tensors"].as_array().unwrap().iter();
         all.filter(|t| t["name"].as_str().unwrap().contains(module))
-            .map(|t| t.to_string())
+            .map(ToString::to_string)
             .collect()
     };
     let (up, down) = (methods("up_proj"), methods("down_proj"));
