@@ -46,6 +46,7 @@ pub mod limits;
 pub mod packing;
 pub mod piece;
 pub mod replace;
+mod room;
 pub mod scheme;
 pub mod shard_writer;
 pub mod tensor;

@@ -17,7 +17,7 @@ use crate::checkpoint::header;
 use crate::checkpoint::shards::{INDEX_FILE, SINGLE_FILE};
 use crate::dtype::Dtype;
 use crate::error::quoted;
-use crate::{FormatError, Result};
+use crate::{FormatError, Result, room};
 
 /// A tensor to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +71,7 @@ struct Shard {
 }
 
 /// Bytes after which [`ShardWriter::due_for_sync`] gives a handle.
-const SYNC_BYTES: u64 = 64 << 20;
+const SYNC_BYTES: u64 = 16 << 20;
 
 /// See the module's text.
 pub struct ShardWriter {
@@ -292,6 +292,7 @@ impl Shard {
             Some(file) => file,
             None => {
                 let mut file = File::create(&self.path).map_err(FormatError::io(&self.path, "create"))?;
+                room::take(&file, &self.path, self.header.len() as u64 + self.data_bytes)?;
                 file.write_all(&self.header)
                     .map_err(FormatError::io(&self.path, "write"))?;
                 self.file.insert(file)

@@ -210,6 +210,10 @@ pub(crate) struct Results {
     pub(crate) sources: HashMap<String, blake3::Hasher>,
 }
 
+/// Computed batches that may wait for the writer: kept tensors are written more slowly than they are read, and the
+/// processors have the next tensors to work at meanwhile.
+const AHEAD: usize = 6;
+
 fn stream(
     job: &Job<'_>,
     codes: (Codes<'_>, usize),
@@ -227,7 +231,7 @@ fn stream(
         .calibrated
         .resize_with(job.plan.tensors.len(), Calibrated::default);
     std::thread::scope(|scope| {
-        let (send, receive) = sync_channel::<Batch>(1);
+        let (send, receive) = sync_channel::<Batch>(AHEAD);
         let writing = scope.spawn(move || write(job.checkpoint, job.plan, writer, first_part, &receive));
         let (ready, read) = sync_channel::<()>(1);
         scope.spawn({

@@ -14,7 +14,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::export::syncing::SYNC_BYTES;
-use crate::{FormatError, Result};
+use crate::{FormatError, Result, room};
 
 /// Every tensor begins at a multiple of this.
 const ALIGNMENT: u64 = 32;
@@ -66,6 +66,8 @@ impl Writer {
     pub fn create(path: &Path, keys: &[(String, Value)], entries: Vec<Entry>) -> Result<Self> {
         let head = head(keys, &entries);
         let file = File::create(path).map_err(FormatError::io(path, "create"))?;
+        let data: u64 = entries.iter().map(|e| e.bytes.next_multiple_of(ALIGNMENT)).sum();
+        room::take(&file, path, head.len() as u64 + data)?;
         let mut this = Self {
             path: path.to_owned(),
             file: BufWriter::with_capacity(1 << 20, file),
