@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{ErrorKind, IoSlice, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -182,13 +182,20 @@ impl ShardWriter {
 
     /// Appends `bytes` to tensor `index` (its place in the list given to [`create`](Self::create)).
     pub fn append(&mut self, index: usize, bytes: &[u8]) -> Result<()> {
+        self.append_all(index, &[bytes])
+    }
+
+    /// The same of pieces that follow each other, handed to the system together: it takes one long piece more easily than
+    /// many short ones.
+    pub fn append_all(&mut self, index: usize, pieces: &[&[u8]]) -> Result<()> {
         let (Some(slot), Some(tensor)) = (self.slots.get_mut(index), self.tensors.get(index)) else {
             return Ok(());
         };
         let Some(shard) = self.shards.get_mut(slot.shard) else {
             return Ok(());
         };
-        let after = slot.written + bytes.len() as u64;
+        let length: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let after = slot.written + length;
         if after > slot.bytes {
             return Err(FormatError::TensorSize {
                 path: shard.path.clone(),
@@ -198,11 +205,13 @@ impl ShardWriter {
             });
         }
         if let Some(hasher) = &mut slot.hasher {
-            hasher.update(bytes);
+            pieces.iter().for_each(|piece| {
+                hasher.update(piece);
+            });
         }
-        shard.write_at(slot.offset + slot.written, bytes)?;
+        shard.write_at(slot.offset + slot.written, pieces)?;
         slot.written = after;
-        self.unsynced += bytes.len() as u64;
+        self.unsynced += length;
         Ok(())
     }
 
@@ -287,7 +296,7 @@ impl ShardWriter {
 }
 
 impl Shard {
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+    fn write_at(&mut self, offset: u64, pieces: &[&[u8]]) -> Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
@@ -300,10 +309,10 @@ impl Shard {
         };
         file.seek(SeekFrom::Start(offset))
             .map_err(FormatError::io(&self.path, "write"))?;
-        file.write_all(bytes)
-            .map_err(FormatError::io(&self.path, "write"))?;
-        self.missing = self.missing.saturating_sub(bytes.len() as u64);
-        if self.missing == 0 && !bytes.is_empty() {
+        write_together(file, pieces).map_err(FormatError::io(&self.path, "write"))?;
+        let length: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+        self.missing = self.missing.saturating_sub(length);
+        if self.missing == 0 && length > 0 {
             self.close()?;
         }
         Ok(())
@@ -315,6 +324,25 @@ impl Shard {
             None => Ok(()),
         }
     }
+}
+
+/// Writes all of `pieces`, as few times as the system lets us.
+fn write_together(file: &mut File, pieces: &[&[u8]]) -> std::io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+    let mut left: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let mut rest = slices.as_mut_slice();
+    while left > 0 {
+        match file.write_vectored(rest) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                left = left.saturating_sub(written);
+                IoSlice::advance_slices(&mut rest, written);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The header that a shard of these tensors, in this order, is written with.
@@ -389,7 +417,7 @@ mod tests {
         writer.append(0, &[1, 2]).unwrap();
         writer.append(1, &[9; 8]).unwrap();
         writer.append(2, &[7; 7]).unwrap();
-        writer.append(0, &[3, 4, 5]).unwrap();
+        writer.append_all(0, &[&[3], &[], &[4, 5]]).unwrap();
         assert!(writer.append(0, &[6]).is_err(), "more than declared");
         writer.append(3, &[8; 6]).unwrap();
         let written = writer.finish().unwrap();

@@ -24,6 +24,17 @@ pub(crate) enum Output {
     Parts(Vec<Vec<u8>>),
 }
 
+impl Output {
+    /// Bytes of the `i`th stored tensor; none of what is copied.
+    fn part(&self, i: usize) -> &[u8] {
+        match self {
+            Self::Copied => &[],
+            Self::Converted(bytes) => bytes,
+            Self::Parts(parts) => parts.get(i).map_or(&[], Vec::as_slice),
+        }
+    }
+}
+
 /// A batch of computed blocks, in order.
 pub(crate) type Batch = Vec<(Block, Output)>;
 
@@ -86,26 +97,37 @@ fn write_blocks(
 ) -> Result<WrittenShards> {
     let mut gathered: Vec<Vec<u8>> = Vec::new();
     for batch in receive {
-        for (Block { tensor, range, .. }, output) in batch {
-            let first = first_part[tensor];
-            let entry = &plan.tensors[tensor];
-            match (output, &entry.action) {
-                (Output::Copied, Action::Keep { source, .. }) => {
+        for blocks in batch.chunk_by(|(one, _), (next, _)| one.tensor == next.tensor) {
+            let Some((Block { tensor, .. }, _)) = blocks.first() else {
+                continue;
+            };
+            let first = first_part[*tensor];
+            match &plan.tensors[*tensor].action {
+                Action::Keep { source, .. } => {
                     let view = checkpoint.tensor(source)?;
-                    writer.append(first, &view.bytes()[range])?;
+                    let bytes = blocks.iter().map(|(block, _)| &view.bytes()[block.range.clone()]);
+                    writer.append_all(first, &bytes.collect::<Vec<_>>())?;
                 }
-                (Output::Converted(bytes), _) => writer.append(first, &bytes)?,
-                (Output::Parts(parts), Action::Quantize(q)) => {
+                Action::Convert(_) | Action::Measure(_) => {
+                    let bytes = blocks.iter().map(|(_, output)| output.part(0));
+                    writer.append_all(first, &bytes.collect::<Vec<_>>())?;
+                }
+                Action::Quantize(q) => {
                     gathered.resize(q.parts.len(), Vec::new());
-                    for (i, (bytes, part)) in parts.iter().zip(&q.parts).enumerate() {
+                    for (i, part) in q.parts.iter().enumerate() {
+                        let mut bytes = blocks
+                            .iter()
+                            .map(|(block, output)| (&block.range, output.part(i)));
                         if part.by_columns {
-                            append_by_columns(&mut writer, first + i, part, &range, bytes, &mut gathered[i])?;
+                            bytes.try_for_each(|(rows, bytes)| {
+                                append_by_columns(&mut writer, first + i, part, rows, bytes, &mut gathered[i])
+                            })?;
                         } else {
-                            writer.append(first + i, bytes)?;
+                            writer
+                                .append_all(first + i, &bytes.map(|(_, bytes)| bytes).collect::<Vec<_>>())?;
                         }
                     }
                 }
-                (Output::Copied, _) | (Output::Parts(_), _) => {}
             }
             if let Some(file) = writer.due_for_sync(first)? {
                 // Still busy with the one before: that one's successor will cover this.
