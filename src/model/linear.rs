@@ -22,6 +22,16 @@ impl<B: Backend> Linear<B> {
         Ok(parts.swap_remove(0))
     }
 
+    /// The same of a layer that never goes without a bias. Fails when that is missing, too.
+    pub fn with_bias(backend: &B, source: &dyn WeightSource, stem: &str, n: usize, k: usize) -> Result<Self> {
+        let linear = Self::read(backend, source, stem, n, k)?;
+        if linear.bias.is_none() {
+            // Asking for it gives the sentence that it is missing.
+            source.vector(&format!("{stem}.bias"), n)?;
+        }
+        Ok(linear)
+    }
+
     /// Reads one tensor whose rows are those of several layers, one after the other.
     pub fn read_fused(
         backend: &B,

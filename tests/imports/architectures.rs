@@ -330,6 +330,12 @@ fn lies_about_encoders_get_their_sentence() {
         ("bert.classifier.output_label", 0, b"x", ""),
         ("token_types.weigh", 0, b"x", "token_types.weight is missing"),
         (
+            "blk.1.ffn_down.bia",
+            0,
+            b"x",
+            "encoder.layer.1.output.dense.bias is missing",
+        ),
+        (
             "blk.1.ffn_down.weigh",
             0,
             b"x",
@@ -350,7 +356,7 @@ fn lies_about_encoders_get_their_sentence() {
         }
         told += 1;
     }
-    assert_eq!(told, 6);
+    assert_eq!(told, 7);
     for (after, skip, bytes, words) in [
         (
             "tokenizer.ggml.seperator_token_i",

@@ -27,8 +27,8 @@ impl<B: Backend> Head<B> {
         };
         let (count, hidden) = (shape.labels, shape.hidden);
         Ok(Some(Self {
-            dense: Linear::read(backend, source, &dense, hidden, hidden)?,
-            labels: Linear::read(backend, source, shape.head.last(), count, hidden)?,
+            dense: Linear::with_bias(backend, source, &dense, hidden, hidden)?,
+            labels: Linear::with_bias(backend, source, shape.head.last(), count, hidden)?,
             count,
         }))
     }

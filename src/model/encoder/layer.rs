@@ -30,7 +30,7 @@ impl<B: Backend> Layer<B> {
     pub fn read(backend: &B, source: &dyn WeightSource, shape: &Shape, number: usize) -> Result<Self> {
         let stem = shape.layer(number);
         let hidden = shape.hidden;
-        let linear = |name: &str, n, k| Linear::read(backend, source, &format!("{stem}{name}"), n, k);
+        let linear = |name: &str, n, k| Linear::with_bias(backend, source, &format!("{stem}{name}"), n, k);
         let norm = |name: &str| Norm::read(backend, source, &format!("{stem}{name}"), hidden);
         Ok(Self {
             query: linear("attention.self.query", hidden, hidden)?,
