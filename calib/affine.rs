@@ -24,9 +24,9 @@ pub struct GroupScale {
 
 /// Chooses the scale and zero point of one group of finite values.
 pub trait ChooseScale {
-    /// `group`, the values from column `from` on, has at least one value other than zero. A scale that
-    /// overflows the scale dtype is returned as infinity.
-    fn choose(&mut self, isa: Isa, group: &[f32], from: usize) -> GroupScale;
+    /// `group`, the values from column `from` on, has at least one value other than zero; `top` is the largest
+    /// magnitude among them. A scale that overflows the scale dtype is returned as infinity.
+    fn choose(&mut self, isa: Isa, group: &[f32], from: usize, top: f32) -> GroupScale;
 }
 
 /// The scale of an all-zero group: every code is the zero point, so any scale decodes to zeros;
@@ -69,7 +69,7 @@ pub fn quantize_rows(
                     zero: resting,
                 }
             } else {
-                choose.choose(isa, group, g * len)
+                choose.choose(isa, group, g * len, extent)
             };
             if !chosen.scale.is_finite() {
                 return Err(CalibError::ScaleOverflow {

@@ -158,7 +158,7 @@ impl Search {
     /// The choice for one group whose values count `weights`.
     pub(crate) fn choose_weighted(&mut self, isa: Isa, group: &[f32], weights: &[f32]) -> GroupScale {
         self.weigh(weights);
-        self.choose(isa, group, 0)
+        self.choose(isa, group, 0, absmax(isa, group))
     }
 
     /// Adds the candidates of one scale.
@@ -209,17 +209,14 @@ impl Search {
 }
 
 impl ChooseScale for Search {
-    fn choose(&mut self, isa: Isa, group: &[f32], from: usize) -> GroupScale {
+    fn choose(&mut self, isa: Isa, group: &[f32], from: usize, top: f32) -> GroupScale {
         let scheme = self.scheme;
         let extent = match scheme.grid() {
-            Grid::Symmetric | Grid::Narrow => {
-                let max = absmax(isa, group);
-                Extent {
-                    min: -max,
-                    max,
-                    span_scale: max / symmetric_steps(scheme),
-                }
-            }
+            Grid::Symmetric | Grid::Narrow => Extent {
+                min: -top,
+                max: top,
+                span_scale: top / symmetric_steps(scheme),
+            },
             Grid::ZeroPoint => {
                 let (min, max) = minmax(isa, group);
                 let (min, max) = (min.min(0.0), max.max(0.0));

@@ -14,7 +14,7 @@
 use qtool_formats::scheme::{AffineScheme, Grid};
 use qtool_formats::{QuantizedWeight, Scheme};
 use qtool_kernels::cuda::Encoder;
-use qtool_kernels::{Isa, absmax, minmax};
+use qtool_kernels::{Isa, minmax};
 
 use crate::affine::{ChooseScale, GroupScale, quantize_rows};
 use crate::device::DeviceAffine;
@@ -86,10 +86,10 @@ pub fn symmetric_steps(scheme: AffineScheme) -> f32 {
 pub(crate) struct Span(pub(crate) AffineScheme, pub(crate) ScaleGrid);
 
 impl ChooseScale for Span {
-    fn choose(&mut self, isa: Isa, group: &[f32], _from: usize) -> GroupScale {
+    fn choose(&mut self, isa: Isa, group: &[f32], _from: usize, top: f32) -> GroupScale {
         match self.0.grid() {
             Grid::Symmetric | Grid::Narrow => GroupScale {
-                scale: self.1.store(absmax(isa, group) / symmetric_steps(self.0)),
+                scale: self.1.store(top / symmetric_steps(self.0)),
                 zero: self.0.fixed_zero().unwrap_or(0),
             },
             Grid::ZeroPoint => {

@@ -63,6 +63,7 @@ impl FloatDtype {
     }
 
     /// `x` rounded to this type (nearest, ties to even) and widened again. Overflow gives infinity.
+    #[inline]
     pub fn round(self, x: f32) -> f32 {
         match self {
             Self::Bf16 => bf16::from_f32(x).to_f32(),
@@ -72,6 +73,7 @@ impl FloatDtype {
     }
 
     /// Appends `x`, rounded to nearest even, in little-endian order.
+    #[inline]
     pub fn push(self, x: f32, out: &mut Vec<u8>) {
         match self {
             Self::Bf16 => out.extend_from_slice(&bf16::from_f32(x).to_le_bytes()),

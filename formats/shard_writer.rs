@@ -316,6 +316,12 @@ impl Shard {
     }
 }
 
+/// The header that a shard of these tensors, in this order, is written with.
+pub(crate) fn header_of(path: &Path, tensors: &[StoredTensor]) -> Result<Vec<u8>> {
+    let order: Vec<usize> = (0..tensors.len()).collect();
+    Ok(lay_out(path, tensors, &order)?.0)
+}
+
 /// The header bytes (length, JSON, padding to 8) and each tensor's place in the data.
 type Placed = Vec<(usize, u64, u64)>;
 

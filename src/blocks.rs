@@ -115,7 +115,7 @@ pub fn read_rows(
     out: &mut Vec<f32>,
 ) -> Result<()> {
     let k = pieces.first().map_or(0, |piece| piece.columns.len());
-    out.clear();
+    // Every value is written below; what the buffer held before need not be cleared.
     out.resize(range.len() * k, 0.0);
     let mut rest = out.as_mut_slice();
     for (piece, rows) in overlapping(pieces, range) {

@@ -8,6 +8,7 @@ use qtool_formats::artifact::{
     FORMAT, FORMAT_VERSION, FileRecord, MANIFEST_FILE, Manifest, PartRecord, PieceRecord, SourceRecord,
     Stored, TensorRecord,
 };
+use qtool_formats::checkpoint::shards::INDEX_FILE;
 use qtool_formats::checkpoint::{Checkpoint, Orientation};
 use qtool_formats::export::fastdeploy::kv_cache::SCALE_FILE;
 use qtool_formats::piece::Piece;
@@ -102,6 +103,10 @@ pub(crate) fn manifest(
         digest: None,
     };
     let mut files: Vec<FileRecord> = written.files.iter().cloned().map(record).collect();
+    // Weight files are covered tensor by tensor.
+    for index in files.iter_mut().filter(|file| file.name == INDEX_FILE) {
+        *index = file_record(&folder.join(INDEX_FILE), INDEX_FILE.to_owned())?;
+    }
     files.extend(side_files(checkpoint, plan, options, folder)?);
     let mut manifest = Manifest {
         format: FORMAT.to_owned(),

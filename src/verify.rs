@@ -1,6 +1,6 @@
 //! Pipeline page: is this artifact what its manifest says, and with `--base`, are its figures true?
 //!
-//! Every byte is read again: digests of all stored tensors and side files, sizes of all files,
+//! Every byte is read again: digests of all stored tensors and side files, sizes and headers of all files,
 //! codes and scales against what the scheme allows, and the code histogram of every weight. With a
 //! base checkpoint, source digests are compared and every figure is derived a second time by a path
 //! that shares nothing with the writer's: codes taken from the bytes bit by bit by the manifest's
@@ -174,6 +174,11 @@ fn one(folder: &Path, base: Option<&Path>, show_progress: bool) -> Result<Verifi
     let nested = records.par_iter().map(check).collect::<Result<Vec<_>>>();
     progress.clear();
     let mut findings = check_files(folder, &artifact.manifest().files)?;
+    let headers = artifact.files().foreign_headers()?;
+    findings.extend(headers.into_iter().map(|subject| Finding {
+        subject,
+        problem: "its header is not as qtool wrote it; copy the file again".to_owned(),
+    }));
     findings.extend(nested?.into_iter().flatten());
     if let Some(base) = &base {
         let pieces = records.iter().flat_map(|r| &r.sources).map(|p| p.tensor.as_str());

@@ -138,6 +138,7 @@ pub fn write_artifact(folder: &Path) {
                 figures: figures.clone(),
                 faults: Vec::new(),
             }),
+            &[],
         ));
     }
     stored.push(StoredTensor {
@@ -147,13 +148,14 @@ pub fn write_artifact(folder: &Path) {
         bytes: 16,
         group: tensors.len(),
     });
-    bytes.push(vec![7; 16]);
+    let norm = vec![7; 16];
     let kept = Stored::Kept {
         reason: "a vector".to_owned(),
         file: "model.safetensors".to_owned(),
         digest: None,
     };
-    tensors.push(record("norm", vec![4], Dtype::F32, kept));
+    tensors.push(record("norm", vec![4], Dtype::F32, kept, &norm));
+    bytes.push(norm);
 
     let mut writer = ShardWriter::create(folder, stored, u64::MAX).expect("a layout");
     for (index, bytes) in bytes.iter().enumerate() {
@@ -192,12 +194,13 @@ pub fn write_artifact(folder: &Path) {
     fs::write(folder.join(artifact::MANIFEST_FILE), manifest.to_json()).expect("a small file");
 }
 
-fn record(name: &str, shape: Vec<usize>, dtype: Dtype, stored: Stored) -> TensorRecord {
+/// Its source is stated to have been `source`.
+fn record(name: &str, shape: Vec<usize>, dtype: Dtype, stored: Stored, source: &[u8]) -> TensorRecord {
     TensorRecord {
         name: name.to_owned(),
         shape,
         dtype,
-        source_digest: Some(digest_text(&blake3::Hasher::new())),
+        source_digest: Some(digest_text(blake3::Hasher::new().update(source))),
         sources: Vec::new(),
         stored,
     }

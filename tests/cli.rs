@@ -164,6 +164,61 @@ fn machines_get_json() {
     assert_eq!(listed["kind"], "artifact");
 }
 
+/// Foreseen, recorded, and out of range in a sentence.
+#[test]
+fn bits_of_scales_are_foreseen_and_recorded() {
+    let (_dir, model, out) = workshop();
+    let run = |bits: &str, rest: &[&str]| {
+        let base = [
+            "quantize",
+            &model,
+            "-o",
+            &out,
+            "--bits",
+            "4",
+            "--group-size",
+            "32",
+        ];
+        let ours = ["--asymmetric", "--scale-dtype", "f16", "--scale-bits", bits];
+        qtool(&[&base, &ours[..], rest].concat())
+    };
+    let options = "bits:4,group:32,grid:zp,clip:mse,scale:f16,scale-bits:7";
+    let plan: Value = serde_json::from_slice(&run("7", &["--dry-run", "--json"]).stdout).unwrap();
+    assert_eq!(plan["options"], options);
+    assert!(text(&run("7", &["--dry-run"]).stdout).contains(options));
+    assert!(!Path::new(&out).exists(), "a dry run writes nothing");
+    for (bits, words) in [
+        ("12", "accepted are 4 to 11"),
+        ("3", "accepted are 4 to 11"),
+        ("x", "4 to 8 for bf16"),
+    ] {
+        let refused = run(bits, &[]);
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(text(&refused.stderr).contains(words), "{}", text(&refused.stderr));
+        assert!(!Path::new(&out).exists());
+    }
+    assert_eq!(
+        run("7", &["--rule", "down_proj=scale-bits:11"]).status.code(),
+        Some(0)
+    );
+    let manifest: Value = serde_json::from_slice(&fs::read(format!("{out}/qtool.json")).unwrap()).unwrap();
+    assert_eq!(manifest["options"]["default"], options);
+    let methods = |module: &str| -> Vec<String> {
+        let all = manifest["tensors"].as_array().unwrap().iter();
+        all.filter(|t| t["name"].as_str().unwrap().contains(module))
+            .map(ToString::to_string)
+            .collect()
+    };
+    let (up, down) = (methods("up_proj"), methods("down_proj"));
+    assert!(!up.is_empty() && !down.is_empty());
+    let coarse = "rtn, clip search, scales of 7 significant bits";
+    assert!(
+        up.iter()
+            .all(|t| t.contains(coarse) && t.contains("w4-zp-g32-f16"))
+    );
+    assert!(!down.iter().any(|t| t.contains("significant bits")));
+}
+
 #[test]
 fn a_finding_is_status_one() {
     let (_dir, model, out) = workshop();

@@ -19,6 +19,7 @@ pub use naming::{Naming, Orientation};
 use shards::ShardList;
 
 use crate::error::quoted;
+use crate::shard_writer::{StoredTensor, header_of};
 use crate::tensor::TensorView;
 use crate::{FormatError, Result};
 
@@ -173,6 +174,29 @@ impl Checkpoint {
     /// Bytes of all tensors together.
     pub fn tensor_bytes(&self) -> u64 {
         self.entries.iter().map(|(_, e)| e.range.len() as u64).sum()
+    }
+
+    /// Weight files whose header is another than the one [`shard_writer`](crate::shard_writer) gives these tensors: a byte
+    /// of it was changed that its meaning to this reader does not depend on.
+    pub fn foreign_headers(&self) -> Result<Vec<String>> {
+        let mut foreign = Vec::new();
+        for (index, file) in self.files.iter().enumerate() {
+            let own = self.entries.iter().filter(|(of, _)| *of == index);
+            let mut entries: Vec<&Entry> = own.map(|(_, entry)| entry).collect();
+            entries.sort_by_key(|entry| entry.range.start);
+            let tensor = |entry: &Entry| StoredTensor {
+                name: entry.name.clone(),
+                dtype: entry.dtype,
+                shape: entry.shape.clone(),
+                bytes: entry.range.len() as u64,
+                group: 0,
+            };
+            let tensors: Vec<StoredTensor> = entries.into_iter().map(tensor).collect();
+            if !file.bytes().starts_with(&header_of(file.path(), &tensors)?) {
+                foreign.push(file_name(file.path()));
+            }
+        }
+        Ok(foreign)
     }
 
     /// Names and sizes in bytes of the weight files.

@@ -15,7 +15,7 @@
 use serde_json::{Value, json};
 
 use super::gptq::one_scheme;
-use super::linears::{Form, LinearFormat, Linears, Relaid, Subject, affine, not_half, scale_bytes};
+use super::linears::{Form, LinearFormat, Linears, Relaid, Stream, Subject, affine, scale_bytes};
 use crate::Result;
 use crate::dtype::{Dtype, FloatDtype};
 use crate::packing::words;
@@ -73,14 +73,18 @@ impl LinearFormat for Awq {
         ])
     }
 
-    fn refuses_values(&self, weight: &Subject, scales: &[f32]) -> Option<String> {
-        not_half(weight.scheme, scales)
+    fn keeps_halves(&self) -> bool {
+        true
     }
 
     fn codes(&self, rows: &QuantizedWeight, at: usize, n: usize, out: &mut [u8]) -> Result<()> {
         let rows = affine(rows)?;
         words::awq(rows.dims().1, rows.codes(), n, at, out);
         Ok(())
+    }
+
+    fn stream(&self, _weight: &Subject) -> Option<Stream> {
+        Some(Stream::Awq)
     }
 
     fn rest(&self, weight: &Subject, scales: &[f32], zeros: &[u8]) -> Result<Vec<Vec<u8>>> {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::foreign::{Given, Planned, stored};
 use super::spares::Spares;
-use super::{Exporter, OnBytes, card, copy_side_files, shards, write_provenance};
+use super::{Exporter, OnBytes, card, checking, copy_side_files, shards, write_provenance};
 use crate::Result;
 use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
@@ -103,13 +103,20 @@ impl Exporter for Dense {
             .map(|(i, record)| self.stored(record, i))
             .collect();
         let pieces = pieces(&records);
+        let check = |record: &TensorRecord| artifact.check_digests(record);
         let make = |i: usize, spares: &Spares| match pieces.get(i) {
-            Some(piece) => Ok(vec![self.make(artifact, piece, spares)?]),
+            // What cannot be decoded may be damaged, which is the better thing to say.
+            Some(piece) => match self.make(artifact, piece, spares) {
+                Ok(bytes) => Ok(vec![bytes]),
+                Err(error) => check(piece.record).and(Err(error)),
+            },
             None => Ok(Vec::new()),
         };
         let group_of = |i: usize| pieces.get(i).map_or(0, |piece| piece.index);
         let pieces = (pieces.len(), group_of);
-        shards::write(staging, tensors, max_shard_bytes, pieces, make, on_bytes)?;
+        checking::beside(records.iter().copied(), check, on_bytes, |on_bytes| {
+            shards::write(staging, tensors, max_shard_bytes, pieces, make, on_bytes)
+        })?;
         self.write_config(artifact, staging)?;
         copy_side_files(staging, artifact.files(), &[])?;
         card::write(staging, artifact, self.name(), self.planned_bytes(artifact))?;
@@ -147,8 +154,7 @@ impl Exporter for Dense {
     }
 }
 
-/// Work of a size: a kept tensor, some rows of a quantized one, or all of one that lies transposed; or the check of a
-/// tensor's digests, which goes before and writes nothing.
+/// Work of a size: a kept tensor, some rows of a quantized one, or all of one that lies transposed.
 struct Piece<'a> {
     index: usize,
     record: &'a TensorRecord,
@@ -156,7 +162,6 @@ struct Piece<'a> {
 }
 
 enum Work<'a> {
-    Check,
     Copy,
     Rows(&'a QuantizedRecord, usize),
     Transpose(&'a QuantizedRecord),
@@ -168,7 +173,6 @@ fn pieces<'a>(records: &[&'a TensorRecord]) -> Vec<Piece<'a>> {
         let mut add = |work| {
             pieces.push(Piece { index, record, work });
         };
-        add(Work::Check);
         match &record.stored {
             Stored::Kept { .. } => add(Work::Copy),
             Stored::Quantized(q) if q.orientation == Orientation::InOut => add(Work::Transpose(q)),
@@ -188,10 +192,6 @@ fn block_rows(record: &QuantizedRecord) -> usize {
 impl Dense {
     fn make<'a>(&self, artifact: &'a Artifact, piece: &Piece<'_>, spares: &Spares) -> Result<Cow<'a, [u8]>> {
         Ok(match piece.work {
-            Work::Check => {
-                artifact.check_digests(piece.record)?;
-                Cow::Borrowed(&[])
-            }
             Work::Copy => Cow::Borrowed(artifact.stored(&piece.record.name)?.bytes()),
             Work::Rows(q, at) => {
                 let mut out = spares.take();

@@ -20,8 +20,7 @@
 use serde_json::{Value, json};
 
 use super::linears::{
-    Form, LinearFormat, Linears, Relaid, Stream, Subject, affine, lay_out, not_half, scale_bytes,
-    turned_zeros,
+    Form, LinearFormat, Linears, Relaid, Stream, Subject, affine, lay_out, scale_bytes, turned_zeros,
 };
 use crate::Result;
 use crate::dtype::{Dtype, FloatDtype};
@@ -96,8 +95,8 @@ impl LinearFormat for Gptq {
         ])
     }
 
-    fn refuses_values(&self, weight: &Subject, scales: &[f32]) -> Option<String> {
-        not_half(weight.scheme, scales)
+    fn keeps_halves(&self) -> bool {
+        true
     }
 
     fn codes(&self, rows: &QuantizedWeight, at: usize, n: usize, out: &mut [u8]) -> Result<()> {

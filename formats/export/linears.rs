@@ -16,14 +16,14 @@ use serde_json::Value;
 
 use super::foreign::{Given, Planned};
 use super::spares::Spares;
-use super::{Exporter, OnBytes, card, copy_side_files, refusal, shards, write_provenance};
+use super::{Exporter, OnBytes, card, checking, copy_side_files, refusal, shards, write_provenance};
 use crate::artifact::manifest::QuantizedRecord;
 use crate::artifact::{Artifact, Stored, TensorRecord};
 use crate::checkpoint::shards::read_json;
 use crate::checkpoint::{Naming, Orientation};
 use crate::dtype::{Dtype, FloatDtype};
 use crate::import::affine::AffineCodes;
-use crate::packing::words::{WORD, turn};
+use crate::packing::words::{WORD, awq_of_rows, turn};
 use crate::packing::{LSB_ROWS, Packing};
 use crate::replace::Staging;
 use crate::scheme::{AffineScheme, Role, Scheme};
@@ -33,7 +33,9 @@ use crate::weight::QuantizedWeight;
 use crate::weight::nested::NestedScales;
 use crate::{FormatError, Result};
 
-pub(crate) use values::{affine, nested_scales, not_half, scale_bytes, scales_and_zeros, turned_zeros};
+pub(crate) use values::{
+    affine, has_halves, nested_scales, not_half, scale_bytes, scales_and_zeros, turned_zeros,
+};
 pub use whole::lay_out;
 
 /// One tensor a linear weight becomes.
@@ -114,9 +116,9 @@ pub trait LinearFormat: Sync {
     /// The tensors a weight becomes, its codes first; or why this shape does not fit.
     fn forms(&self, weight: &Subject) -> std::result::Result<Vec<Form>, String>;
 
-    /// Why scales (N, G) do not fit, or `None`.
-    fn refuses_values(&self, _weight: &Subject, _scales: &[f32]) -> Option<String> {
-        None
+    /// Whether it keeps scales as F16, so that others have no place.
+    fn keeps_halves(&self) -> bool {
+        false
     }
 
     /// Writes rows `at..` into `out`, the zeroed bytes of the first form of a weight of `n` rows.
@@ -167,6 +169,8 @@ pub enum Stream {
     Turned,
     /// Of 4 bits, the halves of each byte swapped.
     Swapped,
+    /// Of 4 bits, in AWQ's words.
+    Awq,
 }
 
 /// Rows of a block begin at a multiple of this; a multiple of every layout's interleave.
@@ -200,9 +204,9 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
             let named = |reason: String| refusal(artifact, format!("{}: {reason}", record.name));
             let weight = subject(artifact, record, quantized)?;
             self.0.forms(&weight).map_err(named)?;
-            let (scales, _) = scales_and_zeros(artifact, quantized)?;
-            if let Some(reason) = self.0.refuses_values(&weight, &scales) {
-                return Err(named(reason));
+            if self.0.keeps_halves() && !has_halves(weight.scheme) {
+                let (scales, _) = scales_and_zeros(artifact, quantized)?;
+                not_half(weight.scheme, &scales).map_or(Ok(()), |reason| Err(named(reason)))?;
             }
         }
         Ok(())
@@ -227,12 +231,18 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
         let tensors = stored_tensors(artifact, format)?;
         let bytes: u64 = tensors.iter().map(|t| t.bytes).sum();
         let records = &artifact.manifest().tensors;
+        let check = |record: &TensorRecord| artifact.check_digests(record);
         let make = |i: usize, spares: &Spares| match records.get(i) {
-            Some(record) => laid_out(artifact, format, record, spares),
+            // What cannot be laid out may be damaged, which is the better thing to say.
+            Some(record) => {
+                laid_out(artifact, format, record, spares).or_else(|error| check(record).and(Err(error)))
+            }
             None => Ok(Vec::new()),
         };
         let pieces = (records.len(), |i| i);
-        shards::write(staging, tensors, max_shard_bytes, pieces, make, on_bytes)?;
+        checking::beside(records.iter(), check, on_bytes, |on_bytes| {
+            shards::write(staging, tensors, max_shard_bytes, pieces, make, on_bytes)
+        })?;
         write_config(artifact, staging, config)?;
         copy_side_files(staging, artifact.files(), &[])?;
         card::write(staging, artifact, self.name(), bytes)?;
@@ -244,34 +254,35 @@ impl<F: LinearFormat> Exporter for Relaid<F> {
     }
 }
 
-/// The bytes of every tensor that a tensor of the artifact becomes, whose digests are checked.
+/// The bytes of every tensor that a tensor of the artifact becomes.
 fn laid_out<'a>(
     artifact: &'a Artifact,
     format: &dyn LinearFormat,
     record: &TensorRecord,
     spares: &Spares,
 ) -> Result<Vec<Cow<'a, [u8]>>> {
-    artifact.check_digests(record)?;
     let quantized = match &record.stored {
         Stored::Kept { .. } => return Ok(vec![Cow::Borrowed(artifact.stored(&record.name)?.bytes())]),
         Stored::Quantized(quantized) => quantized,
     };
     let weight = subject(artifact, record, quantized)?;
-    let codes = packed_codes(artifact, format, quantized, &weight, spares)?;
+    let (scales, zeros) = scales_and_zeros(artifact, quantized)?;
+    let codes = packed_codes(artifact, format, quantized, (&weight, &scales), spares)?;
     let rests = match nested_scales(artifact, quantized)? {
         Some(nested) => format.rest_nested(&weight, &nested)?,
-        None => {
-            let (scales, zeros) = scales_and_zeros(artifact, quantized)?;
-            format.rest(&weight, &scales, &zeros)?
-        }
+        None => format.rest(&weight, &scales, &zeros)?,
     };
     Ok(std::iter::once(codes)
         .chain(rests.into_iter().map(Cow::Owned))
         .collect())
 }
 
-/// Stored codes that need not be unpacked: in `lsb-rows`, of whole words, every one of them allowed.
-fn streamed<'a>(artifact: &'a Artifact, record: &QuantizedRecord) -> Result<Option<&'a [u8]>> {
+/// Stored codes that need not be unpacked: in `lsb-rows`, of whole words, every one of them and of `scales` allowed.
+fn streamed<'a>(
+    artifact: &'a Artifact,
+    record: &QuantizedRecord,
+    scales: &[f32],
+) -> Result<Option<&'a [u8]>> {
     let Some(part) = record.parts.iter().find(|part| part.role == Role::Codes) else {
         return Ok(None);
     };
@@ -281,7 +292,6 @@ fn streamed<'a>(artifact: &'a Artifact, record: &QuantizedRecord) -> Result<Opti
     let allowed = high == top && (low == 0 || (low == 1 && part.bits == 8 && !bytes.contains(&0)));
     let whole = part.layout == LSB_ROWS.name() && part.row_bytes.is_multiple_of(WORD);
     // What the decoder would refuse is left to it.
-    let (scales, _) = scales_and_zeros(artifact, record)?;
     let sound = scales.iter().all(|s| *s > 0.0 && s.is_finite());
     Ok((allowed && whole && sound).then_some(bytes))
 }
@@ -291,20 +301,21 @@ fn packed_codes<'a>(
     artifact: &'a Artifact,
     format: &dyn LinearFormat,
     record: &QuantizedRecord,
-    weight: &Subject,
+    (weight, scales): (&Subject, &[f32]),
     spares: &Spares,
 ) -> Result<Cow<'a, [u8]>> {
     let (n, k) = (record.rows, record.columns);
     if let Some(stream) = format.stream(weight)
-        && let Some(bytes) = streamed(artifact, record)?
+        && let Some(bytes) = streamed(artifact, record, scales)?
     {
         let mut out = match stream {
             Stream::Rows => return Ok(Cow::Borrowed(bytes)),
-            Stream::Turned => spares.zeros(bytes.len()),
+            Stream::Turned | Stream::Awq => spares.zeros(bytes.len()),
             Stream::Swapped => spares.take(),
         };
         match stream {
             Stream::Swapped => out.extend(bytes.iter().map(|byte| byte.rotate_left(4))),
+            Stream::Awq => awq_of_rows(k, n, bytes, &mut out),
             _ => turn(WORD, bytes.len() / (n * WORD).max(1), bytes, n, 0, &mut out),
         }
         return Ok(Cow::Owned(out));

@@ -7,6 +7,7 @@ mod ahead;
 pub mod awq;
 pub mod bnb_nf4;
 mod card;
+mod checking;
 pub mod compressed_tensors;
 pub mod dense;
 pub mod fastdeploy;

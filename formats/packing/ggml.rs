@@ -19,6 +19,8 @@
 //!
 //! Source: the structures of `ggml-common.h`, as gguf-py's `quants.py` reads them.
 
+mod stored;
+
 use half::f16;
 
 use crate::scheme::kquant::SUPER_BLOCK;
@@ -101,54 +103,82 @@ impl GgmlType {
 
     /// Appends the blocks of all rows. Scales are taken as F16 values, which the caller has checked.
     pub fn pack(self, weight: &AffineWeight, out: &mut Vec<u8>) {
-        let ((_, k), scheme) = (weight.dims(), weight.scheme());
-        let (length, _) = self.block();
-        let group = scheme.grouping().len(k).max(length);
-        let fixed = scheme.fixed_zero().unwrap_or(0);
-        let blocks = weight.codes().chunks_exact(length);
-        for (index, codes) in blocks.enumerate() {
-            let at = index * length / group;
-            let scale = weight.scales().get(at).copied().unwrap_or(0.0);
-            let zero = weight.zeros().get(at).copied().unwrap_or(fixed);
-            let d = f16::from_f32(scale).to_le_bytes();
-            match self {
-                Self::Q8_0 => {
-                    out.extend_from_slice(&d);
-                    out.extend(codes.iter().map(|code| code.wrapping_sub(128)));
-                }
-                Self::Q4_0 => {
-                    out.extend_from_slice(&d);
-                    planes(codes, 16, 4, out);
-                }
-                Self::Q4_1 => {
-                    out.extend_from_slice(&d);
-                    out.extend_from_slice(&f16::from_f32(offset(scale, zero)).to_le_bytes());
-                    planes(codes, 16, 4, out);
-                }
-                Self::Q4K => {
-                    out.extend_from_slice(&d);
-                    out.extend_from_slice(&d);
-                    out.extend_from_slice(&[1; 4]);
-                    out.extend_from_slice(&[zero; 4]);
-                    out.extend_from_slice(&[1 | zero << 4; 4]);
-                    codes.chunks_exact(64).for_each(|run| planes(run, 32, 4, out));
-                }
-                Self::Q2K => {
-                    out.extend_from_slice(&[1 | zero << 4; 16]);
-                    codes.chunks_exact(128).for_each(|run| planes(run, 32, 2, out));
-                    out.extend_from_slice(&d);
-                    out.extend_from_slice(&d);
-                }
-                Self::Q3K => {
-                    let high: Vec<u8> = codes.iter().map(|code| code >> 2).collect();
-                    planes(&high, 32, 1, out);
-                    let low: Vec<u8> = codes.iter().map(|code| code & 3).collect();
-                    low.chunks_exact(128).for_each(|run| planes(run, 32, 2, out));
-                    out.extend_from_slice(&[0x11; 8]);
-                    out.extend_from_slice(&[0xaa; 4]);
-                    out.extend_from_slice(&d);
-                }
-            }
+        match self {
+            Self::Q8_0 => pack_blocks::<32, 34>(weight, out, |codes, d, _, block| {
+                let (head, quants) = block.split_at_mut(2);
+                head.copy_from_slice(&d.to_le_bytes());
+                // The two's complement of code - 128.
+                quants
+                    .iter_mut()
+                    .zip(codes)
+                    .for_each(|(q, code)| *q = code ^ 0x80);
+            }),
+            Self::Q4_0 => pack_blocks::<32, 18>(weight, out, |codes, d, _, block| {
+                let (head, quants) = block.split_at_mut(2);
+                head.copy_from_slice(&d.to_le_bytes());
+                planes(codes, 16, 4, quants);
+            }),
+            Self::Q4_1 => pack_blocks::<32, 20>(weight, out, |codes, d, zero, block| {
+                let (head, quants) = block.split_at_mut(4);
+                let m = f16::from_f32(offset(d.to_f32(), zero));
+                head.copy_from_slice(&[d.to_le_bytes(), m.to_le_bytes()].concat());
+                planes(codes, 16, 4, quants);
+            }),
+            Self::Q4K => pack_blocks::<256, 144>(weight, out, |codes, d, zero, block| {
+                let (head, quants) = block.split_at_mut(16);
+                let (halves, small) = head.split_at_mut(4);
+                halves.copy_from_slice(&[d.to_le_bytes(); 2].concat());
+                let numbers = [1, zero, 1 | zero << 4];
+                small
+                    .chunks_exact_mut(4)
+                    .zip(numbers)
+                    .for_each(|(four, number)| four.fill(number));
+                each_run(codes, 64, quants, |run, quants| planes(run, 32, 4, quants));
+            }),
+            Self::Q2K => pack_blocks::<256, 84>(weight, out, |codes, d, zero, block| {
+                let (small, rest) = block.split_at_mut(16);
+                let (quants, halves) = rest.split_at_mut(64);
+                small.fill(1 | zero << 4);
+                each_run(codes, 128, quants, |run, quants| planes(run, 32, 2, quants));
+                halves.copy_from_slice(&[d.to_le_bytes(); 2].concat());
+            }),
+            Self::Q3K => pack_blocks::<256, 110>(weight, out, |codes, d, _, block| {
+                let (high, rest) = block.split_at_mut(32);
+                let (low, rest) = rest.split_at_mut(64);
+                let (small, half) = rest.split_at_mut(12);
+                planes(&codes.map(|code| code >> 2), 32, 1, high);
+                each_run(&codes.map(|code| code & 3), 128, low, |run, low| {
+                    planes(run, 32, 2, low);
+                });
+                small.fill(0x11);
+                small.iter_mut().skip(8).for_each(|top| *top = 0xaa);
+                half.copy_from_slice(&d.to_le_bytes());
+            }),
+        }
+    }
+}
+
+/// Appends a block of `BYTES` for every `CODES` codes: `fill` gets them, their scale and zero point, and a block of zeros.
+fn pack_blocks<const CODES: usize, const BYTES: usize>(
+    weight: &AffineWeight,
+    out: &mut Vec<u8>,
+    mut fill: impl FnMut(&[u8; CODES], f16, u8, &mut [u8; BYTES]),
+) {
+    let ((_, k), scheme) = (weight.dims(), weight.scheme());
+    let (codes, _) = weight.codes().as_chunks::<CODES>();
+    let from = out.len();
+    out.resize(from + codes.len() * BYTES, 0);
+    let (blocks, _) = out.get_mut(from..).unwrap_or_default().as_chunks_mut::<BYTES>();
+    let per_group = (scheme.grouping().len(k) / CODES).max(1);
+    let fixed = scheme.fixed_zero().unwrap_or(0);
+    let groups = codes.chunks(per_group).zip(blocks.chunks_mut(per_group));
+    for (at, ((codes, blocks), scale)) in groups.zip(weight.scales()).enumerate() {
+        let (d, zero) = (
+            f16::from_f32(*scale),
+            weight.zeros().get(at).copied().unwrap_or(fixed),
+        );
+        for (codes, block) in codes.iter().zip(blocks) {
+            fill(codes, d, zero, block);
         }
     }
 }
@@ -174,11 +204,17 @@ pub fn pack_k(weight: &KWeight, out: &mut Vec<u8>) {
                 out.extend(first.iter().zip(last).map(with_top));
                 out.extend(first_min.iter().zip(last_min).map(with_top));
                 out.extend(last.iter().zip(last_min).map(|(s, m)| (s & 15) | (m & 15) << 4));
-                codes.chunks_exact(64).for_each(|run| planes(run, 32, 4, out));
+                let from = out.len();
+                out.resize(from + SUPER_BLOCK / 2, 0);
+                let quants = out.get_mut(from..).unwrap_or_default();
+                each_run(codes, 64, quants, |run, quants| planes(run, 32, 4, quants));
             }
             KQuant::Q2 => {
                 out.extend(scales.iter().zip(mins).map(|(s, m)| s | m << 4));
-                codes.chunks_exact(128).for_each(|run| planes(run, 32, 2, out));
+                let from = out.len();
+                out.resize(from + SUPER_BLOCK / 4, 0);
+                let quants = out.get_mut(from..).unwrap_or_default();
+                each_run(codes, 128, quants, |run, quants| planes(run, 32, 2, quants));
                 out.extend_from_slice(&halves);
             }
         }
@@ -190,12 +226,17 @@ pub fn offset(scale: f32, zero: u8) -> f32 {
     -(scale * f32::from(zero))
 }
 
-/// Bytes whose `bits` from the lowest up are codes `j`, `j + run`, `j + 2 * run` ...
-fn planes(codes: &[u8], run: usize, bits: u8, out: &mut Vec<u8>) {
-    let from = out.len();
-    out.resize(from + run, 0);
+/// Calls `fill` with each `run` codes and the 32 bytes they become.
+fn each_run(codes: &[u8], run: usize, quants: &mut [u8], fill: impl Fn(&[u8], &mut [u8])) {
+    let runs = codes.chunks_exact(run).zip(quants.chunks_exact_mut(32));
+    runs.for_each(|(run, quants)| fill(run, quants));
+}
+
+/// Bytes, zeros until now, whose `bits` from the lowest up become codes `j`, `j + run`, `j + 2 * run` ...
+#[inline(always)]
+fn planes(codes: &[u8], run: usize, bits: u8, quants: &mut [u8]) {
     for (plane, codes) in codes.chunks_exact(run).enumerate() {
-        for (byte, code) in out.iter_mut().skip(from).zip(codes) {
+        for (byte, code) in quants.iter_mut().zip(codes) {
             *byte |= code << (plane as u8 * bits);
         }
     }

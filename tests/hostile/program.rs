@@ -224,14 +224,30 @@ fn stored_bytes_outside_their_scheme_end_an_export() {
 
 #[test]
 fn verify_never_calls_a_damaged_artifact_good() {
-    let good = artifact();
-    let all = fs::read(good.path().join("model.safetensors")).expect("the weights");
+    let values: Vec<u16> = (0..128).map(|i| 0x3f00 + 37 * i % 256).collect();
+    let source = model(&matrix("m.layer.weight", "[2,64]", &values));
+    let parent = folder(&[]);
+    let good = parent.path().join("OUT");
+    let run = qtool(
+        &["quantize", "--bits", "4", "--asymmetric", "-o"],
+        &[&good, source.path()],
+    );
+    assert_eq!(
+        run.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
+    let run = qtool(&["verify"], &[&good]);
+    let text = String::from_utf8_lossy(&run.stdout);
+    assert_eq!(run.status.code(), Some(0), "good as long as it is whole: {text}");
+    let all = fs::read(good.join("model.safetensors")).expect("the weights");
     let mut found = 0;
-    for at in (0..all.len()).step_by(11) {
+    for at in (0..all.len()).step_by(7) {
         let mut bytes = all.clone();
         bytes[at] ^= 0x10;
-        fs::write(good.path().join("model.safetensors"), bytes).expect("a small file");
-        let run = qtool(&["verify"], &[good.path()]);
+        fs::write(good.join("model.safetensors"), bytes).expect("a small file");
+        let run = qtool(&["verify"], &[&good]);
         let stderr = String::from_utf8_lossy(&run.stderr);
         assert!(
             matches!(run.status.code(), Some(1 | 2)),
@@ -241,7 +257,47 @@ fn verify_never_calls_a_damaged_artifact_good() {
         assert!(!stderr.contains("panicked"), "byte {at}: {stderr}");
         found += 1;
     }
-    assert_eq!(found, all.len().div_ceil(11));
+    assert_eq!(found, all.len().div_ceil(7));
+}
+
+#[test]
+fn verify_reads_the_index_too() {
+    let entries = header(&[
+        entry("m.a.weight", "BF16", "[2,32]", 0, 128),
+        entry("m.b.weight", "BF16", "[2,32]", 128, 256),
+    ]);
+    let mut bytes = file(entries, 256);
+    let data = bytes.len() - 256;
+    for (at, byte) in bytes[data..].iter_mut().enumerate() {
+        *byte = if at % 2 == 0 { (at * 37) as u8 } else { 0x3f };
+    }
+    let source = model(&bytes);
+    let parent = folder(&[]);
+    let out = parent.path().join("OUT");
+    let quantize = ["quantize", "--bits", "8", "--max-shard-size", "1B", "-o"];
+    let run = qtool(&quantize, &[&out, source.path()]);
+    assert_eq!(
+        run.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
+    let run = qtool(&["verify"], &[&out]);
+    assert_eq!(
+        run.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&run.stdout)
+    );
+    let index = out.join("model.safetensors.index.json");
+    let text = fs::read_to_string(&index).expect("an index");
+    let changed = text.replace("\"total_size\": 1", "\"total_size\": 2");
+    assert_ne!(changed, text);
+    fs::write(&index, changed).expect("a small file");
+    let run = qtool(&["verify"], &[&out]);
+    assert_eq!(run.status.code(), Some(1));
+    let found = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert!(found.contains("model.safetensors.index.json: digest"), "{found}");
 }
 
 #[test]

@@ -27,6 +27,7 @@ import harness  # noqa: E402
 import test_ecosystem as eco  # noqa: E402
 
 INT4_32 = ("--bits", "4", "--group-size", "32", *eco.F16)
+INT4_32_ZP = (*INT4_32, "--asymmetric", "--scale-bits", "7")
 INT8_32 = ("--bits", "8", "--group-size", "32", *eco.F16)
 CHECKS = {
     "compressed-tensors-int8": lambda c: eco.check_compressed_tensors(c, eco.INT8),
@@ -39,6 +40,7 @@ CHECKS = {
     "bnb-nf4": lambda c: eco.check_bnb_nf4(c, "nf4"),
     "bnb-nf4-dq": lambda c: eco.check_bnb_nf4(c, "nf4-dq"),
     "gguf-q4_0": lambda c: eco.check_gguf(c, eco.MODELS / eco.DENSE, INT4_32, {"Q4_0"}),
+    "gguf-q4_1": lambda c: eco.check_gguf(c, eco.MODELS / eco.DENSE, INT4_32_ZP, {"Q4_1"}),
     "gguf-q8_0": lambda c: eco.check_gguf(c, eco.MODELS / eco.DENSE, INT8_32, {"Q8_0"}),
 }
 

@@ -32,9 +32,9 @@ use self::model::{Model, pair_rows};
 use self::origin::{Held, Origin, Part};
 use super::ahead::in_order;
 use super::foreign::{Given, Planned as PlannedExport};
-use super::linears::not_half;
+use super::linears::{has_halves, not_half};
 use super::spares::Spares;
-use super::{Exporter, OnBytes, card, interrupted, syncing, write_provenance};
+use super::{Exporter, OnBytes, card, checking, interrupted, syncing, write_provenance};
 use crate::Result;
 use crate::artifact::Artifact;
 use crate::dtype::FloatDtype;
@@ -62,7 +62,7 @@ fn wants_f32(name: &str) -> bool {
 }
 
 /// Values handled at a time, about: what stays in a processor's cache from its making to its writing.
-const BLOCK: usize = 1 << 17;
+const BLOCK: usize = 1 << 18;
 
 /// How one tensor becomes its entry.
 #[derive(Clone, Copy)]
@@ -169,6 +169,9 @@ impl Plan<'_> {
             else {
                 continue;
             };
+            if has_halves(Scheme::Affine(scheme)) && *kind != GgmlType::Q4_1 {
+                continue;
+            }
             let (scales, zeros) = self.origin.numbers(part)?;
             if let Some(reason) = refuses_values(*kind, scheme, &scales, &zeros) {
                 return Err(self.origin.refusal(format!("{}: {reason}", part.name)));
@@ -184,30 +187,43 @@ impl Plan<'_> {
         let pieces = pieces(self);
         let spares = Spares::default();
         let make = |i: usize| match pieces.get(i) {
-            Some(piece) => make(self.origin, piece, &self.rope_factors, &spares),
+            // What cannot be laid out may be damaged, which is the better thing to say.
+            Some(piece) => make(self.origin, piece, &self.rope_factors, &spares).or_else(|error| {
+                let checked = piece.part.map_or(Ok(()), |(part, _)| self.origin.check(part));
+                checked.and(Err(error))
+            }),
             None => Ok(Cow::Borrowed(&[][..])),
         };
-        syncing::beside(&path, |due| {
-            let mut done = 0u64;
-            in_order(pieces.len(), make, |_, bytes| {
-                for chunk in bytes.chunks(1 << 23) {
-                    writer.append(chunk)?;
-                    done += chunk.len() as u64;
-                    if !on_bytes(done) {
-                        return Err(interrupted(staging));
+        let read = self
+            .tensors
+            .iter()
+            .flat_map(|planned| &planned.parts)
+            .map(|(part, _)| part);
+        let check = |part| self.origin.check(part);
+        let write = |on_bytes: OnBytes<'_>| {
+            syncing::beside(&path, |due| {
+                let mut done = 0u64;
+                in_order(pieces.len(), make, |_, bytes| {
+                    for chunk in bytes.chunks(1 << 23) {
+                        writer.append(chunk)?;
+                        done += chunk.len() as u64;
+                        if !on_bytes(done) {
+                            return Err(interrupted(staging));
+                        }
+                        if let Some(file) = writer.due_for_sync()? {
+                            due.offer(file);
+                        }
                     }
-                    if let Some(file) = writer.due_for_sync()? {
-                        due.offer(file);
+                    if let Cow::Owned(bytes) = bytes {
+                        spares.give(bytes);
                     }
-                }
-                if let Cow::Owned(bytes) = bytes {
-                    spares.give(bytes);
-                }
-                Ok(())
-            })?;
-            drop(due);
-            writer.finish()
-        })
+                    Ok(())
+                })?;
+                drop(due);
+                writer.finish()
+            })
+        };
+        checking::beside(read, check, on_bytes, write)
     }
 }
 
@@ -240,8 +256,8 @@ fn refuses_values(kind: GgmlType, scheme: AffineScheme, scales: &[f32], zeros: &
 struct Piece<'p, 'a> {
     planned: &'p Planned<'a>,
     part: Option<&'p (Part<'a>, Source)>,
-    /// The first of them, and how many at most; none stands for the check of the part, which goes before its rows.
-    rows: Option<(usize, usize)>,
+    /// The first of them, and how many at most.
+    rows: (usize, usize),
 }
 
 fn pieces<'p, 'a>(plan: &'p Plan<'a>) -> Vec<Piece<'p, 'a>> {
@@ -250,14 +266,11 @@ fn pieces<'p, 'a>(plan: &'p Plan<'a>) -> Vec<Piece<'p, 'a>> {
         let (rows, step) = planned.rows();
         let mut add = |part, rows| pieces.push(Piece { planned, part, rows });
         if planned.parts.is_empty() {
-            add(None, Some((0, step)));
+            add(None, (0, step));
         }
         for part in &planned.parts {
             let step = if plan.origin.is_whole(&part.0) { rows } else { step };
-            add(Some(part), None);
-            (0..rows)
-                .step_by(step)
-                .for_each(|at| add(Some(part), Some((at, step))));
+            (0..rows).step_by(step).for_each(|at| add(Some(part), (at, step)));
         }
     }
     pieces
@@ -287,10 +300,7 @@ fn make<'a>(
         let factors = rope_factors.iter().flat_map(|f| f.to_le_bytes());
         return Ok(Cow::Owned(factors.collect()));
     };
-    let Some((at, step)) = piece.rows else {
-        origin.check(part)?;
-        return Ok(Cow::Borrowed(&[]));
-    };
+    let (at, step) = piece.rows;
     let (rows, _) = planned.rows();
     let until = rows.min(at + step);
     let row = planned.entry.bytes as usize / (rows * planned.parts.len());
@@ -303,12 +313,16 @@ fn make<'a>(
         Source::Packed(kind) => {
             let mut out = spares.take();
             out.reserve((until - at) * row);
-            match origin.weight(part, at, step)? {
-                QuantizedWeight::Affine(weight) => kind.pack(&weight, &mut out),
-                QuantizedWeight::K(weight) => pack_k(&weight, &mut out),
-                other => {
-                    let reason = format!("{}: gguf has no block for {}", part.name, other.scheme());
-                    return Err(origin.refusal(reason));
+            if let Some(rows) = origin.stored(part, *kind, at..until)? {
+                kind.pack_stored(rows.group, rows.codes, &rows.scales, &mut out);
+            } else {
+                match origin.weight(part, at, step)? {
+                    QuantizedWeight::Affine(weight) => kind.pack(&weight, &mut out),
+                    QuantizedWeight::K(weight) => pack_k(&weight, &mut out),
+                    other => {
+                        let reason = format!("{}: gguf has no block for {}", part.name, other.scheme());
+                        return Err(origin.refusal(reason));
+                    }
                 }
             }
             Cow::Owned(out)

@@ -5,18 +5,21 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
+use half::f16;
 use serde_json::Value as Json;
 
 use crate::artifact::manifest::QuantizedRecord;
-use crate::artifact::{Artifact, Stored, TensorRecord};
+use crate::artifact::{Artifact, PartRecord, Stored, TensorRecord};
 use crate::checkpoint::Naming;
 use crate::checkpoint::shards::read_json;
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, FloatDtype};
 use crate::export::foreign::Given;
 use crate::export::linears::scales_and_zeros;
 use crate::export::refusal;
 use crate::import::{Decoded, Tensor};
-use crate::scheme::Scheme;
+use crate::packing::ggml::GgmlType;
+use crate::packing::{LSB_ROWS, Packing, ROWS};
+use crate::scheme::{Role, Scheme};
 use crate::weight::QuantizedWeight;
 use crate::{FormatError, Result};
 
@@ -52,6 +55,17 @@ pub(super) enum Held {
         rows: usize,
         columns: usize,
     },
+}
+
+/// Rows of codes as they are stored.
+#[derive(Debug)]
+pub(super) struct StoredRows<'a> {
+    /// Weights of a group.
+    pub(super) group: usize,
+    /// Bytes of the rows, `lsb-rows`.
+    pub(super) codes: &'a [u8],
+    /// A scale a group.
+    pub(super) scales: Vec<f16>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -185,6 +199,48 @@ impl<'a> Origin<'a> {
             },
             _ => Err(self.no_codes(part)),
         }
+    }
+
+    /// Codes and scales of rows `rows` of a part as an artifact stores them, where blocks of `kind` follow from these bytes:
+    /// rows of `lsb-rows`, every code and scale allowed. Where not, [`weight`](Self::weight) has them or says what is wrong.
+    pub(super) fn stored(
+        &self,
+        part: &Part<'a>,
+        kind: GgmlType,
+        rows: Range<usize>,
+    ) -> Result<Option<StoredRows<'a>>> {
+        let (Self::Artifact(artifact), Place::Record(record)) = (*self, part.at) else {
+            return Ok(None);
+        };
+        let Some(codes) = codes_of(record).filter(|_| kind.packs_stored()) else {
+            return Ok(None);
+        };
+        let Scheme::Affine(scheme) = codes.scheme else {
+            return Ok(None);
+        };
+        let part_of = |role| codes.parts.iter().find(|part| part.role == role);
+        let (Some(packed), Some(scales)) = (part_of(Role::Codes), part_of(Role::Scales)) else {
+            return Ok(None);
+        };
+        let dtype = FloatDtype::from_dtype(scales.dtype);
+        let by_rows = packed.layout == LSB_ROWS.name() && scales.layout == ROWS;
+        let Some(dtype) = dtype.filter(|_| by_rows) else {
+            return Ok(None);
+        };
+        let rows_of = |part: &PartRecord| -> Result<&'a [u8]> {
+            let bytes = artifact.stored(&part.tensor)?.bytes();
+            let cut = rows.start * part.row_bytes..rows.end * part.row_bytes;
+            Ok(bytes.get(cut).unwrap_or_default())
+        };
+        let (bytes, scales) = (rows_of(packed)?, dtype.widen(rows_of(scales)?));
+        let (low, _) = scheme.code_range();
+        let allowed = low == 0 || (low == 1 && packed.bits == 8 && !bytes.contains(&0));
+        let sound = scales.iter().all(|s| *s > 0.0 && s.is_finite());
+        Ok((allowed && sound).then(|| StoredRows {
+            group: scheme.grouping().len(codes.columns),
+            codes: bytes,
+            scales: scales.iter().map(|s| f16::from_f32(*s)).collect(),
+        }))
     }
 
     /// Scales and zero points of a part that is held as codes of an affine scheme.

@@ -62,6 +62,11 @@ pub(crate) fn nested_scales(artifact: &Artifact, record: &QuantizedRecord) -> Re
     NestedScales::new(0, codes, Arc::new(Nested::new(nested, offset)?)).map(Some)
 }
 
+/// Whether the scheme itself says that scales are half-precision values.
+pub(crate) fn has_halves(scheme: Scheme) -> bool {
+    matches!(scheme, Scheme::Affine(affine) if affine.scale_dtype() == FloatDtype::F16)
+}
+
 /// The first scale that is not a half-precision value, in words with what to do; `None` when all are.
 pub(crate) fn not_half(scheme: Scheme, scales: &[f32]) -> Option<String> {
     let bad = scales.iter().find(|&&s| FloatDtype::F16.round(s) != s)?;

@@ -1,6 +1,6 @@
 //! A whole weight in memory, laid out: what the walk over an artifact does block by block.
 
-use super::{Form, LinearFormat, Subject};
+use super::{Form, LinearFormat, Subject, not_half};
 use crate::dtype::Dtype;
 use crate::tensor::byte_len;
 use crate::weight::QuantizedWeight;
@@ -21,8 +21,8 @@ pub(super) fn fitted(
         dtype,
         offset: nested_of(weight).map_or(0.0, |nested| nested.nested().offset()),
     };
-    let reasons = format.refuses(&scheme);
-    if let Some(reason) = reasons.or_else(|| format.refuses_values(&subject, numbers(weight).0)) {
+    let not_half = || not_half(scheme, numbers(weight).0).filter(|_| format.keeps_halves());
+    if let Some(reason) = format.refuses(&scheme).or_else(not_half) {
         return Err(reason);
     }
     let forms = format.forms(&subject)?;
