@@ -111,7 +111,7 @@ impl Exporter for Gguf {
             return None;
         }
         Some(format!(
-            "gguf holds q4-k, q2-k, w8-sym, w4-sym and w4-narrow in groups of 32 or more w4-zp likewise where its scales have 7 significant bits (--scale-bits 7), and w4-zp, w3-sym and w2 in groups of 256 or 512, all with F16 scales, not {scheme}; quantize with --bits 4 --method q4-k, with --bits 4 --group-size 32 --scale-dtype f16, or with --bits 2 --method q2-k"
+            "gguf holds q4-k, q2-k, w8-sym, w4-sym and w4-narrow in groups of 32 or more, w4-zp likewise where its scales have 7 significant bits (--scale-bits 7), and w4-zp, w3-sym and w2 in groups of 256 or 512, all with F16 scales, not {scheme}; quantize with --bits 4 --method q4-k, with --bits 4 --group-size 32 --scale-dtype f16, or with --bits 2 --method q2-k"
         ))
     }
 
