@@ -26,14 +26,7 @@ pub(super) fn is_headed(head: &Head) -> bool {
 pub(super) fn config(head: &Head) -> Result<Json, String> {
     let about = &head.metadata;
     let key = |name: &str| format!("{ARCHITECTURE}.{name}");
-    let need = |name: &str| {
-        about.count(&key(name)).filter(|count| *count > 0).ok_or_else(|| {
-            format!(
-                "it has no count {}, which a model of its architecture needs; convert the model again",
-                key(name)
-            )
-        })
-    };
+    let need = |name: &str| about.needed(ARCHITECTURE, name);
     let rows = |name: &str| {
         let found: Option<&Info> = head.tensors.iter().find(|info| info.name == name);
         found

@@ -34,14 +34,7 @@ fn in_layer(name: &str) -> Option<(u32, &str)> {
 /// Puts the fields about experts into a config, or says what is wrong with the file's keys.
 pub(super) fn fields(about: &Metadata, config: &mut Map<String, Json>) -> Result<(), String> {
     let key = |name: &str| format!("{ARCHITECTURE}.{name}");
-    let need = |name: &str| {
-        about.count(&key(name)).filter(|count| *count > 0).ok_or_else(|| {
-            format!(
-                "it has no count {}, which a model of its architecture needs; convert the model again",
-                key(name)
-            )
-        })
-    };
+    let need = |name: &str| about.needed(ARCHITECTURE, name);
     let step = about.count(&key("interleave_moe_layer_step")).unwrap_or(1);
     if step != 1 {
         return Err(format!(

@@ -72,6 +72,14 @@ impl Metadata {
         }
     }
 
+    /// A count without which no model of the architecture `of` can be run: more than none; or that it is missing.
+    pub(super) fn needed(&self, of: &str, name: &str) -> std::result::Result<u64, String> {
+        let key = format!("{of}.{name}");
+        self.count(&key).filter(|count| *count > 0).ok_or_else(|| {
+            format!("it has no count {key}, which a model of its architecture needs; convert the model again")
+        })
+    }
+
     /// A number.
     pub fn number(&self, key: &str) -> Option<f64> {
         match self.get(key)? {

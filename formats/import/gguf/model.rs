@@ -113,14 +113,7 @@ pub fn config(path: &Path, head: &Head) -> Result<Model> {
     };
     let key = |key: &str| format!("{named}.{key}");
     let maybe = |name: &str| about.count(&key(name)).filter(|count| *count > 0);
-    let need = |name: &str| {
-        maybe(name).ok_or_else(|| {
-            fault(format!(
-                "it has no count {}, which a model of its architecture needs; convert the model again",
-                key(name)
-            ))
-        })
-    };
+    let need = |name: &str| about.needed(named, name).map_err(fault);
     let (hidden, heads) = (need("embedding_length")?, need("attention.head_count")?);
     let width = maybe("attention.key_length").unwrap_or(hidden / heads.max(1));
     if width == 0 || width > u64::from(limits::MAX_HEAD_DIM) {
