@@ -16,9 +16,9 @@
 //! `(j*bits + i) / 32`; AWQ keeps `code[n]` of a row of columns at bit `4 * PLACE[n % 8]` of its word
 //! `n / 8`, with `PLACE = [0, 4, 1, 5, 2, 6, 3, 7]`.
 
-mod awq;
+mod squares;
 
-pub use awq::awq_of_rows;
+pub use squares::awq_of_rows;
 
 use super::{LSB_ROWS, Packing};
 use crate::Result;
