@@ -1,4 +1,9 @@
 // Element by element: sums, functions of one number, gates, and the rotary embedding.
+//
+//   silu   x / (1 + e^-x)                                   gelu   x (1 + erf(x / sqrt 2)) / 2        (Hendrycks and Gimpel 2016)
+//   tanh form of gelu   x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2                             (the same)
+//   gate   f(x) * up, SwiGLU where f is silu                                                          (Shazeer 2020)
+//   rope   (a, b) -> (a cos - b sin, b cos + a sin)                                                   (Su et al. 2021)
 #include "device.cuh"
 
 enum Function { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, TANH = 4 };
@@ -12,25 +17,26 @@ INLINE float apply(i32 f, float x) {
 }
 
 // x (count) += y, which is repeated every `period` values: a bias, or a tensor of the same size.
-extern "C" __global__ void add(float *x, const float *y, i64 count, i64 period) {
+extern "C" __global__ void add(float *x /* (count) */, const float *y /* (period) */, i64 count, i64 period) {
     i64 i = (i64)block_x() * threads_x() + thread_x();
     if (i < count) x[i] += y[i % period];
 }
 
-extern "C" __global__ void activate(float *x, i64 count, i32 f) {
+extern "C" __global__ void activate(float *x /* (count) */, i64 count, i32 f) {
     i64 i = (i64)block_x() * threads_x() + thread_x();
     if (i < count) x[i] = apply(f, x[i]);
 }
 
-extern "C" __global__ void gate(float *x, const float *up, i64 count, i32 f) {
+extern "C" __global__ void gate(float *x /* (count) */, const float *up /* (count) */, i64 count, i32 f) {
     i64 i = (i64)block_x() * threads_x() + thread_x();
     if (i < count) x[i] = apply(f, x[i]) * up[i];
 }
 
 // Turns pairs of columns of each head: (a, b) -> (a cos - b sin, b cos + a sin). Columns (i, i + half) of a head when
 // `pairs` is 0, (2i, 2i + 1) when it is 1. cos and sin are (positions, half).
-extern "C" __global__ void rope(float *x /* (M, heads * 2 half) */, const u32 *positions /* (M) */, const float *cos,
-                                const float *sin, i64 count /* M * heads * half */, i32 columns, i32 half, i32 pairs) {
+extern "C" __global__ void rope(float *x /* (M, heads * 2 half) */, const u32 *positions /* (M) */,
+                                const float *cos /* (positions, half) */, const float *sin /* (positions, half) */,
+                                i64 count /* M * heads * half */, i32 columns, i32 half, i32 pairs) {
     i64 i = (i64)block_x() * threads_x() + thread_x();
     if (i >= count) return;
     i64 in_row = columns / 2, row = i / in_row;

@@ -55,7 +55,7 @@ extern "C" __global__ void gram(double *moment /* (K, K) */, const float *x /* (
 }
 
 // x (M, K) to its high and low halves, rows of `padded` bf16 with zeros behind the K-th: y (2, M, padded).
-extern "C" __global__ void split(u32 *y, const float *x, i64 pairs /* M * padded / 2 */, i32 k, i32 padded) {
+extern "C" __global__ void split(u32 *y /* (2, M, padded / 2) */, const float *x /* (M, K) */, i64 pairs /* M * padded / 2 */, i32 k, i32 padded) {
     i64 i = (i64)block_x() * threads_x() + thread_x();
     if (i >= pairs) return;
     i64 row = i / (padded / 2);

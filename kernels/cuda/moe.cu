@@ -86,9 +86,10 @@ extern "C" __global__ void group_entries(i32 *grouped /* (entries): the entry at
 // y (entries, N) = rows of x times the transpose of their expert's weight (N, K). Row of x of the entry at place i: the token of
 // entry grouped[i], or i itself when `top` is 0. Tiles of 64 x 64 in f32, as `gemm`; of experts `first`... before `last`, the only
 // ones whose weights are there.
-extern "C" __global__ void gemm_grouped(float *y, const float *x, const Weight *experts /* first ... last - 1 */,
-                                        const ExpertTile *tiles, const i32 *starts /* (E + 1) */, const i32 *grouped, i32 top,
-                                        i32 first, i32 last) {
+extern "C" __global__ void gemm_grouped(float *y /* (entries, N) */, const float *x /* (M or entries, K) */,
+                                        const Weight *experts /* first ... last - 1 */,
+                                        const ExpertTile *tiles /* (count) */, const i32 *starts /* (E + 1) */, const i32 *grouped /* (entries) */,
+                                        i32 top, i32 first, i32 last) {
     __shared__ float left[16][64 + 4], right[16][64 + 4]; // (k, row)
     ExpertTile tile = tiles[block_y()];
     if (tile.expert < first || tile.expert >= last) return; // the whole block
@@ -120,7 +121,7 @@ extern "C" __global__ void gemm_grouped(float *y, const float *x, const Weight *
 }
 
 // into (M, K) += each token's entries times their weights, experts rising.
-extern "C" __global__ void combine(float *into, const float *y /* (entries, K) */, const i32 *place /* (M, top) */,
+extern "C" __global__ void combine(float *into /* (M, K) */, const float *y /* (entries, K) */, const i32 *place /* (M, top) */,
                                    const float *weights /* (M, top) */, i32 top, i32 k) {
     for (i32 c = thread_x(); c < k; c += threads_x()) {
         float sum = into[(i64)block_x() * k + c];

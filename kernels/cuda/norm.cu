@@ -1,10 +1,11 @@
 // Norms of stretches of `width` values, a block each; a row may hold several stretches (norms of heads).
 //
-//   rms:    x / sqrt(mean(x^2) + eps) * gain
-//   layer:  (x - mean) / sqrt(mean((x - mean)^2) + eps) * gain + bias
+//   rms:    x / sqrt(mean(x^2) + eps) * gain                                    (Zhang and Sennrich 2019)
+//   layer:  (x - mean) / sqrt(mean((x - mean)^2) + eps) * gain + bias            (Ba, Kiros and Hinton 2016)
 #include "device.cuh"
 
-extern "C" __global__ void rms_norm(float *y, const float *x, const float *gain /* (width) */, i32 width, float eps) {
+extern "C" __global__ void rms_norm(float *y /* (stretches, width) */, const float *x /* (stretches, width) */,
+                                    const float *gain /* (width) */, i32 width, float eps) {
     __shared__ float scratch[32];
     const float *from = x + (i64)block_x() * width;
     float sum = 0.0f;
@@ -13,7 +14,8 @@ extern "C" __global__ void rms_norm(float *y, const float *x, const float *gain 
     for (i32 i = thread_x(); i < width; i += threads_x()) y[(i64)block_x() * width + i] = from[i] * scale * gain[i];
 }
 
-extern "C" __global__ void layer_norm(float *y, const float *x, const float *gain, const float *bias, i32 width, float eps) {
+extern "C" __global__ void layer_norm(float *y /* (stretches, width) */, const float *x /* (stretches, width) */,
+                                      const float *gain /* (width) */, const float *bias /* (width) */, i32 width, float eps) {
     __shared__ float scratch[32];
     const float *from = x + (i64)block_x() * width;
     float sum = 0.0f, square = 0.0f;

@@ -2,7 +2,7 @@
 #include "tensor_gemm.cuh"
 
 // x (M, K) of f32 to bf16, rows of `padded` values, zeros behind the K-th.
-extern "C" __global__ void narrow(u32 *y /* (M, padded / 2) */, const float *x, i64 pairs /* M * padded / 2 */, i32 k, i32 padded) {
+extern "C" __global__ void narrow(u32 *y /* (M, padded / 2) */, const float *x /* (M, K) */, i64 pairs /* M * padded / 2 */, i32 k, i32 padded) {
     i64 i = (i64)block_x() * threads_x() + thread_x();
     if (i >= pairs) return;
     i64 row = i / (padded / 2);

@@ -101,7 +101,7 @@ impl Args {
             found.insert("comparisons".to_owned(), json!(all));
         }
         if self.bench {
-            let figures = bench::run(gpu, size)?;
+            let figures = crate::quantize::with_threads(0, || bench::run(gpu, size))?;
             text += &bench_table(&figures);
             found.insert("bench".to_owned(), json!(figures));
         }

@@ -1,8 +1,11 @@
 //! Is what a GPU computes right? Every operation at the sizes of real models, against the processor's, and products
-//! against sums in f64. Owns the operations, the sizes and the bounds.
+//! against sums in f64. Owns the operations, the sizes and the bounds; those with a bound of their own are in [`bounded`].
+
+mod bounded;
 
 use std::sync::Arc;
 
+use qtool_calib::Quantizer;
 use qtool_calib::options::PartialOptions;
 use qtool_formats::packing::{LSB_ROWS, Packing};
 use qtool_formats::{FloatDtype, QuantizedWeight};
@@ -114,17 +117,20 @@ pub fn weight(options: Option<&str>, n: usize, k: usize) -> Result<(HostWeight, 
     Ok((HostWeight { n, k, form }, values))
 }
 
-fn quantized(options: &str, values: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
+/// What chooses codes by these options.
+pub(super) fn quantizer(options: &str) -> Result<Box<dyn Quantizer>> {
     let options = PartialOptions::parse(options)
         .and_then(|options| options.complete(4))
         .map_err(Error::Option)?;
     let method = qtool_calib::find(options.method).map(|method| (method.build)(&options));
-    let quantizer = method.transpose().map_err(Error::Option)?;
     let unknown = || Error::Question {
         reason: format!("there is no method {}", options.method),
     };
-    quantizer
-        .ok_or_else(unknown)?
+    method.transpose().map_err(Error::Option)?.ok_or_else(unknown)
+}
+
+fn quantized(options: &str, values: &[f32], n: usize, k: usize) -> Result<QuantizedWeight> {
+    quantizer(options)?
         .quantize(Isa::best(), values, n, k)
         .map_err(Error::Option)
 }
@@ -197,6 +203,7 @@ pub fn run(gpu: &CudaBackend, size: Size) -> Result<Vec<Check>> {
     layers(&mut checks, size)?;
     attention(&mut checks, size)?;
     gram(&mut checks, size)?;
+    bounded::run(&mut checks, size)?;
     Ok(checks.made)
 }
 
