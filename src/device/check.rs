@@ -1,5 +1,5 @@
 //! Is what a GPU computes right? Every operation at the sizes of real models, against the processor's, and products
-//! against sums in f64. Owns the operations, the sizes and the bounds; those with a bound of their own are in [`bounded`].
+//! against sums in f64. Owns the operations, the sizes and the bounds; those with a bound of their own are in `bounded`.
 
 mod bounded;
 
