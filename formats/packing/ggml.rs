@@ -104,15 +104,12 @@ impl GgmlType {
     /// Appends the blocks of all rows. Scales are taken as F16 values, which the caller has checked.
     pub fn pack(self, weight: &AffineWeight, out: &mut Vec<u8>) {
         match self {
-            Self::Q8_0 => pack_blocks::<32, 34>(weight, out, |codes, d, _, block| {
-                let (head, quants) = block.split_at_mut(2);
-                head.copy_from_slice(&d.to_le_bytes());
-                // The two's complement of code - 128.
-                quants
-                    .iter_mut()
-                    .zip(codes)
-                    .for_each(|(q, code)| *q = code ^ 0x80);
-            }),
+            // Codes of eight bits are stored as they are.
+            Self::Q8_0 => {
+                let halves: Vec<f16> = weight.scales().iter().map(|s| f16::from_f32(*s)).collect();
+                let group = weight.scheme().grouping().len(weight.dims().1);
+                self.pack_stored(group, weight.codes(), &halves, out);
+            }
             Self::Q4_0 => pack_blocks::<32, 18>(weight, out, |codes, d, _, block| {
                 let (head, quants) = block.split_at_mut(2);
                 head.copy_from_slice(&d.to_le_bytes());
@@ -120,14 +117,13 @@ impl GgmlType {
             }),
             Self::Q4_1 => pack_blocks::<32, 20>(weight, out, |codes, d, zero, block| {
                 let (head, quants) = block.split_at_mut(4);
-                let m = f16::from_f32(offset(d.to_f32(), zero));
-                head.copy_from_slice(&[d.to_le_bytes(), m.to_le_bytes()].concat());
+                two_halves(d, f16::from_f32(offset(d.to_f32(), zero)), head);
                 planes(codes, 16, 4, quants);
             }),
             Self::Q4K => pack_blocks::<256, 144>(weight, out, |codes, d, zero, block| {
                 let (head, quants) = block.split_at_mut(16);
                 let (halves, small) = head.split_at_mut(4);
-                halves.copy_from_slice(&[d.to_le_bytes(); 2].concat());
+                two_halves(d, d, halves);
                 let numbers = [1, zero, 1 | zero << 4];
                 small
                     .chunks_exact_mut(4)
@@ -140,7 +136,7 @@ impl GgmlType {
                 let (quants, halves) = rest.split_at_mut(64);
                 small.fill(1 | zero << 4);
                 each_run(codes, 128, quants, |run, quants| planes(run, 32, 2, quants));
-                halves.copy_from_slice(&[d.to_le_bytes(); 2].concat());
+                two_halves(d, d, halves);
             }),
             Self::Q3K => pack_blocks::<256, 110>(weight, out, |codes, d, _, block| {
                 let (high, rest) = block.split_at_mut(32);
@@ -162,24 +158,45 @@ impl GgmlType {
 fn pack_blocks<const CODES: usize, const BYTES: usize>(
     weight: &AffineWeight,
     out: &mut Vec<u8>,
-    mut fill: impl FnMut(&[u8; CODES], f16, u8, &mut [u8; BYTES]),
+    fill: impl Fn(&[u8; CODES], f16, u8, &mut [u8; BYTES]),
 ) {
     let ((_, k), scheme) = (weight.dims(), weight.scheme());
-    let (codes, _) = weight.codes().as_chunks::<CODES>();
+    let fixed = scheme.fixed_zero().unwrap_or(0);
+    let zero = |at: usize| weight.zeros().get(at).copied().unwrap_or(fixed);
+    let scales = weight.scales().iter().map(|scale| f16::from_f32(*scale));
+    let per_group = scheme.grouping().len(k) / CODES;
+    in_groups(per_group, weight.codes(), scales, out, |at, codes, d, block| {
+        fill(codes, d, zero(at), block);
+    });
+}
+
+/// Appends a block of `BYTES` for every `CODES` bytes of codes, `per_group` of them with the same scale: `fill` gets the
+/// group's number, the codes, the scale and a block of zeros.
+fn in_groups<const CODES: usize, const BYTES: usize>(
+    per_group: usize,
+    codes: &[u8],
+    scales: impl Iterator<Item = f16>,
+    out: &mut Vec<u8>,
+    fill: impl Fn(usize, &[u8; CODES], f16, &mut [u8; BYTES]),
+) {
+    let (codes, _) = codes.as_chunks::<CODES>();
     let from = out.len();
     out.resize(from + codes.len() * BYTES, 0);
     let (blocks, _) = out.get_mut(from..).unwrap_or_default().as_chunks_mut::<BYTES>();
-    let per_group = (scheme.grouping().len(k) / CODES).max(1);
-    let fixed = scheme.fixed_zero().unwrap_or(0);
-    let groups = codes.chunks(per_group).zip(blocks.chunks_mut(per_group));
-    for (at, ((codes, blocks), scale)) in groups.zip(weight.scales()).enumerate() {
-        let (d, zero) = (
-            f16::from_f32(*scale),
-            weight.zeros().get(at).copied().unwrap_or(fixed),
-        );
+    let groups = codes
+        .chunks(per_group.max(1))
+        .zip(blocks.chunks_mut(per_group.max(1)));
+    for (at, ((codes, blocks), d)) in groups.zip(scales).enumerate() {
         for (codes, block) in codes.iter().zip(blocks) {
-            fill(codes, d, zero, block);
+            fill(at, codes, d, block);
         }
+    }
+}
+
+/// Two numbers as the four bytes of `out`.
+fn two_halves(first: f16, second: f16, out: &mut [u8]) {
+    for (place, half) in out.as_chunks_mut::<2>().0.iter_mut().zip([first, second]) {
+        *place = half.to_le_bytes();
     }
 }
 

@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::GgmlType;
+use super::{GgmlType, in_groups};
 
 impl GgmlType {
     /// Whether [`pack_stored`](Self::pack_stored) knows this type.
@@ -18,15 +18,20 @@ impl GgmlType {
     ///
     /// Never; of a type that [`packs_stored`](Self::packs_stored) denies, nothing is appended.
     pub fn pack_stored(self, group: usize, bytes: &[u8], scales: &[f16], out: &mut Vec<u8>) {
+        let (per_group, scales) = (group / 32, scales.iter().copied());
         match self {
-            Self::Q8_0 => fill::<32, 34>(group, bytes, scales, out, |codes, quants| {
+            Self::Q8_0 => in_groups::<32, 34>(per_group, bytes, scales, out, |_, codes, d, block| {
+                let (head, quants) = block.split_at_mut(2);
+                head.copy_from_slice(&d.to_le_bytes());
                 // The two's complement of code - 128.
                 quants
                     .iter_mut()
                     .zip(codes)
                     .for_each(|(q, code)| *q = code ^ 0x80);
             }),
-            Self::Q4_0 => fill::<16, 18>(group, bytes, scales, out, |codes, quants| {
+            Self::Q4_0 => in_groups::<16, 18>(per_group, bytes, scales, out, |_, codes, d, block| {
+                let (head, quants) = block.split_at_mut(2);
+                head.copy_from_slice(&d.to_le_bytes());
                 // Codes 0 to 15 of a block are low halves, 16 to 31 high ones; here they come in pairs.
                 let (low, high) = codes.split_at(8);
                 for (pair, (low, high)) in quants.as_chunks_mut::<2>().0.iter_mut().zip(low.iter().zip(high))
@@ -35,30 +40,6 @@ impl GgmlType {
                 }
             }),
             _ => (),
-        }
-    }
-}
-
-/// Appends a block of `BYTES` for every `CODES` bytes of codes.
-fn fill<const CODES: usize, const BYTES: usize>(
-    group: usize,
-    bytes: &[u8],
-    scales: &[f16],
-    out: &mut Vec<u8>,
-    quants: impl Fn(&[u8; CODES], &mut [u8]),
-) {
-    let (codes, _) = bytes.as_chunks::<CODES>();
-    let from = out.len();
-    out.resize(from + codes.len() * BYTES, 0);
-    let (blocks, _) = out.get_mut(from..).unwrap_or_default().as_chunks_mut::<BYTES>();
-    let per_group = (group / 32).max(1);
-    let groups = codes.chunks(per_group).zip(blocks.chunks_mut(per_group));
-    for ((codes, blocks), scale) in groups.zip(scales) {
-        let scale = scale.to_le_bytes();
-        for (codes, block) in codes.iter().zip(blocks) {
-            let (d, rest) = block.split_at_mut(scale.len());
-            d.copy_from_slice(&scale);
-            quants(codes, rest);
         }
     }
 }
@@ -95,6 +76,23 @@ mod tests {
             kind.pack(&weight, &mut expected);
             kind.pack_stored(scheme.grouping().len(k), &bytes, &halves, &mut out);
             assert_eq!(out, expected, "{name}");
+            // The picture, for what both share.
+            let (_, block) = kind.block();
+            for (i, (block, codes)) in out
+                .chunks_exact(block)
+                .zip(weight.codes().chunks_exact(32))
+                .enumerate()
+            {
+                let d = halves[i * 32 / scheme.grouping().len(k)];
+                assert_eq!(block[..2], d.to_le_bytes(), "{name}");
+                for (j, code) in codes.iter().enumerate() {
+                    let value = match kind {
+                        GgmlType::Q8_0 => i32::from(block[2 + j] as i8) + 128,
+                        _ => i32::from(block[2 + j % 16] >> (j / 16 * 4) & 15),
+                    };
+                    assert_eq!(value, i32::from(*code), "{name}");
+                }
+            }
             checked += out.len();
         }
         assert_eq!(checked, 3 * (68 + 102 + 108 + 18));
