@@ -33,6 +33,8 @@ pub struct CudaBackend {
     precision: Precision,
     /// Whether NVIDIA's library is used where it can be.
     pub(super) library: bool,
+    /// Whether products of warpgroups are used where they can be.
+    pub(super) warpgroups: bool,
 }
 
 /// (rows, columns) of f32 on the device, row-major; without values when it is empty or the device has failed.
@@ -67,6 +69,7 @@ impl CudaBackend {
             fault: Arc::default(),
             precision: Precision::default(),
             library: true,
+            warpgroups: false,
         }
     }
 

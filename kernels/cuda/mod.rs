@@ -43,6 +43,7 @@ pub mod scores;
 mod temporary;
 pub mod tensor;
 mod turns;
+pub mod warpgroup;
 pub mod weight;
 
 pub use backend::CudaBackend;
@@ -50,3 +51,4 @@ pub use device::{Device, MemoryUse, Unavailable, open, probe};
 pub use encode::Encoder;
 pub use library::NoLibrary;
 pub use tensor::Precision;
+pub use warpgroup::NoWarpgroups;

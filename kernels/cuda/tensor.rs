@@ -127,9 +127,13 @@ impl CudaBackend {
         m: usize,
     ) -> Result<(), DriverError> {
         let (n, k) = (w.args.n as usize, w.args.k as usize);
-        let (narrow, padded) = self.narrowed(x, m, k)?;
         let kernel = TensorKernel::of(&w.args);
-        if kernel == BF16 && self.by_library(y, &narrow, w, [m, n, k, padded])? {
+        let library = kernel == BF16 && self.library && self.library().is_ok();
+        if !library && self.by_warpgroups(y, x, w, m)? {
+            return Ok(());
+        }
+        let (narrow, padded) = self.narrowed(x, m, k)?;
+        if library && self.by_library(y, &narrow, w, [m, n, k, padded])? {
             return Ok(());
         }
         let (rows, width, args) = (m as i32, padded as i32, self.resident(w)?);
