@@ -37,6 +37,9 @@ impl CudaBackend {
             call.arg(out).arg(x).arg(&rows).arg(&columns);
             return run(call, (triangle(k.div_ceil(TILE)), 1), THREADS);
         }
+        if self.moments_by_warpgroups(out, x, (m, k))? {
+            return Ok(());
+        }
         let padded = k.next_multiple_of(SPLIT_TILE);
         let pairs = m * padded / 2;
         let mut halves = self.device().room::<u32>(2 * pairs)?;

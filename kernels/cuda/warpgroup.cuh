@@ -1,7 +1,7 @@
 // Products of warpgroups, four warps together, as PTX has them on sm_90a alone (`wgmma`). `host/warpgroup.h` stands in for them on
 // the processor.
 //
-// A warpgroup multiplies A (64 x 16, bf16, in registers) by B (16 x T, bf16, in shared memory) into C (64 x T, f32). Warp i holds rows
+// A warpgroup multiplies A (64 x 16, bf16, in registers, or as B in shared memory) by B (16 x T, bf16, in shared memory) into C (64 x T, f32). Warp i holds rows
 // 16 i ... of A as `mma.sync` has them (tensor.cuh); of C, thread t of it holds
 //
 //   rows t/4 and t/4 + 8, columns 8 j + 2 (t%4) and the next, in the order (row, column), (row, column + 1), (row + 8, ...), j rising
@@ -78,6 +78,25 @@ INLINE void warpgroup_multiply_128(float *c /* (64) */, const u32 *a /* (4) */, 
 template <i32 T> INLINE void warpgroup_multiply(float *c, const u32 *a, u64 right) {
     if constexpr (T == 256) warpgroup_multiply_256(c, a, right);
     else warpgroup_multiply_128(c, a, right);
+}
+// The same for T = 128 with A in shared memory, too: 64 rows that lie as B's do.
+INLINE void warpgroup_multiply_rows(float *c /* (64) */, u64 left, u64 right) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+                 "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "
+                 "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "
+                 "%56, %57, %58, %59, %60, %61, %62, %63"
+                 "}, %64, %65, p, 1, 1, 0, 0; }"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+                   "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+                   "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
+                   "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]),
+                   "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]),
+                   "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]),
+                   "+f"(c[48]), "+f"(c[49]), "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]),
+                   "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
+                 : "l"(left), "l"(right), "r"(1));
 }
 #else
 #include "host/warpgroup.h"

@@ -22,7 +22,8 @@ use crate::backend::{Form, HostWeight};
 
 /// The one compute capability whose code for warpgroups is here.
 const CAPABILITY: (i32, i32) = (9, 0);
-const PAGE: &str = include_str!("ptx/warpgroup_gemm.ptx");
+const PRODUCTS: &str = include_str!("ptx/warpgroup_gemm.ptx");
+const MOMENTS: &str = include_str!("ptx/warpgroup_gram.ptx");
 /// Output columns of a block.
 const COLUMNS: usize = 128;
 /// Rows of x of a block.
@@ -35,6 +36,16 @@ const STAGES: usize = 4;
 const THREADS: u32 = 256;
 /// Orders the columns of x.
 const NARROW: &str = "narrow_turned";
+
+/// Turns x over for [`GRAM`]: rows of a tile, and the rows of x and columns that a block takes.
+const SPLIT: &str = "split_turned";
+const GRAM: &str = "gram_wide";
+/// Moments of a block on each side.
+const SIDE: usize = 128;
+/// Rows and columns of x that a block of [`SPLIT`] takes.
+const TURNED: (usize, usize) = (64, 32);
+/// Shared memory of [`GRAM`]: three slices of 64 rows of x, two tiles wide, in two halves of bf16.
+const GRAM_SHARED: usize = 3 * 4 * 64 * SIDE * 2 + 1024;
 
 /// The kernels of a form, one for each of [`ROWS`].
 type Pair = [&'static str; 2];
@@ -101,11 +112,11 @@ impl Warpgroups {
             return Err(NoWarpgroups::Capability(device.capability));
         }
         let refused = |error: DriverError| NoWarpgroups::Driver(words(error));
-        let module = device
-            .stream
-            .context()
-            .load_module(PAGE.into())
-            .map_err(refused)?;
+        let load = |page: &str| {
+            let module = device.stream.context().load_module(page.into());
+            module.map_err(refused)
+        };
+        let module = load(PRODUCTS)?;
         let mut functions = HashMap::new();
         functions.insert(NARROW, module.load_function(NARROW).map_err(refused)?);
         for pair in [BF16, INT8, INT4, WINT2, NF4] {
@@ -115,6 +126,11 @@ impl Warpgroups {
                 functions.insert(name, function);
             }
         }
+        let module = load(MOMENTS)?;
+        for name in [SPLIT, GRAM] {
+            functions.insert(name, module.load_function(name).map_err(refused)?);
+        }
+        shared_limit(&functions[GRAM], GRAM_SHARED).map_err(refused)?;
         Ok(Self(functions))
     }
 }
@@ -160,6 +176,24 @@ impl CudaBackend {
             return Ok(false);
         };
         kernels.multiply(self.device(), (y, x, w, m), pair).map(|()| true)
+    }
+}
+
+impl CudaBackend {
+    /// The upper triangle of x^T x (K, K) for x (M, K) by warpgroups; `false` when that is not asked for, or cannot be done.
+    pub(super) fn moments_by_warpgroups(
+        &self,
+        out: &mut CudaSlice<f64>,
+        x: &CudaSlice<f32>,
+        size: (usize, usize),
+    ) -> Result<bool, DriverError> {
+        if !self.warpgroups {
+            return Ok(false);
+        }
+        let Ok(kernels) = self.found_warpgroups() else {
+            return Ok(false);
+        };
+        kernels.moments(self.device(), out, x, size).map(|()| true)
     }
 }
 
@@ -211,6 +245,36 @@ impl Warpgroups {
         )
     }
 
+    /// The upper triangle of x^T x (K, K) for x (M, K).
+    fn moments(
+        &self,
+        device: &Device,
+        out: &mut CudaSlice<f64>,
+        x: &CudaSlice<f32>,
+        (m, k): (usize, usize),
+    ) -> Result<(), DriverError> {
+        let (rows, padded) = (k.next_multiple_of(SIDE), m.next_multiple_of(TURNED.0));
+        let mut turned = device.room::<u32>(rows * padded)?;
+        let (tall, columns) = (m as i32, k as i32);
+        let (height, width) = (rows as i32, padded as i32);
+        let mut call = self.call(device, SPLIT);
+        call.arg(&mut *turned)
+            .arg(x)
+            .arg(&tall)
+            .arg(&columns)
+            .arg(&height)
+            .arg(&width);
+        run(
+            call,
+            ((rows / TURNED.1) as u32, (padded / TURNED.0) as u32),
+            THREADS,
+        )?;
+        let mut call = self.call(device, GRAM);
+        call.arg(out).arg(&*turned).arg(&columns).arg(&height).arg(&width);
+        let tiles = rows / SIDE;
+        run_with_shared(call, ((tiles * (tiles + 1) / 2) as u32, 1), THREADS, GRAM_SHARED)
+    }
+
     /// Whether kernels of both sizes give the product of small whole numbers, which is exact in whatever order it is summed.
     fn check(&self, device: &Arc<Device>) -> Result<(), NoWarpgroups> {
         let refused = |error: DriverError| NoWarpgroups::Driver(words(error));
@@ -233,6 +297,31 @@ impl Warpgroups {
             for (at, got) in product().map_err(refused)?.into_iter().enumerate() {
                 let (row, column) = (&x[at / n * k..][..k], &w[at % n * k..][..k]);
                 let expected = row.iter().zip(column).map(|(a, b)| a * b).sum::<i32>() as f32;
+                if got != expected {
+                    return Err(NoWarpgroups::Wrong { at, got, expected });
+                }
+            }
+        }
+        self.check_moments(device)
+    }
+
+    fn check_moments(&self, device: &Arc<Device>) -> Result<(), NoWarpgroups> {
+        let refused = |error: DriverError| NoWarpgroups::Driver(words(error));
+        let (m, k) = (4 * TURNED.0 + 8, SIDE + 8);
+        let x: Vec<i32> = (0..m * k).map(whole_number).collect();
+        let floats: Vec<f32> = x.iter().map(|&v| v as f32 * (1.0 + 1.0 / 1024.0)).collect();
+        let moments = || {
+            let mut out = device.zeros::<f64>(k * k)?;
+            self.moments(device, &mut out, &*device.sent(&floats)?, (m, k))?;
+            device.stream.clone_dtoh(&*out)
+        };
+        let got = moments().map_err(refused)?;
+        for i in 0..k {
+            for j in i..k {
+                let sum = (0..m).map(|r| x[r * k + i] * x[r * k + j]).sum::<i32>();
+                // Of (high + low)^2 the square of low, a millionth, is left out.
+                let (at, got, expected) =
+                    (i * k + j, got[i * k + j] as f32, sum as f32 * (1.0 + 1.0 / 512.0));
                 if got != expected {
                     return Err(NoWarpgroups::Wrong { at, got, expected });
                 }

@@ -40,8 +40,8 @@ struct Copy {
 // A thread's part of a warpgroup's product.
 struct Product {
     float *c;
-    const uint32_t *a;
-    uint64_t right;
+    const uint32_t *a; // or else
+    uint64_t left, right;
     int columns;
 };
 struct Fiber {

@@ -21,25 +21,26 @@ static inline void show_copies() {
 }
 
 namespace shim {
-// Element k of row r of the right factor: rows of 128 bytes in eights, whose distance is told, and bits 4 to 6 of an address turned by
+// Element k of row r of a factor in shared memory: rows of 128 bytes in eights, whose distance is told, and bits 4 to 6 of an address turned by
 // bits 7 to 9.
-inline float right_at(uint64_t right, int r, int k) {
-    if (right >> 62 != 1) fail("a right factor that does not lie in 128-byte swizzle");
-    uint32_t at = (uint32_t)(right & 0x3fffu) * 16 + r / 8 * ((uint32_t)(right >> 32) & 0x3fffu) * 16 + r % 8 * 128 + 2 * k;
+inline float factor_at(uint64_t where, int r, int k) {
+    if (where >> 62 != 1) fail("a factor that does not lie in 128-byte swizzle");
+    uint32_t at = (uint32_t)(where & 0x3fffu) * 16 + r / 8 * ((uint32_t)(where >> 32) & 0x3fffu) * 16 + r % 8 * 128 + 2 * k;
     at ^= (at >> 7 & 7) << 4;
-    if (at + 2 > SHARED_BYTES) fail("a right factor outside shared memory");
+    if (at + 2 > SHARED_BYTES) fail("a factor outside shared memory");
     uint16_t bits;
     memcpy(&bits, shared_seen + at, 2);
     return std::bit_cast<float>((uint32_t)bits << 16);
 }
 inline void multiply(const std::vector<Product> &each) {
     std::vector<float> left(64 * 16), right((size_t)each[0].columns * 16);
-    for (int t = 0; t < 128; t++)
+    for (int i = 0; !each[0].a && i < 64 * 16; i++) left[i] = factor_at(each[0].left, i / 16, i % 16);
+    for (int t = 0; each[0].a && t < 128; t++)
         for (int i = 0; i < 4; i++)
             for (int half = 0; half < 2; half++)
                 left[(t / 32 * 16 + t % 32 / 4 + i % 2 * 8) * 16 + i / 2 * 8 + 2 * (t % 4) + half] = bf16_of(each[t].a[i], half);
     for (int r = 0; r < each[0].columns; r++)
-        for (int k = 0; k < 16; k++) right[(size_t)r * 16 + k] = right_at(each[0].right, r, k);
+        for (int k = 0; k < 16; k++) right[(size_t)r * 16 + k] = factor_at(each[0].right, r, k);
     for (int t = 0; t < 128; t++)
         for (int i = 0; i < each[0].columns / 2; i++) {
             int row = t / 32 * 16 + t % 32 / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + 2 * (t % 4) + i % 2;
@@ -56,7 +57,8 @@ inline void run_products(Fiber *group, size_t most) {
             std::vector<Product> each;
             for (int t = 0; t < 128; t++) {
                 const auto &mine = group[t].products_closed.front();
-                if (mine.size() != count || mine[i].right != group->products_closed.front()[i].right)
+                const auto &first = group->products_closed.front();
+                if (mine.size() != count || mine[i].right != first[i].right || mine[i].left != first[i].left)
                     fail("threads of a warpgroup that multiply different things");
                 each.push_back(mine[i]);
             }
@@ -70,7 +72,12 @@ inline void run_products(Fiber *group, size_t most) {
 template <int T> static inline void warpgroup_multiply(float *c, const uint32_t *a, uint64_t right) {
     shim::Fiber &fiber = shim::fibers[shim::current];
     if (!fiber.products_begun) shim::fail("a product that was not begun");
-    fiber.products.push_back({c, a, right, T});
+    fiber.products.push_back({c, a, 0, right, T});
+}
+static inline void warpgroup_multiply_rows(float *c, uint64_t left, uint64_t right) {
+    shim::Fiber &fiber = shim::fibers[shim::current];
+    if (!fiber.products_begun) shim::fail("a product that was not begun");
+    fiber.products.push_back({c, nullptr, left, right, 128});
 }
 static inline void close_products() {
     shim::Fiber &fiber = shim::fibers[shim::current];

@@ -8,11 +8,12 @@ use qtool_formats::packing::{LSB_ROWS, Packing};
 use qtool_formats::scheme::AffineScheme;
 use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight, Nf4Weight};
 use qtool_formats::{FloatDtype, QuantizedWeight};
-use qtool_kernels::Backend;
 use qtool_kernels::backend::{Form, HostWeight, Storage};
 use qtool_kernels::cuda::Precision;
 use qtool_kernels::reference::forward::{decode, matmul};
+use qtool_kernels::{Backend, CudaBackend};
 
+use crate::tensor::warpgroups;
 use crate::{CLOSE, SIZES, assert_close, both, numbers, values};
 
 pub fn dense(dtype: FloatDtype, n: usize, k: usize) -> HostWeight {
@@ -223,7 +224,18 @@ fn second_moments_on_tensor_cores_are_within_their_bound() {
     let Some((gpu, _)) = both("second_moments_on_tensor_cores_are_within_their_bound") else {
         return;
     };
-    let gpu = gpu.with_precision(Precision::Bf16);
+    within_bound(&gpu.with_precision(Precision::Bf16));
+}
+
+#[test]
+fn second_moments_by_warpgroups_are_within_their_bound() {
+    if let Some(gpu) = warpgroups("second_moments_by_warpgroups_are_within_their_bound") {
+        within_bound(&gpu);
+    }
+}
+
+/// Second moments of columns of many sizes, beside sums in f64.
+fn within_bound(gpu: &CudaBackend) {
     for (m, k) in [(1, 1), (31, 17), (33, 130), (65, 300), (513, 129), (1100, 40)] {
         let mut x = numbers(k as u64, m * k);
         // Columns of many sizes.

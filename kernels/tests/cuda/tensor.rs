@@ -70,7 +70,7 @@ fn compare(gpu: &CudaBackend, all: Vec<(Vec<usize>, (String, HostWeight))>) {
 }
 
 /// The kernels of warpgroups, which one kind of device has: a real one of another kind says that they were skipped.
-fn warpgroups(test: &str) -> Option<CudaBackend> {
+pub fn warpgroups(test: &str) -> Option<CudaBackend> {
     let (gpu, _) = both(test)?;
     let gpu = gpu
         .without_library()
@@ -144,9 +144,7 @@ fn few_rows_stay_exact() {
     };
     let weight = affine("w4-sym-g64-bf16", 33, 192);
     let x = numbers(5, 16 * 192);
-    let product = |gpu: &CudaBackend| {
-        values(gpu, &gpu.matmul(&gpu.upload(&x, 192), &gpu.weight(&weight)))
-    };
+    let product = |gpu: &CudaBackend| values(gpu, &gpu.matmul(&gpu.upload(&x, 192), &gpu.weight(&weight)));
     assert_eq!(
         product(&gpu),
         product(&gpu.clone().with_precision(Precision::Bf16))
