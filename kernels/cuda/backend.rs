@@ -33,8 +33,6 @@ pub struct CudaBackend {
     precision: Precision,
     /// Whether NVIDIA's library is used where it can be.
     pub(super) library: bool,
-    /// Whether products of warpgroups are used where they can be.
-    pub(super) warpgroups: bool,
 }
 
 /// (rows, columns) of f32 on the device, row-major; without values when it is empty or the device has failed.
@@ -69,7 +67,6 @@ impl CudaBackend {
             fault: Arc::default(),
             precision: Precision::default(),
             library: true,
-            warpgroups: false,
         }
     }
 
@@ -212,7 +209,7 @@ impl CudaBackend {
     ) -> Result<(), DriverError> {
         match self.precision {
             _ if m <= FEW_ROWS => self.few_rows(y, x, &self.resident(w)?, m),
-            Precision::Bf16 => self.tensor_product(y, x, w, m),
+            Precision::Bf16 | Precision::Bf16Warpgroups => self.tensor_product(y, x, w, m),
             Precision::F32 => {
                 let (rows, args) = (m as i32, self.resident(w)?);
                 let mut call = self.kernel("gemm");

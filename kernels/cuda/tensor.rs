@@ -19,6 +19,15 @@ pub enum Precision {
     F32,
     /// Factors in bf16 on tensor cores, sums in f32.
     Bf16,
+    /// The same by warpgroups, see [`warpgroup`](super::warpgroup), where the device has them and the weight lies as they need it.
+    Bf16Warpgroups,
+}
+
+impl Precision {
+    /// Whether factors are bf16.
+    pub fn on_tensor_cores(self) -> bool {
+        self != Self::F32
+    }
 }
 
 /// Outputs of a block on each side.

@@ -17,6 +17,7 @@ use super::backend::CudaBackend;
 use super::device::{Device, words};
 use super::launch::{run, run_with_shared, shared_limit};
 use super::temporary::Temporary;
+use super::tensor::Precision;
 use super::weight::{DeviceWeight, WeightArgs};
 use crate::backend::{Form, HostWeight};
 
@@ -136,12 +137,6 @@ impl Warpgroups {
 }
 
 impl CudaBackend {
-    /// The same, with products of many rows by warpgroups where they can be used. See [`warpgroups`](Self::warpgroups).
-    pub fn with_warpgroups(mut self) -> Self {
-        self.warpgroups = true;
-        self
-    }
-
     /// Whether products of warpgroups can be used here; looks and checks at the first question.
     pub fn warpgroups(&self) -> Result<(), NoWarpgroups> {
         self.found_warpgroups().map(|_| ())
@@ -169,7 +164,7 @@ impl CudaBackend {
         w: &DeviceWeight,
         m: usize,
     ) -> Result<bool, DriverError> {
-        let Some(pair) = pair_for(&w.args).filter(|_| self.warpgroups) else {
+        let Some(pair) = pair_for(&w.args).filter(|_| self.precision() == Precision::Bf16Warpgroups) else {
             return Ok(false);
         };
         let Ok(kernels) = self.found_warpgroups() else {
@@ -187,7 +182,7 @@ impl CudaBackend {
         x: &CudaSlice<f32>,
         size: (usize, usize),
     ) -> Result<bool, DriverError> {
-        if !self.warpgroups {
+        if self.precision() != Precision::Bf16Warpgroups {
             return Ok(false);
         }
         let Ok(kernels) = self.found_warpgroups() else {

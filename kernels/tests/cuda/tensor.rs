@@ -72,10 +72,7 @@ fn compare(gpu: &CudaBackend, all: Vec<(Vec<usize>, (String, HostWeight))>) {
 /// The kernels of warpgroups, which one kind of device has: a real one of another kind says that they were skipped.
 pub fn warpgroups(test: &str) -> Option<CudaBackend> {
     let (gpu, _) = both(test)?;
-    let gpu = gpu
-        .without_library()
-        .with_precision(Precision::Bf16)
-        .with_warpgroups();
+    let gpu = gpu.without_library().with_precision(Precision::Bf16Warpgroups);
     match gpu.warpgroups() {
         Ok(()) => Some(gpu),
         Err(reason @ NoWarpgroups::Capability(_)) => {
