@@ -81,6 +81,7 @@ const KERNELS: &[(&str, &[&str])] = &[
         &["route", "group_entries", "gemm_grouped", "combine"],
     ),
     (include_str!("ptx/gram.ptx"), &["gram", "split", "gram_split"]),
+    (include_str!("ptx/sums.ptx"), &["watch_columns", "mirror"]),
     (include_str!("ptx/scores.ptx"), &["log_p", "divergence"]),
     (include_str!("ptx/encode_affine.ptx"), &["encode_affine"]),
     (

@@ -40,6 +40,7 @@ mod moe;
 mod rates;
 mod residency;
 pub mod scores;
+mod sums;
 mod temporary;
 pub mod tensor;
 mod turns;

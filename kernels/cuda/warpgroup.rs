@@ -175,7 +175,7 @@ impl CudaBackend {
 }
 
 impl CudaBackend {
-    /// The upper triangle of x^T x (K, K) for x (M, K) by warpgroups; `false` when that is not asked for, or cannot be done.
+    /// Adds the upper triangle of x^T x (K, K) for x (M, K) by warpgroups; `false` when that is not asked for, or cannot be done.
     pub(super) fn moments_by_warpgroups(
         &self,
         out: &mut CudaSlice<f64>,
@@ -240,7 +240,7 @@ impl Warpgroups {
         )
     }
 
-    /// The upper triangle of x^T x (K, K) for x (M, K).
+    /// Adds the upper triangle of x^T x (K, K) for x (M, K).
     fn moments(
         &self,
         device: &Device,

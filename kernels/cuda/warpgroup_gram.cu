@@ -37,7 +37,7 @@ INLINE void tile_on(i32 number, i32 tiles, i32 *row, i32 *column) {
     *column = r + number;
 }
 
-extern "C" __global__ void gram_wide(double *moment /* (K, K) */, const u16 *x /* (2, rows, padded), turned over */, i32 k, i32 rows,
+extern "C" __global__ void gram_wide(double *moment /* (K, K), added to */, const u16 *x /* (2, rows, padded), turned over */, i32 k, i32 rows,
                                      i32 padded) {
     u8 *stages = shared_bytes + (1024 - shared_address(shared_bytes) % 1024) % 1024; // each: left high, left low, right high, right low
     i32 row, column, lane = thread_x() % 32, group = thread_x() / 128, slices = padded / GRAM_SLICE;
@@ -93,6 +93,6 @@ extern "C" __global__ void gram_wide(double *moment /* (K, K) */, const u16 *x /
     UNROLL for (i32 j = 0; j < 16; j++)
         UNROLL for (i32 c = 0; c < 4; c++) {
             i32 a = row + thread_x() / 32 * 16 + lane / 4 + c / 2 * 8, d = column + 8 * j + lane % 4 * 2 + c % 2;
-            if (a <= d && d < k) moment[(i64)a * k + d] = totals[4 * j + c];
+            if (a <= d && d < k) moment[(i64)a * k + d] += totals[4 * j + c];
         }
 }

@@ -15,6 +15,7 @@
 #include "../norm.cu"
 #include "../rows.cu"
 #include "../scores.cu"
+#include "../sums.cu"
 #include "../tensor_gemm.cu"
 #include "../tensor_grouped.cu"
 #include "../warpgroup_gemm.cu"
@@ -57,7 +58,7 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(encode_wint2_weighted), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(group_entries), KERNEL(gemm_grouped), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
     KERNEL(gemm_int8),  KERNEL(gemm_int4), KERNEL(gemm_wint2), KERNEL(gemm_nf4),
     KERNEL(grouped_any), KERNEL(grouped_bf16), KERNEL(grouped_int8), KERNEL(grouped_int4), KERNEL(grouped_wint2), KERNEL(grouped_nf4),
-    KERNEL(narrow_turned), KERNEL(split_turned), KERNEL(gram_wide),
+    KERNEL(watch_columns), KERNEL(mirror), KERNEL(narrow_turned), KERNEL(split_turned), KERNEL(gram_wide),
     KERNEL(wide_bf16_128), KERNEL(wide_int8_128), KERNEL(wide_int4_128), KERNEL(wide_wint2_128), KERNEL(wide_nf4_128),
     KERNEL(wide_bf16_256), KERNEL(wide_int8_256), KERNEL(wide_int4_256), KERNEL(wide_wint2_256), KERNEL(wide_nf4_256),
     KERNEL(gemv_bf16_1), KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_16),
