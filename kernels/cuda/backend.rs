@@ -20,10 +20,6 @@ pub(super) const FEW_ROWS: usize = 16;
 const TILE: usize = 64;
 /// Threads of a block where nothing else is said.
 const THREADS: u32 = 256;
-/// Threads of a block of `attention`, which its kernel counts on.
-const ATTENTION_THREADS: u32 = 128;
-/// Largest head of `attention`: eight columns a thread.
-const LARGEST_HEAD: usize = 1024;
 
 /// A GPU.
 #[derive(Debug, Clone)]
@@ -362,37 +358,12 @@ impl Backend for CudaBackend {
         segments: &[Segment],
         heads: Heads,
     ) -> DeviceTensor {
-        assert!(
-            heads.dim <= LARGEST_HEAD,
-            "heads of at most {LARGEST_HEAD} columns"
-        );
-        // First row and count of the prefix, first row and count of its own, for each query.
-        let mut spans = vec![[0i32; 4]; q.rows];
-        for segment in segments {
-            let (queries, own) = (segment.queries.len(), segment.own.len());
-            for (i, row) in segment.queries.clone().enumerate() {
-                let visible = if heads.causal { own + i + 1 - queries } else { own };
-                spans[row] = [
-                    segment.prefix.start,
-                    segment.prefix.len(),
-                    segment.own.start,
-                    visible,
-                ]
-                .map(|number| number as i32);
-            }
-        }
-        let spans = spans.as_flattened();
         self.made("attend", (q.rows, q.columns), |out| {
             let (Some(q_values), Some(keys), Some(values)) = (q.values(), keys.values(), values.values())
             else {
                 return Ok(());
             };
-            let spans = self.device.sent(spans)?;
-            let (query, kv, d) = (heads.query as i32, heads.kv as i32, heads.dim as i32);
-            let mut call = self.kernel("attention");
-            call.arg(out).arg(q_values).arg(keys).arg(values).arg(&*spans);
-            call.arg(&query).arg(&kv).arg(&d).arg(&heads.scale);
-            run(call, (q.rows as u32, heads.query as u32), ATTENTION_THREADS)
+            self.attend(out, [q_values, keys, values], segments, q.rows, heads)
         })
     }
 

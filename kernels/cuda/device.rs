@@ -12,7 +12,7 @@ use super::arena::Arena;
 use super::launch::order_by_hand;
 use super::library::{Library, NoLibrary};
 use super::residency::Residency;
-use super::{gemv, gram, tensor};
+use super::{attention, gemv, gram, tensor};
 
 /// Least driver, as `cuDriverGetVersion` counts: CUDA 12.0, which the bindings are made for.
 const LEAST_DRIVER: i32 = 12_000;
@@ -25,7 +25,20 @@ const RESERVE: usize = 256 << 20;
 /// The kernels: a PTX page and the names it holds.
 const KERNELS: &[(&str, &[&str])] = &[
     (include_str!("ptx/matmul.ptx"), &["gemv", "gemm", "decode"]),
-    (include_str!("ptx/attention.ptx"), &["attention"]),
+    (
+        include_str!("ptx/attention.ptx"),
+        &[
+            "attention_64",
+            "attention_96",
+            "attention_128",
+            "attention_256",
+            "attention_few_64",
+            "attention_few_96",
+            "attention_few_128",
+            "attention_few_256",
+        ],
+    ),
+    (include_str!("ptx/attention_any.ptx"), &["attention_any"]),
     (include_str!("ptx/norm.ptx"), &["rms_norm", "layer_norm"]),
     (
         include_str!("ptx/elementwise.ptx"),
@@ -268,6 +281,7 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
         }
     }
     let large = tensor::shared_memory().chain(gemv::shared_memory());
+    let large = large.chain(attention::shared_memory());
     for (name, bytes) in large.chain([gram::SPLIT_SHARED]) {
         // More than the 48 KiB that a kernel gets without asking.
         let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

@@ -10,6 +10,7 @@
 //! | `temporary` | memory that an operation needs while it runs |
 //! | `turns` | threads that encode take turns in it |
 //! | `residency` | which weights lie on the device, and how the others get there in time |
+//! | `attention` | tiles of queries, and which kernel takes them |
 //! | `gemv` | which kernel multiplies by few rows |
 //! | [`tensor`] | products on tensor cores, where their rounding is allowed |
 //! | [`library`] | NVIDIA's product of plain BF16 weights, where it is installed |
@@ -29,6 +30,7 @@
 //! results asks for it first.
 
 mod arena;
+mod attention;
 pub mod backend;
 pub mod device;
 pub mod encode;

@@ -5,6 +5,7 @@
 // there at the end. QTOOL_FAKE_CUDA_MEMORY=BYTES is how much device memory there is. Streams are those of streams.h. PTX is looked at only so far as to see that it is PTX.
 #define HOST_SHIM
 #include "../attention.cu"
+#include "../attention_any.cu"
 #include "../elementwise.cu"
 #include "../encode_affine.cu"
 #include "../encode_wint2.cu"
@@ -49,12 +50,14 @@ template <class... Arguments, void (*kernel)(Arguments...)> struct Entry<kernel>
 
 #define KERNEL(name) {#name, {Entry<name>::bound}}
 const std::map<std::string, Kernel> kernels = {
-    KERNEL(gemv),       KERNEL(gemm),     KERNEL(decode), KERNEL(attention), KERNEL(rms_norm),
+    KERNEL(gemv),       KERNEL(gemm),     KERNEL(decode), KERNEL(attention_any), KERNEL(rms_norm),
     KERNEL(layer_norm), KERNEL(add),      KERNEL(gate),   KERNEL(activate),  KERNEL(rope),
     KERNEL(gather),     KERNEL(scatter_add), KERNEL(place), KERNEL(gram),
     KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(encode_wint2_weighted), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(group_entries), KERNEL(gemm_grouped), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
     KERNEL(gemm_int8),  KERNEL(gemm_int4), KERNEL(gemm_wint2), KERNEL(gemm_nf4),
     KERNEL(grouped_any), KERNEL(grouped_bf16), KERNEL(grouped_int8), KERNEL(grouped_int4), KERNEL(grouped_wint2), KERNEL(grouped_nf4),
+    KERNEL(attention_64), KERNEL(attention_96), KERNEL(attention_128), KERNEL(attention_256),
+    KERNEL(attention_few_64), KERNEL(attention_few_96), KERNEL(attention_few_128), KERNEL(attention_few_256),
     KERNEL(gemv_bf16_1), KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_16),
     KERNEL(gemv_int8_1), KERNEL(gemv_int8_4), KERNEL(gemv_int8_16),
     KERNEL(gemv_int4_1), KERNEL(gemv_int4_4), KERNEL(gemv_int4_16),

@@ -26,6 +26,7 @@
 #define __shared__ static
 #define INLINE static inline
 #define UNROLL
+#define UNROLL_4
 #define KEEP_LOOP
 
 namespace shim {
@@ -110,18 +111,20 @@ inline void enter() {
     abort();
 }
 
-// Does the work of the warps whose 32 threads have all come for it; true when there was one.
+// Does the work of the warps whose 32 threads have all come for it, or leaves one waiting now and then, so that warps drift apart
+// as on a device; true when there was one.
 inline bool exchange() {
     bool any = false;
     for (int warp = 0; warp < threads; warp += 32) {
         int here = 0;
         for (int i = warp; i < warp + 32; i++) here += fibers[i].at == At::Warp;
         if (here != 32) continue;
+        any = true;
+        if (threads > 32 && draw(4) == 0) continue;
         for (int i = warp; i < warp + 32; i++)
             if (fibers[i].work != fibers[warp].work) fail("threads of a warp that do different things together");
         fibers[warp].work(&fibers[warp]);
         for (int i = warp; i < warp + 32; i++) fibers[i].at = At::Running;
-        any = true;
     }
     return any;
 }
@@ -187,6 +190,7 @@ static inline int block_y() { return shim::block[1]; }
 static inline int threads_x() { return shim::threads; }
 static inline int blocks_x() { return shim::blocks[0]; }
 static inline void barrier() { shim::wait(shim::At::Barrier); }
+static inline void warp_barrier() { shim::together([](shim::Fiber *) {}); }
 static inline uint32_t shuffle_bits(uint32_t value, int lane) {
     shim::Fiber &fiber = shim::fibers[shim::current];
     fiber.in[0] = value;
