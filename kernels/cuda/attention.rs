@@ -178,23 +178,23 @@ impl CudaBackend {
         let (query, kv, d) = (heads.query as i32, heads.kv as i32, heads.dim as i32);
         let Some(kernel) = Kernel::of(heads, segments) else {
             let spans = spans(segments, rows, heads.causal);
-            let spans = self.device().sent(spans.as_flattened())?;
+            let spans = self.device().sent_once(spans.as_flattened())?;
             let mut call = self.kernel("attention_any");
-            call.arg(out).arg(q).arg(keys).arg(values).arg(&*spans);
+            call.arg(out).arg(q).arg(keys).arg(values).arg(&**spans);
             call.arg(&query).arg(&kv).arg(&d).arg(&heads.scale);
             return run(call, (rows as u32, heads.query as u32), THREADS);
         };
         if covered < rows {
-            self.stream().memset_zeros(out)?;
+            self.blank(out)?;
         }
         let tiles = tiles(segments, heads.query / heads.kv, kernel.rows, heads.causal);
         if tiles.is_empty() {
             return Ok(());
         }
-        let there = self.device().sent(tiles.as_flattened())?;
+        let there = self.device().sent_once(tiles.as_flattened())?;
         let causal = i32::from(heads.causal);
         let mut call = self.kernel(kernel.name);
-        call.arg(out).arg(q).arg(keys).arg(values).arg(&*there);
+        call.arg(out).arg(q).arg(keys).arg(values).arg(&**there);
         call.arg(&query).arg(&kv).arg(&d).arg(&heads.scale).arg(&causal);
         let blocks = (tiles.len() * heads.kv) as u32;
         run_with_shared(call, (blocks, 1), THREADS, kernel.shared_bytes())

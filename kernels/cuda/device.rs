@@ -2,7 +2,7 @@
 //! answers each. [`Device`] holds the context, its one stream, and the kernels.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use cudarc::driver::sys::{CUfunction_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, result};
@@ -12,6 +12,7 @@ use super::arena::Arena;
 use super::launch::order_by_hand;
 use super::library::{Library, NoLibrary};
 use super::residency::Residency;
+use super::sent::Sent;
 use super::{attention, gemv, gram, tensor};
 
 /// Least driver, as `cuDriverGetVersion` counts: CUDA 12.0, which the bindings are made for.
@@ -44,7 +45,10 @@ const KERNELS: &[(&str, &[&str])] = &[
         include_str!("ptx/elementwise.ptx"),
         &["add", "activate", "gate", "rope"],
     ),
-    (include_str!("ptx/rows.ptx"), &["gather", "scatter_add", "place"]),
+    (
+        include_str!("ptx/rows.ptx"),
+        &["gather", "scatter_add", "scatter_apart", "place"],
+    ),
     (
         include_str!("ptx/gemv.ptx"),
         &[
@@ -181,6 +185,8 @@ pub struct Device {
     pub(super) arena: Arc<Arena>,
     pub(super) residency: Residency,
     functions: HashMap<&'static str, CudaFunction>,
+    /// What was sent to be read again.
+    pub(super) sent: Mutex<Sent>,
 }
 
 impl std::fmt::Debug for Device {
@@ -206,7 +212,7 @@ impl Device {
         let (fetched, foreseen) = self.residency.fetched();
         MemoryUse {
             budget: self.arena.budget(),
-            used,
+            used: used.saturating_sub(self.kept_for_later()),
             most,
             fetched,
             foreseen,
@@ -224,7 +230,7 @@ impl Device {
 pub struct MemoryUse {
     /// Most bytes that may be taken.
     pub budget: usize,
-    /// Bytes taken.
+    /// Bytes taken, without copies that are let go when somebody needs their room.
     pub used: usize,
     /// Most bytes taken at any time.
     pub most: usize,
@@ -304,5 +310,6 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
         stream,
         functions,
         library: OnceLock::new(),
+        sent: Mutex::default(),
     }))
 }

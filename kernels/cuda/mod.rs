@@ -8,6 +8,7 @@
 //! | [`backend`] | which kernel does each operation |
 //! | `arena` | device memory under a budget |
 //! | `temporary` | memory that an operation needs while it runs |
+//! | `sent` | small operands that many operations read, sent once |
 //! | `turns` | threads that encode take turns in it |
 //! | `residency` | which weights lie on the device, and how the others get there in time |
 //! | `attention` | tiles of queries, and which kernel takes them |
@@ -42,6 +43,7 @@ mod moe;
 mod rates;
 mod residency;
 pub mod scores;
+mod sent;
 mod temporary;
 pub mod tensor;
 mod turns;

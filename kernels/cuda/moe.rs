@@ -60,7 +60,8 @@ impl CudaBackend {
         {
             return None;
         }
-        Some(self.made("send tokens to experts", (m, k), |out| {
+        Some(self.filled("send tokens to experts", (m, k), |out| {
+            self.blank(out)?; // to be added to
             let (Some(x), Some(logits)) = (x.values(), logits.values()) else {
                 return Ok(());
             };

@@ -52,7 +52,7 @@ template <class... Arguments, void (*kernel)(Arguments...)> struct Entry<kernel>
 const std::map<std::string, Kernel> kernels = {
     KERNEL(gemv),       KERNEL(gemm),     KERNEL(decode), KERNEL(attention_any), KERNEL(rms_norm),
     KERNEL(layer_norm), KERNEL(add),      KERNEL(gate),   KERNEL(activate),  KERNEL(rope),
-    KERNEL(gather),     KERNEL(scatter_add), KERNEL(place), KERNEL(gram),
+    KERNEL(gather),     KERNEL(scatter_add), KERNEL(scatter_apart), KERNEL(place), KERNEL(gram),
     KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(encode_wint2_weighted), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(group_entries), KERNEL(gemm_grouped), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
     KERNEL(gemm_int8),  KERNEL(gemm_int4), KERNEL(gemm_wint2), KERNEL(gemm_nf4),
     KERNEL(grouped_any), KERNEL(grouped_bf16), KERNEL(grouped_int8), KERNEL(grouped_int4), KERNEL(grouped_wint2), KERNEL(grouped_nf4),

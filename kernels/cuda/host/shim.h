@@ -24,6 +24,7 @@
 #define __global__
 #define __device__
 #define __shared__ static
+#define BOUNDS(threads, blocks)
 #define INLINE static inline
 #define UNROLL
 #define UNROLL_4
