@@ -17,8 +17,6 @@ use crate::backend::{
 
 /// Rows up to which a product is done by `gemv`.
 pub(super) const FEW_ROWS: usize = 16;
-/// Outputs of a block of `gemm` on each side.
-const TILE: usize = 64;
 /// Threads of a block where nothing else is said.
 const THREADS: u32 = 256;
 
@@ -192,13 +190,7 @@ impl CudaBackend {
         match self.precision {
             _ if m <= FEW_ROWS => self.few_rows(y, x, &self.resident(w)?, m),
             Precision::Bf16 => self.tensor_product(y, x, w, m),
-            Precision::F32 => {
-                let (rows, args) = (m as i32, self.resident(w)?);
-                let mut call = self.kernel("gemm");
-                call.arg(y).arg(x).arg(&args).arg(&rows);
-                let blocks = ((args.n as usize).div_ceil(TILE), m.div_ceil(TILE));
-                run(call, (blocks.0 as u32, blocks.1 as u32), THREADS)
-            }
+            Precision::F32 => self.exact_product(y, x, w, m),
         }
     }
 

@@ -19,6 +19,8 @@ typedef long long i64;
 #define __global__ __attribute__((global))
 #define __device__ __attribute__((device))
 #define __shared__ __attribute__((shared))
+// Keeps the compiler from working out what follows from a number before it is needed.
+#define FORGET(number) asm volatile("" : "+r"(number))
 // A kernel for blocks of so many threads, so many of them on a multiprocessor at a time: that bounds its registers.
 #define BOUNDS(threads, blocks) __attribute__((launch_bounds(threads, blocks)))
 #define INLINE __attribute__((device)) inline __attribute__((always_inline))

@@ -25,7 +25,20 @@ const RESERVE: usize = 256 << 20;
 
 /// The kernels: a PTX page and the names it holds.
 const KERNELS: &[(&str, &[&str])] = &[
-    (include_str!("ptx/matmul.ptx"), &["gemv", "gemm", "decode"]),
+    (
+        include_str!("ptx/matmul.ptx"),
+        &[
+            "gemv",
+            "decode",
+            "exact_any",
+            "exact_f32",
+            "exact_bf16",
+            "exact_int8",
+            "exact_int4",
+            "exact_wint2",
+            "exact_nf4",
+        ],
+    ),
     (
         include_str!("ptx/attention.ptx"),
         &[
@@ -94,7 +107,19 @@ const KERNELS: &[(&str, &[&str])] = &[
     ),
     (
         include_str!("ptx/moe.ptx"),
-        &["route", "group_entries", "gemm_grouped", "combine"],
+        &["route", "count_entries", "group_entries", "combine"],
+    ),
+    (
+        include_str!("ptx/exact_grouped.ptx"),
+        &[
+            "exact_grouped_any",
+            "exact_grouped_f32",
+            "exact_grouped_bf16",
+            "exact_grouped_int8",
+            "exact_grouped_int4",
+            "exact_grouped_wint2",
+            "exact_grouped_nf4",
+        ],
     ),
     (include_str!("ptx/gram.ptx"), &["gram", "split", "gram_split"]),
     (include_str!("ptx/scores.ptx"), &["log_p", "divergence"]),

@@ -13,6 +13,7 @@
 //! | `residency` | which weights lie on the device, and how the others get there in time |
 //! | `attention` | tiles of queries, and which kernel takes them |
 //! | `gemv` | which kernel multiplies by few rows |
+//! | `exact` | products of many rows in f32 |
 //! | [`tensor`] | products on tensor cores, where their rounding is allowed |
 //! | [`library`] | NVIDIA's product of plain BF16 weights, where it is installed |
 //! | `gram` | second moments, exact or on tensor cores |
@@ -35,6 +36,7 @@ mod attention;
 pub mod backend;
 pub mod device;
 pub mod encode;
+mod exact;
 mod gemv;
 mod gram;
 mod launch;

@@ -22,7 +22,7 @@ pub struct WeightArgs {
     pub(super) n: i32,
     pub(super) k: i32,
     pub(super) bits: i32,
-    group: i32,
+    pub(super) group: i32,
     zero: i32,
     scale: i32,
     padding: i32,

@@ -9,6 +9,7 @@
 #include "../elementwise.cu"
 #include "../encode_affine.cu"
 #include "../encode_wint2.cu"
+#include "../exact_grouped.cu"
 #include "../gemv.cu"
 #include "../gram.cu"
 #include "../matmul.cu"
@@ -50,12 +51,14 @@ template <class... Arguments, void (*kernel)(Arguments...)> struct Entry<kernel>
 
 #define KERNEL(name) {#name, {Entry<name>::bound}}
 const std::map<std::string, Kernel> kernels = {
-    KERNEL(gemv),       KERNEL(gemm),     KERNEL(decode), KERNEL(attention_any), KERNEL(rms_norm),
+    KERNEL(gemv),       KERNEL(decode), KERNEL(attention_any), KERNEL(rms_norm),
     KERNEL(layer_norm), KERNEL(add),      KERNEL(gate),   KERNEL(activate),  KERNEL(rope),
     KERNEL(gather),     KERNEL(scatter_add), KERNEL(scatter_apart), KERNEL(place), KERNEL(gram),
-    KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(encode_wint2_weighted), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(group_entries), KERNEL(gemm_grouped), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
+    KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(encode_wint2_weighted), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(count_entries), KERNEL(group_entries), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
     KERNEL(gemm_int8),  KERNEL(gemm_int4), KERNEL(gemm_wint2), KERNEL(gemm_nf4),
     KERNEL(grouped_any), KERNEL(grouped_bf16), KERNEL(grouped_int8), KERNEL(grouped_int4), KERNEL(grouped_wint2), KERNEL(grouped_nf4),
+    KERNEL(exact_any), KERNEL(exact_f32), KERNEL(exact_bf16), KERNEL(exact_int8), KERNEL(exact_int4), KERNEL(exact_wint2), KERNEL(exact_nf4),
+    KERNEL(exact_grouped_any), KERNEL(exact_grouped_f32), KERNEL(exact_grouped_bf16), KERNEL(exact_grouped_int8), KERNEL(exact_grouped_int4), KERNEL(exact_grouped_wint2), KERNEL(exact_grouped_nf4),
     KERNEL(attention_64), KERNEL(attention_96), KERNEL(attention_128), KERNEL(attention_256),
     KERNEL(attention_few_64), KERNEL(attention_few_96), KERNEL(attention_few_128), KERNEL(attention_few_256),
     KERNEL(gemv_bf16_1), KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_16),

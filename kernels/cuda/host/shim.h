@@ -25,6 +25,7 @@
 #define __device__
 #define __shared__ static
 #define BOUNDS(threads, blocks)
+#define FORGET(number)
 #define INLINE static inline
 #define UNROLL
 #define UNROLL_4
