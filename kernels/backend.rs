@@ -199,8 +199,17 @@ pub trait Backend: Send + Sync {
         f()
     }
 
+    /// Rows of activations that are worth running together, when what a batch keeps at a time is about `bytes` a row.
+    fn rows_together(&self, _bytes: usize) -> usize {
+        1024
+    }
+
     /// `values` (rows, columns) to the device.
     fn upload(&self, values: &[f32], columns: usize) -> Self::Tensor;
+    /// (rows, columns) zeros.
+    fn zeros(&self, rows: usize, columns: usize) -> Self::Tensor {
+        self.upload(&vec![0.0; rows * columns], columns)
+    }
     /// All values of `x`, row-major.
     fn download(&self, x: &Self::Tensor) -> Vec<f32>;
     /// The same, after asking whether they mean anything.

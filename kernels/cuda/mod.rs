@@ -8,9 +8,12 @@
 //! | [`backend`] | which kernel does each operation |
 //! | `arena` | device memory under a budget |
 //! | `temporary` | memory that an operation needs while it runs |
+//! | `sent` | small operands that many operations read, sent once |
 //! | `turns` | threads that encode take turns in it |
 //! | `residency` | which weights lie on the device, and how the others get there in time |
+//! | `attention` | tiles of queries, and which kernel takes them |
 //! | `gemv` | which kernel multiplies by few rows |
+//! | `exact` | products of many rows in f32 |
 //! | [`tensor`] | products on tensor cores, where their rounding is allowed |
 //! | [`library`] | NVIDIA's product of plain BF16 weights, where it is installed |
 //! | `gram` | second moments, exact or on tensor cores |
@@ -29,9 +32,11 @@
 //! results asks for it first.
 
 mod arena;
+mod attention;
 pub mod backend;
 pub mod device;
 pub mod encode;
+mod exact;
 mod gemv;
 mod gram;
 mod launch;
@@ -40,6 +45,7 @@ mod moe;
 mod rates;
 mod residency;
 pub mod scores;
+mod sent;
 mod sums;
 mod temporary;
 pub mod tensor;

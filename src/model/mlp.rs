@@ -192,7 +192,7 @@ impl<B: Backend> Experts<B> {
         }
         let mut out = match &self.shared {
             Some(shared) => shared.run(backend, x, observer.as_deref_mut()),
-            None => backend.upload(&vec![0.0; rows * columns], columns),
+            None => backend.zeros(rows, columns),
         };
         for (mlp, (rows, weights)) in self.experts.iter().zip(&sent) {
             if rows.is_empty() && observer.is_none() {

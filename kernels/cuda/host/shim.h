@@ -24,8 +24,11 @@
 #define __global__
 #define __device__
 #define __shared__ static
+#define BOUNDS(threads, blocks)
+#define FORGET(number)
 #define INLINE static inline
 #define UNROLL
+#define UNROLL_4
 #define KEEP_LOOP
 
 namespace shim {
@@ -121,18 +124,20 @@ inline void enter() {
     abort();
 }
 
-// Does the work of the warps, or warpgroups, whose threads have all come for it; true when there was one.
+// Does the work of the warps, or warpgroups, whose threads have all come for it, or leaves one waiting now and then, so that they drift
+// apart as on a device; true when there was one.
 inline bool exchange(At what, int size) {
     bool any = false;
     for (int first = 0; first + size <= threads; first += size) {
         int here = 0;
         for (int i = first; i < first + size; i++) here += fibers[i].at == what;
         if (here != size) continue;
+        any = true;
+        if (threads > size && draw(4) == 0) continue;
         for (int i = first; i < first + size; i++)
             if (fibers[i].work != fibers[first].work) fail("threads that do different things together");
         fibers[first].work(&fibers[first]);
         for (int i = first; i < first + size; i++) fibers[i].at = At::Running;
-        any = true;
     }
     return any;
 }
@@ -213,6 +218,7 @@ static inline int block_y() { return shim::block[1]; }
 static inline int threads_x() { return shim::threads; }
 static inline int blocks_x() { return shim::blocks[0]; }
 static inline void barrier() { shim::wait(shim::At::Barrier); }
+static inline void warp_barrier() { shim::together([](shim::Fiber *) {}); }
 static inline uint32_t shuffle_bits(uint32_t value, int lane) {
     shim::Fiber &fiber = shim::fibers[shim::current];
     fiber.in[0] = value;

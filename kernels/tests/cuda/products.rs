@@ -187,6 +187,55 @@ fn products_are_the_processors() {
     }
 }
 
+/// Sums in f32 have one order, whatever kernel and tile does them: fused, k rising, from zero. The weights' own values are compared in
+/// `decoded_rows_are_the_processors_bit_for_bit`.
+#[test]
+fn products_with_many_rows_are_sums_in_rising_order_bit_for_bit() {
+    let Some((gpu, _)) = both("products_with_many_rows_are_sums_in_rising_order_bit_for_bit") else {
+        return;
+    };
+    let mut all = weights();
+    all.extend(long_weights());
+    for (n, k) in [(129, 136), (127, 24), (256, 8), (132, 512)] {
+        all.push((format!("bf16 {n} x {k}"), dense(FloatDtype::Bf16, n, k)));
+        all.push((format!("f32 {n} x {k}"), dense(FloatDtype::F32, n, k)));
+        all.push((format!("int8 {n} x {k}"), affine("w8-sym-row-bf16", n, k)));
+        all.push((format!("int4 {n} x {k}"), affine("w4-narrow-row-f16", n, k)));
+    }
+    for (n, k) in [(129, 192), (130, 64), (256, 128)] {
+        all.push((format!("wint2 {n} x {k}"), ccq(n, k)));
+        all.push((format!("nf4 {n} x {k}"), nf4(n, k)));
+    }
+    let (mut compared, mut telling) = (0, 0);
+    for (name, weight) in all {
+        let (there, exact) = (gpu.weight(&weight), decode(&weight));
+        for m in [17, 128, 131] {
+            let k = weight.k;
+            let x = numbers(m as u64, m * k);
+            let got = values(&gpu, &gpu.matmul(&gpu.upload(&x, k), &there));
+            assert_eq!(got.len(), m * weight.n);
+            for (i, got) in got.iter().enumerate() {
+                let (x, w) = (&x[i / weight.n * k..][..k], &exact[i % weight.n * k..][..k]);
+                let rising = x.iter().zip(w).fold(0.0f32, |sum, (x, w)| x.mul_add(*w, sum));
+                assert_eq!(
+                    got.to_bits(),
+                    (rising + 0.0).to_bits(),
+                    "{m} rows times {name}, value {i}"
+                );
+                if i % 16 == 0 {
+                    let falling = x.iter().zip(w).rev();
+                    telling += usize::from(falling.fold(0.0f32, |sum, (x, w)| x.mul_add(*w, sum)) != rising);
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(
+        telling * 2 > compared,
+        "{telling} of {compared} tell orders apart"
+    );
+}
+
 #[test]
 fn decoded_rows_are_the_processors_bit_for_bit() {
     let Some((gpu, cpu)) = both("decoded_rows_are_the_processors_bit_for_bit") else {
