@@ -7,12 +7,13 @@ use cudarc::driver::{CudaSlice, CudaStream, DriverError, LaunchArgs, PushKernelA
 use super::arena::rows_within;
 use super::device::{Device, words};
 use super::launch::run;
+use super::sums::DeviceSums;
 use super::temporary::Temporary;
 use super::tensor::Precision;
 use super::weight::{DeviceWeight, WeightArgs};
 use crate::backend::{
-    Activation, Backend, Divergence, ExpertWeights, Fault, Heads, HostWeight, RopeStyle, RopeTable, Routing,
-    Segment,
+    Activation, Backend, Divergence, ExpertWeights, Fault, Heads, HostWeight, InputSums, RopeStyle,
+    RopeTable, Routing, Segment,
 };
 
 /// Rows up to which a product is done by `gemv`.
@@ -189,7 +190,7 @@ impl CudaBackend {
     ) -> Result<(), DriverError> {
         match self.precision {
             _ if m <= FEW_ROWS => self.few_rows(y, x, &self.resident(w)?, m),
-            Precision::Bf16 => self.tensor_product(y, x, w, m),
+            Precision::Bf16 | Precision::Bf16Warpgroups => self.tensor_product(y, x, w, m),
             Precision::F32 => self.exact_product(y, x, w, m),
         }
     }
@@ -219,6 +220,7 @@ pub(super) fn function(f: Activation) -> i32 {
 impl Backend for CudaBackend {
     type Tensor = DeviceTensor;
     type Weight = DeviceWeight;
+    type Sums = DeviceSums;
 
     fn fault(&self) -> Result<(), Fault> {
         self.attempt("finish what was started", || self.device.stream.synchronize());
@@ -452,21 +454,19 @@ impl Backend for CudaBackend {
         self.routed(x, logits, routing, experts, f)
     }
 
+    fn sums(&self, columns: usize, full: bool) -> DeviceSums {
+        DeviceSums::new(columns, full)
+    }
+
+    fn watch(&self, x: &DeviceTensor, sums: &mut DeviceSums) {
+        self.add_to(sums, x);
+    }
+
+    fn summed(&self, sums: DeviceSums) -> Result<InputSums, Fault> {
+        self.take_sums(sums)
+    }
+
     fn gram(&self, x: &DeviceTensor, moment: &mut [f64]) {
-        let k = x.columns;
-        assert_eq!(moment.len(), k * k, "K x K");
-        let Some(values) = x.values() else { return };
-        let sums = self.attempt("sum products", || {
-            let mut out = self.device.zeros::<f64>(k * k)?;
-            self.sum_products(&mut out, values, x.rows, k)?;
-            self.device.stream.clone_dtoh(&*out)
-        });
-        let Some(sums) = sums else { return };
-        for i in 0..k {
-            for j in i..k {
-                moment[i * k + j] += sums[i * k + j];
-                moment[j * k + i] = moment[i * k + j];
-            }
-        }
+        self.add_moments(x, moment);
     }
 }

@@ -4,15 +4,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use cudarc::driver::sys::{CUfunction_attribute, CUresult};
+use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, result};
 use thiserror::Error;
 
 use super::arena::Arena;
-use super::launch::order_by_hand;
+use super::launch::{order_by_hand, shared_limit};
 use super::library::{Library, NoLibrary};
 use super::residency::Residency;
 use super::sent::Sent;
+use super::warpgroup::{NoWarpgroups, Warpgroups};
 use super::{attention, gemv, gram, tensor};
 
 /// Least driver, as `cuDriverGetVersion` counts: CUDA 12.0, which the bindings are made for.
@@ -122,6 +123,7 @@ const KERNELS: &[(&str, &[&str])] = &[
         ],
     ),
     (include_str!("ptx/gram.ptx"), &["gram", "split", "gram_split"]),
+    (include_str!("ptx/sums.ptx"), &["watch_columns", "mirror"]),
     (include_str!("ptx/scores.ptx"), &["log_p", "divergence"]),
     (include_str!("ptx/encode_affine.ptx"), &["encode_affine"]),
     (
@@ -204,6 +206,10 @@ fn failed(what: &'static str) -> impl Fn(DriverError) -> Unavailable {
 pub struct Device {
     /// Looked for when it could first be used; ends before the context does.
     pub(super) library: OnceLock<Result<Library, NoLibrary>>,
+    /// The same.
+    pub(super) warpgroups: OnceLock<Result<Warpgroups, NoWarpgroups>>,
+    /// Major and minor.
+    pub(super) capability: (i32, i32),
     name: String,
     ordinal: usize,
     pub(super) stream: Arc<CudaStream>,
@@ -314,11 +320,7 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
     let large = tensor::shared_memory().chain(gemv::shared_memory());
     let large = large.chain(attention::shared_memory());
     for (name, bytes) in large.chain([gram::SPLIT_SHARED]) {
-        // More than the 48 KiB that a kernel gets without asking.
-        let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        functions[name]
-            .set_attribute(most, bytes as i32)
-            .map_err(failed("reserve shared memory"))?;
+        shared_limit(&functions[name], bytes).map_err(failed("reserve shared memory"))?;
     }
     let (free, _) = context.mem_get_info().map_err(failed("tell its free memory"))?;
     order_by_hand(&context);
@@ -335,6 +337,8 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
         stream,
         functions,
         library: OnceLock::new(),
+        warpgroups: OnceLock::new(),
+        capability,
         sent: Mutex::default(),
     }))
 }

@@ -46,9 +46,11 @@ mod rates;
 mod residency;
 pub mod scores;
 mod sent;
+mod sums;
 mod temporary;
 pub mod tensor;
 mod turns;
+pub mod warpgroup;
 pub mod weight;
 
 pub use backend::CudaBackend;
@@ -56,3 +58,4 @@ pub use device::{Device, MemoryUse, Unavailable, open, probe};
 pub use encode::Encoder;
 pub use library::NoLibrary;
 pub use tensor::Precision;
+pub use warpgroup::NoWarpgroups;

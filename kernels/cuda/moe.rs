@@ -6,7 +6,7 @@ use super::backend::{CudaBackend, DeviceTensor, FEW_ROWS, function};
 use super::exact;
 use super::launch::{run, run_with_shared};
 use super::temporary::Temporary;
-use super::tensor::{self, Precision, TensorKernel};
+use super::tensor::{self, TensorKernel};
 use super::weight::{DeviceWeight, WeightArgs};
 use crate::backend::{Activation, ExpertWeights, Routing};
 
@@ -96,7 +96,7 @@ impl CudaBackend {
         call.arg(&all).arg(&top).arg(&routing.least_sum);
         run(call, (m as u32, 1), 32)?;
         // As for other products: few rows are exact.
-        let tensor = self.precision() == Precision::Bf16 && m > FEW_ROWS;
+        let tensor = self.precision().on_tensor_cores() && m > FEW_ROWS;
         let tile = if tensor { tensor::TILE } else { exact::TILE };
         let groups = self.group(&chosen, entries, count, tile)?;
         let by = |x: &CudaSlice<f32>, rows, weights: &[&DeviceWeight], top| {

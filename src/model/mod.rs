@@ -174,7 +174,7 @@ impl<B: Backend> Model<B> {
         block: &Block<B>,
         x: &mut B::Tensor,
         place: &Place,
-        observer: Option<&mut (dyn Observer + '_)>,
+        observer: Option<&mut (dyn Observer<B> + '_)>,
     ) {
         block.run(&self.backend, &self.decoder, x, place, Memory::Own, observer);
     }

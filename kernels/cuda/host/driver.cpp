@@ -17,8 +17,11 @@
 #include "../norm.cu"
 #include "../rows.cu"
 #include "../scores.cu"
+#include "../sums.cu"
 #include "../tensor_gemm.cu"
 #include "../tensor_grouped.cu"
+#include "../warpgroup_gemm.cu"
+#include "../warpgroup_gram.cu"
 #include "streams.h"
 
 #include <array>
@@ -57,6 +60,9 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(encode_wint2_weighted), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(count_entries), KERNEL(group_entries), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
     KERNEL(gemm_int8),  KERNEL(gemm_int4), KERNEL(gemm_wint2), KERNEL(gemm_nf4),
     KERNEL(grouped_any), KERNEL(grouped_bf16), KERNEL(grouped_int8), KERNEL(grouped_int4), KERNEL(grouped_wint2), KERNEL(grouped_nf4),
+    KERNEL(watch_columns), KERNEL(mirror), KERNEL(narrow_turned), KERNEL(split_turned), KERNEL(gram_wide),
+    KERNEL(wide_bf16_128), KERNEL(wide_int8_128), KERNEL(wide_int4_128), KERNEL(wide_wint2_128), KERNEL(wide_nf4_128),
+    KERNEL(wide_bf16_256), KERNEL(wide_int8_256), KERNEL(wide_int4_256), KERNEL(wide_wint2_256), KERNEL(wide_nf4_256),
     KERNEL(exact_any), KERNEL(exact_f32), KERNEL(exact_bf16), KERNEL(exact_int8), KERNEL(exact_int4), KERNEL(exact_wint2), KERNEL(exact_nf4),
     KERNEL(exact_grouped_any), KERNEL(exact_grouped_f32), KERNEL(exact_grouped_bf16), KERNEL(exact_grouped_int8), KERNEL(exact_grouped_int4), KERNEL(exact_grouped_wint2), KERNEL(exact_grouped_nf4),
     KERNEL(attention_64), KERNEL(attention_96), KERNEL(attention_128), KERNEL(attention_256),
@@ -127,8 +133,8 @@ CALL cuDeviceGet(int *device, int ordinal) { MAY_FAIL; *device = ordinal; return
 CALL cuDeviceGetName(char *name, int size, int) { strncpy(name, "host shim", (size_t)size); return 0; }
 CALL cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = memory(); return 0; }
 CALL cuDeviceGetAttribute(int *value, int attribute, int) {
-    // Compute capability 8.0, and memory pools: allocation in the order of a stream.
-    *value = attribute == 75 ? (int)setting("QTOOL_FAKE_CUDA_MAJOR", 8) : attribute == 115 ? 1 : 0;
+    // Compute capability 9.0 unless told otherwise, and memory pools: allocation in the order of a stream.
+    *value = attribute == 75 ? (int)setting("QTOOL_FAKE_CUDA_MAJOR", 9) : attribute == 115 ? 1 : 0;
     return 0;
 }
 CALL cuDevicePrimaryCtxRetain(void **context, int) { MAY_FAIL; *context = &here; return 0; }
@@ -235,6 +241,7 @@ CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsig
         ASAN_UNPOISON_MEMORY_REGION(shared_bytes, SHARED_BYTES);
 #endif
         memset(shared_bytes, 0xff, shared); // not what the launch before left there
+        memset(shared_seen, 0xff, shared);
 #ifdef __SANITIZE_ADDRESS__
         ASAN_POISON_MEMORY_REGION(shared_bytes + shared, SHARED_BYTES - shared);
 #endif

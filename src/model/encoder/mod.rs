@@ -101,7 +101,7 @@ impl<B: Backend> Encoder<B> {
         layer: &Layer<B>,
         x: &mut B::Tensor,
         batch: &Batch,
-        observer: Option<&mut (dyn Observer + '_)>,
+        observer: Option<&mut (dyn Observer<B> + '_)>,
     ) {
         layer.run(&self.backend, &self.shape, x, batch.sequences(), observer);
     }
