@@ -1,169 +1,342 @@
-// y (M, N) = x (M, K) times the transpose of w (N, K) for 1 to 16 rows, each packed byte of w read once, 16 bytes at a
-// time.
+// y (M, N) = x (M, K) times the transpose of w (N, K) for 1 to 16 rows, each packed byte of w read once.
 //
-//   y[m][n] = sum over groups g of scale(n, g) * sum over k in 8 columns of x[m][k] * (code(n, k) - zero(n, g))
+//   y[m][n] = sum over groups g of scale(n, g) * sum over k in g of x[m][k] * (code(n, k) - zero(n, g))
 //
-// A warp computes two output columns (rows of w), a block of 256 threads sixteen. Columns come in tiles of 32 lanes times what
-// 16 bytes hold; x is laid into shared memory so that lane l finds its four numbers beside those of lane l + 1, and the next
-// tile of w is under way meanwhile. Bytes become numbers as the low bits of 2^23 + byte. Sums are f32, fused, by lanes and then
-// a fixed tree.
-#include "tensor.cuh"
-#include "weight.cuh"
+// Tensor cores do the sums, even for one row: w is what they call A, its numbers exact (gemv.cuh), and x is B, each number of x split
+// into parts in columns of their own, so that nothing is lost of it. What is left to do is decoding.
+//
+// A block of 16 warps stages its columns of x once, in shared memory, and walks over tiles of 256 / `ways` rows of w: 16 rows a
+// warp, `ways` warps taking turns at the steps of their columns. A lane reads its own two rows, 16 bytes a step of each, two
+// steps ahead; no barrier is met but one at the end of a tile, where the warps' sums meet. Blocks that share rows, (x) same and
+// (y) of other columns, leave their sums in `partials`; the last of them adds these up. All sums are taken in an order that
+// depends on sizes alone.
+#include "gemv.cuh"
 
-enum { GEMV_ROWS = 2, GEMV_WARPS = 8 };
+enum { GEMV_WARPS = 16, GEMV_THREADS = 32 * GEMV_WARPS, GEMV_ROWS = 16 };
+#ifdef HOST_SHIM
+#define GEMV_BOUND
+#else
+#define GEMV_BOUND __attribute__((launch_bounds(512, 1)))
+#endif
 
-struct alignas(16) Pack { u32 words[4]; };
-struct alignas(8) HalfPack { u32 words[2]; };
+// What a lane reads in a step: 16 bytes of each of its two rows, and of each unit of these what its group has.
+template <i32 UNITS> struct Packet { u32 words[2][4], scales[2][UNITS], zeros[2][UNITS]; };
 
-// Bytes that a lane takes at a time (half of the usual where x would not fit into shared memory), and columns that they hold.
-INLINE constexpr i32 bytes_of(i32 form, i32 batch) { return form == WINT2 && batch == 16 ? 8 : 16; }
-INLINE constexpr i32 columns_of(i32 form, i32 bits, i32 batch) {
-    return bytes_of(form, batch) * 8 / (form == AFFINE ? bits : form == WINT2 ? 2 : form == NF4 ? 4 : 16);
-}
-template <i32 BYTES> INLINE void take(Pack *pack, const u8 *from) {
-    if constexpr (BYTES == 16) {
-        *pack = *(const Pack *)from;
-    } else {
-        HalfPack half = *(const HalfPack *)from;
-        pack->words[0] = half.words[0], pack->words[1] = half.words[1];
-    }
-}
-// Where in a tile's row of x the numbers 4 piece ... of lane `lane` lie: the four of neighbours side by side, and turned so that
-// a warp that writes whole runs meets no bank twice.
-INLINE i32 spot(i32 lane, i32 piece) { return (piece * 32 + (lane + piece) % 32) * 4; }
+// Where the next packet comes from.
+struct Cursor {
+    i32 tile, step;
+    const u8 *codes[2], *scales[2], *zeros[2];
+};
 
-// The numbers of the first eight columns of a pack, less their zero, unscaled.
-template <i32 FORM, i32 BITS> INLINE void eight(float *v, const Pack &pack, float zero, const u32 *table) {
-    if constexpr (FORM == BF16) {
-        UNROLL for (i32 i = 0; i < 4; i++) {
-            v[2 * i] = as_float(pack.words[i] << 16);
-            v[2 * i + 1] = as_float(pack.words[i] & 0xffff0000u);
+template <i32 FORM, i32 BITS, i32 UNIT> struct Reader {
+    const Weight &w;
+    i32 from, steps, way, ways, tiles, row, shift, groups, lane; // row: of a tile
+};
+
+// To the tile that `at` names.
+template <i32 FORM, i32 BITS, i32 UNIT> INLINE void stand_at(const Reader<FORM, BITS, UNIT> &reader, Cursor *at) {
+    typedef Shape<FORM, BITS, UNIT> S;
+    const Weight &w = reader.w;
+    UNROLL for (i32 r = 0; r < 2; r++) {
+        i64 n = at->tile * (256 / reader.ways) + reader.row + 8 * r;
+        n = n < w.n ? n : w.n - 1;
+        at->codes[r] = w.parts[0] + n * (i64)(w.k / S::columns) * UNIT + (i64)(reader.from / S::columns + reader.lane % 4) * UNIT;
+        if constexpr (FORM == AFFINE) {
+            at->scales[r] = w.parts[1] + n * reader.groups * (w.scale == F32 ? 4 : 2);
+            at->zeros[r] = w.parts[2] + n * ((reader.groups * BITS + 7) / 8);
         }
-    } else if constexpr (FORM == WINT2) {
-        UNROLL for (i32 b = 0; b < 2; b++) {
-            u32 windows = table[(pack.words[0] >> (8 * b)) & 255u];
-            UNROLL for (i32 i = 0; i < 4; i++) v[4 * b + i] = above_8388608(windows, i) - 8388640.0f;
-        }
-    } else if constexpr (FORM == NF4) {
-        UNROLL for (i32 i = 0; i < 8; i++) v[i] = as_float(table[(pack.words[0] >> (4 * i)) & 15u]);
-    } else if constexpr (BITS == 8) {
-        UNROLL for (i32 i = 0; i < 8; i++) v[i] = above_8388608(pack.words[i / 4], i % 4) - (8388608.0f + zero);
-    } else {
-        u32 even = pack.words[0] & 0x0f0f0f0fu, odd = (pack.words[0] >> 4) & 0x0f0f0f0fu;
-        UNROLL for (i32 i = 0; i < 4; i++) {
-            v[2 * i] = above_8388608(even, i) - (8388608.0f + zero);
-            v[2 * i + 1] = above_8388608(odd, i) - (8388608.0f + zero);
-        }
+        if constexpr (FORM == NF4) at->scales[r] = w.parts[1] + n * reader.groups * 4;
+        if constexpr (FORM == WINT2) at->scales[r] = w.parts[1] + n * ((reader.groups + 1) / 2);
     }
 }
 
-// Brings the next eight columns to the front; `s` eights were there before.
-template <i32 FORM, i32 BITS> INLINE void advance(Pack *pack, i32 s) {
-    if (FORM == WINT2 && s % 2 == 0) {
-        pack->words[0] >>= 16;
-    } else {
-        const i32 by = FORM == AFFINE && BITS == 8 ? 2 : 1;
-        UNROLL for (i32 i = 0; i + by < 4; i++) pack->words[i] = pack->words[i + by];
+// Reads what `at` stands at, and goes on.
+template <i32 FORM, i32 BITS, i32 UNIT>
+INLINE void fetch_packet(Packet<Shape<FORM, BITS, UNIT>::units> *packet, const Reader<FORM, BITS, UNIT> &reader, Cursor *at) {
+    typedef Shape<FORM, BITS, UNIT> S;
+    const Weight &w = reader.w;
+    UNROLL for (i32 r = 0; r < 2; r++) UNROLL for (i32 i = 0; i < 4; i++) packet->words[r][i] = 0;
+    UNROLL for (i32 r = 0; r < 2; r++) UNROLL for (i32 i = 0; i < S::units; i++) packet->scales[r][i] = packet->zeros[r][i] = 0;
+    if (at->tile < reader.tiles && at->step < reader.steps) {
+        UNROLL for (i32 u = 0; u < S::units; u++) {
+            i32 k = reader.from + at->step * S::span + u * 4 * S::columns, mine = k + reader.lane % 4 * S::columns;
+            UNROLL for (i32 r = 0; r < 2; r++) {
+                const u8 *codes = at->codes[r] + at->step * 64 + u * 4 * UNIT;
+                if (mine < w.k) {
+                    if constexpr (UNIT == 16) {
+                        Pack pack = *(const Pack *)codes;
+                        UNROLL for (i32 i = 0; i < 4; i++) packet->words[r][i] = pack.words[i];
+                    } else if constexpr (UNIT == 8) {
+                        HalfPack pack = *(const HalfPack *)codes;
+                        packet->words[r][2 * u] = pack.words[0], packet->words[r][2 * u + 1] = pack.words[1];
+                    } else {
+                        packet->words[r][u] = *(const u32 *)codes;
+                    }
+                }
+                if constexpr (FORM == AFFINE) {
+                    i32 g = k >> reader.shift;
+                    g = g < reader.groups ? g : reader.groups - 1;
+                    packet->scales[r][u] = w.scale == F32 ? ((const u32 *)at->scales[r])[g] : ((const u16 *)at->scales[r])[g];
+                    if (w.zero < 0) packet->zeros[r][u] = at->zeros[r][g * BITS / 8];
+                }
+                if constexpr (FORM == NF4) packet->scales[r][u] = ((const u32 *)at->scales[r])[k < w.k ? k / 64 : reader.groups - 1];
+                if constexpr (FORM == WINT2) packet->scales[r][u] = at->scales[r][(mine < w.k ? mine : 0) / 128];
+            }
+        }
+    }
+    at->step += reader.ways;
+    if (at->step >= reader.steps) {
+        at->step = reader.way, at->tile += blocks_x();
+        if (at->tile < reader.tiles) stand_at(reader, at);
     }
 }
 
-// What multiplies columns from `k` on in row n, and their zero.
-template <i32 FORM, i32 BITS> INLINE float scale_of(const Weight &w, i32 n, i32 k, float *zero) {
-    *zero = 0.0f;
-    if constexpr (FORM == BF16) return 1.0f;
-    if constexpr (FORM == NF4) return ((const float *)w.parts[1])[(i64)n * (w.k / 64) + k / 64];
-    if constexpr (FORM == WINT2) {
-        u8 both = w.parts[1][(i64)n * ((w.k / 64 + 1) / 2) + k / 128];
-        i32 local = (k / 64) % 2 == 0 ? both >> 4 : both & 15;
-        return (float)local * from_bf16(((const u16 *)w.parts[2])[n]);
-    }
+// The scale of unit `u` of row r, and what its codes mean; k is its first column.
+template <i32 FORM, i32 BITS, i32 UNIT>
+INLINE float mean_of(Meaning *meaning, const Reader<FORM, BITS, UNIT> &reader, const Packet<Shape<FORM, BITS, UNIT>::units> &packet, i32 r, i32 u, i32 k) {
+    const Weight &w = reader.w;
+    u32 scale = packet.scales[r][u];
     if constexpr (FORM == AFFINE) {
-        i32 groups = w.k / w.group, g = k / w.group;
-        *zero = (float)(w.zero >= 0 ? w.zero : code_at(w.parts[2] + (i64)n * ((groups * BITS + 7) / 8), g, BITS));
-        return float_at(w.parts[1], w.scale, (i64)n * groups + g);
+        i32 g = k >> reader.shift;
+        g = g < reader.groups ? g : reader.groups - 1;
+        u32 zero = packet.zeros[r][u];
+        if (BITS == 4) zero = (g % 2 ? zero >> 4 : zero) & 15u;
+        mean_affine<BITS>(meaning, w.zero >= 0 ? (u32)w.zero : zero);
+        return w.scale == F16 ? from_f16((u16)scale) : as_float(w.scale == BF16 ? scale << 16 : scale);
     }
+    if constexpr (FORM == NF4) return as_float(scale) * 0.00390625f;
     return 1.0f;
 }
 
-template <i32 FORM, i32 BITS, i32 BATCH> INLINE void gemv_packed(float *y, const float *x, const Weight &w, i32 m) {
-    const i32 bytes = bytes_of(FORM, BATCH), own = columns_of(FORM, BITS, BATCH), tile = 32 * own;
-    float *staged = (float *)shared_bytes;               // (BATCH, tile)
-    u32 *tables = (u32 *)(staged + BATCH * tile);         // WINT2: (warps, rows, 256); NF4: (16)
-    i32 warp = thread_x() / 32, lane = thread_x() % 32, first = (block_x() * GEMV_WARPS + warp) * GEMV_ROWS;
-    const i64 pitch = (i64)(w.k / own) * bytes;
-    const u32 *table[GEMV_ROWS];
-    UNROLL for (i32 r = 0; r < GEMV_ROWS; r++) {
-        table[r] = tables;
-        if constexpr (FORM == WINT2) {
-            u32 *mine = tables + (warp * GEMV_ROWS + r) * 256;
-            i32 n = first + r < w.n ? first + r : w.n - 1;
-            float slope = ((const float *)w.parts[3])[n], offset = ((const float *)w.parts[4])[n];
-            for (i32 byte = lane; byte < 256; byte += 32) {
-                i32 code = (i32)floor_((float)byte * slope + offset + 0.5f);
-                mine[byte] = (u32)((code >> 9) & 63) | (u32)((code >> 6) & 63) << 8 | (u32)((code >> 3) & 63) << 16 | (u32)(code & 63) << 24;
-            }
-            table[r] = mine;
-        }
-    }
-    if (FORM == NF4 && thread_x() < 16) tables[thread_x()] = bits_of(nf4_level(thread_x()));
-    float sums[GEMV_ROWS][BATCH];
-    UNROLL for (i32 r = 0; r < GEMV_ROWS; r++)
-        UNROLL for (i32 b = 0; b < BATCH; b++) sums[r][b] = 0.0f;
-    Pack pack[GEMV_ROWS], next[GEMV_ROWS];
-    UNROLL for (i32 r = 0; r < GEMV_ROWS; r++)
-        UNROLL for (i32 i = 0; i < 4; i++) pack[r].words[i] = next[r].words[i] = 0;
-    UNROLL for (i32 r = 0; r < GEMV_ROWS; r++)
-        if (first + r < w.n && lane * own < w.k) take<bytes>(&next[r], w.parts[0] + (first + r) * pitch + lane * bytes);
-    for (i32 from = 0; from < w.k; from += tile) {
-        barrier(); // the tile before is done with
-        for (i32 i = thread_x(); i < BATCH * tile; i += 256) {
-            i32 b = i / tile, c = i % tile;
-            bool inside = b < m && from + c < w.k;
-            staged[b * tile + spot(c / own, c % own / 4) + c % 4] = inside ? x[(i64)b * w.k + from + c] : 0.0f;
-        }
-        UNROLL for (i32 r = 0; r < GEMV_ROWS; r++) {
-            pack[r] = next[r];
-            i32 k = from + tile + lane * own;
-            if (first + r < w.n && k < w.k) take<bytes>(&next[r], w.parts[0] + (first + r) * pitch + (i64)(k / own) * bytes);
-        }
-        barrier();
-        i32 k = from + lane * own;
-        if (k >= w.k) continue; // lanes past the end; they meet the others at the barrier
-        float scale[GEMV_ROWS], zero[GEMV_ROWS];
-        KEEP_LOOP for (i32 s = 0; s < own / 8; s++) {
-            float v[GEMV_ROWS][8];
-            UNROLL for (i32 r = 0; r < GEMV_ROWS; r++) {
-                i32 n = first + r < w.n ? first + r : w.n - 1;
-                if (s == 0 || (FORM == AFFINE && s * 8 % w.group == 0)) scale[r] = scale_of<FORM, BITS>(w, n, k + 8 * s, &zero[r]);
-                eight<FORM, BITS>(v[r], pack[r], zero[r], table[r]);
-                advance<FORM, BITS>(&pack[r], s);
-            }
-            UNROLL for (i32 b = 0; b < BATCH; b++) {
-                float a[8];
-                UNROLL for (i32 i = 0; i < 8; i++) a[i] = staged[b * tile + spot(lane, 2 * s + i / 4) + i % 4];
-                UNROLL for (i32 r = 0; r < GEMV_ROWS; r++) {
-                    float part = a[0] * v[r][0];
-                    UNROLL for (i32 i = 1; i < 8; i++) part = fma_(a[i], v[r][i], part);
-                    sums[r][b] = fma_(part, scale[r], sums[r][b]);
+// The columns `from` to `from + length` of x, in parts, where `few_rows` looks for them: of each row, piece by piece, of each part,
+// the four lanes' eight columns. Powers of two that the sums are to be multiplied by go to `up`.
+template <class S, bool HALF> INLINE void stage_parts(u8 *staged, const float *x, i32 k, i32 m, i32 from, i32 length, i32 padded, float *up) {
+    i32 warp = thread_x() / 32, lane = thread_x() % 32;
+    float *down = up + 16;
+    u32 *most = (u32 *)(up + 32);
+    if constexpr (HALF) {
+        i32 warps = m == 1 ? 16 : m == 2 ? 8 : m <= 4 ? 4 : m <= 8 ? 2 : 1; // to a row
+        u32 top = 0;
+        if (warp / warps < m) {
+            const Pack *row = (const Pack *)(x + (i64)(warp / warps) * k + from);
+            for (i32 i = warp % warps * 32 + lane; i < length / 4; i += warps * 32) {
+                Pack four = row[i];
+                UNROLL for (i32 j = 0; j < 4; j++) {
+                    u32 size = four.words[j] & 0x7fffffffu;
+                    top = size > top ? size : top;
                 }
             }
         }
-    }
-    UNROLL for (i32 r = 0; r < GEMV_ROWS; r++)
-        UNROLL for (i32 b = 0; b < BATCH; b++) {
-            float sum = warp_sum(sums[r][b]);
-            if (lane == 0 && b < m && first + r < w.n) y[(i64)b * w.n + first + r] = sum;
+        for (i32 other = 16; other > 0; other >>= 1) {
+            u32 theirs = shuffle_xor(top, other);
+            top = theirs > top ? theirs : top;
         }
+        if (lane == 0) most[warp] = top;
+        barrier();
+        if (thread_x() < m) {
+            u32 largest = 0;
+            for (i32 i = 0; i < warps; i++) {
+                u32 size = most[thread_x() * warps + i];
+                largest = size > largest ? size : largest;
+            }
+            u32 exponent = largest >> 23; // the largest becomes 2^14 to 2^15, or less if it is below 2^-98
+            exponent = exponent < 29 ? 29 : exponent;
+            bool finite = exponent < 255;
+            down[thread_x()] = finite ? as_float((268 - exponent) << 23) : 0.0f;
+            up[thread_x()] = finite ? as_float((exponent - 14) << 23) : 1.0f;
+        }
+        barrier();
+    }
+    for (i32 i = thread_x(); i < m * (padded / 8); i += GEMV_THREADS) {
+        i32 row = i / (padded / 8), at = i % (padded / 8);
+        i32 lanes = at % 4, piece = at / 4 % S::pieces, unit = at / 4 / S::pieces;
+        i32 column = (unit * 4 + lanes) * S::columns + piece * 8;
+        float eight[8];
+        UNROLL for (i32 j = 0; j < 8; j++) eight[j] = 0.0f;
+        if (column < length) {
+            const Pack *source = (const Pack *)(x + (i64)row * k + from + column);
+            Pack first = source[0], second = source[1];
+            UNROLL for (i32 j = 0; j < 4; j++) eight[j] = as_float(first.words[j]), eight[4 + j] = as_float(second.words[j]);
+        }
+        u32 parts[4 * S::parts];
+        if constexpr (HALF) {
+            part_f16<S::paired>(parts, eight, down[row]);
+        } else {
+            part_bf16(parts, eight);
+        }
+        u8 *to = staged + (i64)row * padded * 2 * S::parts + ((at / 4) * S::parts * 4 + lanes) * 16;
+        UNROLL for (i32 part = 0; part < S::parts; part++) {
+            Pack pack;
+            UNROLL for (i32 j = 0; j < 4; j++) pack.words[j] = parts[4 * part + j];
+            *(Pack *)(to + part * 64) = pack;
+        }
+    }
 }
 
-#define GEMV(NAME, FORM, BITS)                                                                                                 \
-    extern "C" __global__ void NAME##_1(float *y /* (M, N) */, const float *x /* (M, K) */, Weight w, i32 m) {                    \
-        gemv_packed<FORM, BITS, 1>(y, x, w, m);                                                                                \
-    }                                                                                                                          \
-    extern "C" __global__ void NAME##_4(float *y, const float *x, Weight w, i32 m) { gemv_packed<FORM, BITS, 4>(y, x, w, m); }    \
-    extern "C" __global__ void NAME##_16(float *y, const float *x, Weight w, i32 m) { gemv_packed<FORM, BITS, 16>(y, x, w, m); }
-GEMV(gemv_bf16, BF16, 0)   // K a multiple of 8
-GEMV(gemv_int8, AFFINE, 8) // of 16
-GEMV(gemv_int4, AFFINE, 4) // of 32
-GEMV(gemv_wint2, WINT2, 0)
-GEMV(gemv_nf4, NF4, 0)
+template <i32 FORM, i32 BITS, i32 UNIT, i32 BATCH>
+INLINE void few_rows(float *y, const float *x, const Weight &w, i32 m, float *partials /* (parts, M, N) */, u32 *arrived, i32 part, i32 ways) {
+    typedef Shape<FORM, BITS, UNIT> S;
+    constexpr bool half = FORM != BF16;
+    constexpr i32 TILES = BATCH / S::rows; // of eight columns of B
+    i32 thread = thread_x(), warp = thread / 32, lane = thread % 32, parts = (w.k + part - 1) / part;
+    i32 from = block_y() * part, length = w.k - from < part ? w.k - from : part;
+    u8 *staged = shared_bytes + S::table;                   // (m, part) in parts
+    float *sums = (float *)(staged + m * part * 2 * S::parts); // (2, warps, m, 16)
+    float *up = sums + 2 * GEMV_WARPS * 16 * m;              // (16), and as many `down` and `most`
+    i32 shift = 31, group = FORM == AFFINE ? w.group : 64, together = 256 / ways; // rows
+    if (group < w.k)
+        for (shift = 0; group >> shift > 1;) shift++;
+    Reader<FORM, BITS, UNIT> reader = {w, from, (length + S::span - 1) / S::span, warp % ways, ways, (w.n + together - 1) / together,
+                                       warp / ways * 16 + lane / 4, shift, group < w.k ? w.k / group : 1, lane};
+    Cursor at;
+    at.tile = block_x(), at.step = reader.way;
+    UNROLL for (i32 r = 0; r < 2; r++) at.codes[r] = at.scales[r] = at.zeros[r] = nullptr;
+    stand_at(reader, &at);
+    Packet<S::units> next, after;
+    fetch_packet(&next, reader, &at);
+    fetch_packet(&after, reader, &at);
+    if constexpr (FORM == NF4) fill_table(shared_bytes, thread, GEMV_THREADS);
+    stage_parts<S, half>(staged, x, w.k, m, from, length, part, up);
+    barrier();
+
+    // Lane (g, c) holds of B column g in the lanes c of the rows: part g % 2 of row g / 2, or of three parts that of row g / 4.
+    i32 g = lane / 4, c = lane % 4;
+    i32 own = half ? g % 2 : g % 4 < 2 ? g % 4 : 2;
+    const u8 *lines[TILES];
+    UNROLL for (i32 j = 0; j < TILES; j++) {
+        i32 row = j * S::rows + g * S::rows / 8;
+        lines[j] = staged + (i64)(row < m ? row : m - 1) * part * 2 * S::parts + (own * 4 + c) * 16;
+    }
+    float slopes[2], offsets[2], slopes_next[2], offsets_next[2];
+    auto line = [&](i32 tile, float *slope, float *offset) {
+        UNROLL for (i32 r = 0; r < 2; r++) {
+            i32 n = tile * together + reader.row + 8 * r;
+            n = n < w.n ? n : w.n - 1;
+            slope[r] = ((const float *)w.parts[3])[n], offset[r] = ((const float *)w.parts[4])[n];
+        }
+    };
+    if constexpr (FORM == WINT2) {
+        line(block_x(), slopes, offsets);
+        line(block_x() + blocks_x(), slopes_next, offsets_next);
+    }
+    float totals[TILES][2];
+    UNROLL for (i32 j = 0; j < TILES; j++) totals[j][0] = totals[j][1] = 0.0f;
+    i32 tile = block_x(), step = reader.way, buffer = 0;
+    KEEP_LOOP for (;;) {
+        Packet<S::units> late;
+        fetch_packet(&late, reader, &at);
+        if (step < reader.steps && tile * together + warp / ways * 16 < w.n) {
+            UNROLL for (i32 u = 0; u < S::units; u++) {
+                float scales[2];
+                Meaning meanings[2];
+                UNROLL for (i32 r = 0; r < 2; r++) {
+                    meanings[r].table = shared_bytes + lane % 16 * 8;
+                    i32 k = from + step * S::span + u * 4 * S::columns;
+                    scales[r] = mean_of(&meanings[r], reader, next, r, u, k);
+                    if constexpr (FORM == WINT2) {
+                        u32 pair = next.scales[r][0];
+                        bool odd = (k + c * S::columns) / 64 % 2;
+                        mean_wint2(&meanings[r], (odd ? pair : pair >> 4) & 15u, slopes[r], offsets[r]);
+                    }
+                }
+                float sum[TILES][4];
+                UNROLL for (i32 j = 0; j < TILES; j++) UNROLL for (i32 i = 0; i < 4; i++) sum[j][i] = 0.0f;
+                UNROLL for (i32 i = 0; i < S::pieces; i++) {
+                    u32 a[2][4], low[2][4];
+                    UNROLL for (i32 r = 0; r < 2; r++) decode_piece<FORM, BITS>(a[r], low[r], next.words[r] + u * (UNIT / 4), i, meanings[r]);
+                    i32 place = ((step * S::units + u) * S::pieces + i) * S::parts * 64;
+                    UNROLL for (i32 j = 0; j < TILES; j++) {
+                        Pack b = *(const Pack *)(lines[j] + place);
+                        UNROLL for (i32 h = 0; h < 2; h++) {
+                            u32 factors[4] = {a[0][2 * h], a[1][2 * h], a[0][2 * h + 1], a[1][2 * h + 1]};
+                            if constexpr (half) {
+                                multiply_add_f16(sum[j], factors, b.words + 2 * h);
+                            } else {
+                                multiply_add(sum[j], factors, b.words + 2 * h);
+                            }
+                            if constexpr (FORM == NF4) {
+                                u32 rest[4] = {low[0][2 * h], low[1][2 * h], low[0][2 * h + 1], low[1][2 * h + 1]};
+                                multiply_add_f16(sum[j], rest, b.words + 2 * h);
+                            }
+                        }
+                    }
+                }
+                UNROLL for (i32 j = 0; j < TILES; j++)
+                    UNROLL for (i32 r = 0; r < 2; r++) {
+                        if constexpr (half) {
+                            totals[j][r] = fma_(fma_(sum[j][2 * r + 1], 0.00048828125f, sum[j][2 * r]), scales[r], totals[j][r]);
+                        } else {
+                            totals[j][r] += c % 2 ? sum[j][2 * r] : sum[j][2 * r] + sum[j][2 * r + 1];
+                        }
+                    }
+            }
+        }
+        next = after, after = late;
+        step += ways;
+        if (step < reader.steps) continue;
+        // The tile ends: lane (g, c) holds rows g and g + 8 of row c of x, or, with three parts, of half of row c / 2.
+        float *here = sums + buffer * GEMV_WARPS * 16 * m;
+        UNROLL for (i32 j = 0; j < TILES; j++)
+            UNROLL for (i32 r = 0; r < 2; r++) {
+                float total = totals[j][r];
+                if constexpr (!half) total += shuffle_xor(total, 1);
+                i32 row = j * S::rows + (half ? c : c / 2);
+                if (row < m && (half || c % 2 == 0)) here[(warp * m + row) * 16 + g + 8 * r] = total;
+                totals[j][r] = 0.0f;
+            }
+        barrier();
+        for (i32 i = thread; i < together * m; i += GEMV_THREADS) {
+            i32 row = i % together, b = i / together, n = tile * together + row;
+            if (n >= w.n) continue;
+            float total = 0.0f;
+            for (i32 v = 0; v < ways; v++) total += here[((row / 16 * ways + v) * m + b) * 16 + row % 16];
+            if constexpr (FORM == WINT2) total *= from_bf16(((const u16 *)w.parts[2])[n]);
+            if constexpr (half) total *= up[b];
+            if (parts == 1) {
+                y[(i64)b * w.n + n] = total;
+            } else {
+                partials[((i64)block_y() * m + b) * w.n + n] = total;
+            }
+        }
+        buffer ^= 1; // the one before is free: all have passed a barrier since it was read
+        tile += blocks_x();
+        if (tile >= reader.tiles) break;
+        step = reader.way;
+        if constexpr (FORM == WINT2) {
+            UNROLL for (i32 r = 0; r < 2; r++) slopes[r] = slopes_next[r], offsets[r] = offsets_next[r];
+            line(tile + blocks_x(), slopes_next, offsets_next);
+        }
+    }
+    if (parts == 1) return;
+    // The last block of these rows adds up what all have left.
+    u32 *last = (u32 *)up + 48;
+    fence();
+    barrier();
+    if (thread == 0) *last = add_atomically(arrived + block_x(), 1) == (u32)parts - 1;
+    barrier();
+    if (!*last) return;
+    fence();
+    for (tile = block_x(); tile < reader.tiles; tile += blocks_x())
+        for (i32 i = thread; i < together * m; i += GEMV_THREADS) {
+            i32 b = i / together, n = tile * together + i % together;
+            if (n >= w.n) continue;
+            float total = 0.0f;
+            for (i32 p = 0; p < parts; p++) total += partials[((i64)p * m + b) * w.n + n];
+            y[(i64)b * w.n + n] = total;
+        }
+    if (thread == 0) arrived[block_x()] = 0; // for the next product
+}
+
+#define GEMV(NAME, BATCH, FORM, BITS, UNIT)                                                                                      \
+    extern "C" __global__ GEMV_BOUND void NAME##_##BATCH(float *y /* (M, N) */, const float *x /* (M, K) */, Weight w, i32 m,      \
+                                                         float *partials, u32 *arrived, i32 part, i32 ways) {                    \
+        few_rows<FORM, BITS, UNIT, BATCH>(y, x, w, m, partials, arrived, part, ways);                                            \
+    }
+#define GEMVS(NAME, FORM, BITS, UNIT)                                                                                            \
+    GEMV(NAME, 4, FORM, BITS, UNIT) GEMV(NAME, 8, FORM, BITS, UNIT) GEMV(NAME, 16, FORM, BITS, UNIT)
+GEMVS(gemv_bf16, BF16, 0, 16)     // K a multiple of 8
+GEMVS(gemv_int8, AFFINE, 8, 16)   // of 16, groups of 64, 128, 256 ... or a row
+GEMVS(gemv_int4, AFFINE, 4, 8)    // the same
+GEMVS(gemv_int4_32, AFFINE, 4, 4) // groups of 32
+GEMVS(gemv_wint2, WINT2, 0, 16)
+GEMVS(gemv_nf4, NF4, 0, 8)

@@ -14,7 +14,7 @@ struct Weight {
     i32 group;          // AFFINE: columns that share a scale
     i32 zero;           // AFFINE: the fixed zero point, or -1 when parts[2] holds one a group
     i32 scale;          // AFFINE: F32, BF16 or F16
-    i32 padding;
+    i32 plain;          // WINT2: 1 where codewords can be found as gemv.cuh does
 };
 
 INLINE float float_at(const u8 *bytes, i32 form, i64 i) {

@@ -55,11 +55,12 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(encode_wint2_weighted), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(group_entries), KERNEL(gemm_grouped), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
     KERNEL(gemm_int8),  KERNEL(gemm_int4), KERNEL(gemm_wint2), KERNEL(gemm_nf4),
     KERNEL(grouped_any), KERNEL(grouped_bf16), KERNEL(grouped_int8), KERNEL(grouped_int4), KERNEL(grouped_wint2), KERNEL(grouped_nf4),
-    KERNEL(gemv_bf16_1), KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_16),
-    KERNEL(gemv_int8_1), KERNEL(gemv_int8_4), KERNEL(gemv_int8_16),
-    KERNEL(gemv_int4_1), KERNEL(gemv_int4_4), KERNEL(gemv_int4_16),
-    KERNEL(gemv_wint2_1), KERNEL(gemv_wint2_4), KERNEL(gemv_wint2_16),
-    KERNEL(gemv_nf4_1), KERNEL(gemv_nf4_4), KERNEL(gemv_nf4_16),
+    KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_8), KERNEL(gemv_bf16_16),
+    KERNEL(gemv_int8_4), KERNEL(gemv_int8_8), KERNEL(gemv_int8_16),
+    KERNEL(gemv_int4_4), KERNEL(gemv_int4_8), KERNEL(gemv_int4_16),
+    KERNEL(gemv_int4_32_4), KERNEL(gemv_int4_32_8), KERNEL(gemv_int4_32_16),
+    KERNEL(gemv_wint2_4), KERNEL(gemv_wint2_8), KERNEL(gemv_wint2_16),
+    KERNEL(gemv_nf4_4), KERNEL(gemv_nf4_8), KERNEL(gemv_nf4_16),
 };
 
 long setting(const char *name, long otherwise) {
@@ -121,8 +122,9 @@ CALL cuDeviceGet(int *device, int ordinal) { MAY_FAIL; *device = ordinal; return
 CALL cuDeviceGetName(char *name, int size, int) { strncpy(name, "host shim", (size_t)size); return 0; }
 CALL cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = memory(); return 0; }
 CALL cuDeviceGetAttribute(int *value, int attribute, int) {
-    // Compute capability 8.0, and memory pools: allocation in the order of a stream.
-    *value = attribute == 75 ? (int)setting("QTOOL_FAKE_CUDA_MAJOR", 8) : attribute == 115 ? 1 : 0;
+    // Compute capability 8.0, memory pools (allocation in the order of a stream), and few multiprocessors, so that blocks have
+    // several tiles.
+    *value = attribute == 16 ? (int)setting("QTOOL_FAKE_CUDA_PROCESSORS", 5) : attribute == 75 ? (int)setting("QTOOL_FAKE_CUDA_MAJOR", 8) : attribute == 115 ? 1 : 0;
     return 0;
 }
 CALL cuDevicePrimaryCtxRetain(void **context, int) { MAY_FAIL; *context = &here; return 0; }

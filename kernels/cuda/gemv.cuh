@@ -1,0 +1,135 @@
+// How packed weights become factors of tensor cores in products of few rows (gemv.cu). Every number here is exact: codes less
+// their zero, WINT2's windows times their group's scale (10 bits), BF16 as it is, and NF4's levels as the sum of two f16.
+//
+// A lane holds eight columns of a row at a time, a piece, as four pairs. Which columns a pair holds is free as long as x lies
+// alike: neighbours (BF16, INT8, NF4), or column i and column i + 4 (INT4, WINT2), which is what a mask leaves of a word.
+#pragma once
+#include "tensor.cuh"
+#include "weight.cuh"
+
+struct alignas(16) Pack { u32 words[4]; };
+struct alignas(8) HalfPack { u32 words[2]; };
+
+// Of a form whose lanes take UNIT bytes in a row: `columns` in them, `units` in 16 bytes, `span` columns of the four lanes of a
+// row in a step; and how many numbers stand for one of x.
+template <i32 FORM, i32 BITS, i32 UNIT> struct Shape {
+    static constexpr i32 bits = FORM == AFFINE ? BITS : FORM == WINT2 ? 2 : FORM == NF4 ? 4 : 16;
+    static constexpr i32 columns = UNIT * 8 / bits, pieces = columns / 8, units = 16 / UNIT, span = 4 * columns * units;
+    static constexpr i32 parts = FORM == BF16 ? 3 : 2, rows = FORM == BF16 ? 2 : 4; // of x: to a number, and to eight columns
+    static constexpr bool paired = FORM == WINT2 || (FORM == AFFINE && BITS == 4);
+    static constexpr i32 table = FORM == NF4 ? 256 * 16 * 8 : 0; // bytes
+};
+
+// What turns the codes of one row of a unit into numbers.
+struct Meaning {
+    u32 first, second, third, fourth; // halves, two alike
+    float slope, less, offset;        // WINT2: of the line through the codewords
+    const u8 *table;                  // NF4: this lane's
+};
+
+INLINE u32 both(u32 half) { return half * 0x00010001u; }
+
+// `zero` is at most 255, and at most 15 of 4 bits.
+template <i32 BITS> INLINE void mean_affine(Meaning *meaning, u32 zero) {
+    meaning->first = both(0xe400u | zero);       // -(1024 + zero)
+    meaning->second = both(0xd400u | zero << 4); // -(64 + zero)
+}
+// A window w lies in an f16 as 1024 + 2 w or 1024 + 16 w, and stands for (w - 32) times `local`, 0 to 15.
+INLINE void mean_wint2(Meaning *meaning, u32 local, float slope, float offset) {
+    u32 scale = add_halves(both(0x6400u | local), both(0xe400u)); // less 1024
+    meaning->first = fma_halves(scale, both(0x3800u), 0u);        // / 2
+    meaning->second = fma_halves(scale, both(0xe040u), 0u);       // * -544
+    meaning->third = fma_halves(scale, both(0x2c00u), 0u);        // / 16
+    meaning->fourth = fma_halves(scale, both(0xd600u), 0u);       // * -96
+    meaning->slope = slope, meaning->less = -8388608.0f * slope, meaning->offset = offset;
+}
+
+// Twice the codeword of byte `i` of `word`, and a lower bit, in the low half: floor(byte * slope + offset + 0.5), each sum
+// rounded. The product is as it is when it is rounded alone, as 2^23 slope is exact; adding 0.5 beside 6291456, where numbers lie
+// 0.5 apart, rounds down to what twice the floor of the sum is, and its lower bit. That the sum with 0.5 is not rounded before
+// matters for one sum, 0.5 - 2^-25; weights that have it, or codewords beyond 20 bits, go to `gemv` (weight.rs).
+INLINE u32 codeword(u32 word, i32 i, const Meaning &meaning) {
+    float product = fma_(above_8388608(word, i), meaning.slope, meaning.less);
+    return bits_of(add_down(product + meaning.offset, 6291456.5f));
+}
+
+// Piece `i` of a unit of one row as four pairs; `low` of NF4 is what is to be added to them.
+template <i32 FORM, i32 BITS> INLINE void decode_piece(u32 *pairs /* (4) */, u32 *low /* (4) */, const u32 *words, i32 i, const Meaning &meaning) {
+    if constexpr (FORM == BF16) {
+        UNROLL for (i32 j = 0; j < 4; j++) pairs[j] = words[j];
+    } else if constexpr (FORM == WINT2) {
+        u32 word = words[i / 2];
+        u32 two = pick<0x5410>(codeword(word, i % 2 * 2, meaning), codeword(word, i % 2 * 2 + 1, meaning)), high = two >> 6;
+        pairs[0] = fma_halves((high & 0x03f003f0u) | 0x64006400u, meaning.third, meaning.fourth);
+        pairs[1] = fma_halves((high & 0x007e007eu) | 0x64006400u, meaning.first, meaning.second);
+        pairs[2] = fma_halves((two & 0x03f003f0u) | 0x64006400u, meaning.third, meaning.fourth);
+        pairs[3] = fma_halves((two & 0x007e007eu) | 0x64006400u, meaning.first, meaning.second);
+    } else if constexpr (FORM == NF4) {
+        u32 word = words[i];
+        UNROLL for (i32 j = 0; j < 4; j++) {
+            u32 byte = (j == 0 ? word << 7 : word >> (8 * j - 7)) & 0x7f80u; // times the 128 bytes of an entry
+            HalfPack level = *(const HalfPack *)(meaning.table + byte);
+            pairs[j] = level.words[0], low[j] = level.words[1];
+        }
+    } else if constexpr (BITS == 8) {
+        UNROLL for (i32 j = 0; j < 2; j++) {
+            pairs[2 * j] = add_halves(pick<0x4140>(words[2 * i + j], 0x64646464u), meaning.first);
+            pairs[2 * j + 1] = add_halves(pick<0x4342>(words[2 * i + j], 0x64646464u), meaning.first);
+        }
+    } else {
+        u32 word = words[i], high = word >> 8;
+        pairs[0] = add_halves((word & 0x000f000fu) | 0x64006400u, meaning.first);
+        pairs[1] = fma_halves((word & 0x00f000f0u) | 0x64006400u, both(0x2c00u), meaning.second);
+        pairs[2] = add_halves((high & 0x000f000fu) | 0x64006400u, meaning.first);
+        pairs[3] = fma_halves((high & 0x00f000f0u) | 0x64006400u, both(0x2c00u), meaning.second);
+    }
+}
+
+// Fills the table of NF4: for each byte and each of 16 lanes, so that none waits for another, its two levels times 256 as pairs of
+// f16, and what is missing of them.
+INLINE void fill_table(u8 *table, i32 thread, i32 threads) {
+    for (i32 i = thread; i < 256 * 16; i += threads) {
+        float first = nf4_level(i / 16 % 16) * 256.0f, second = nf4_level(i / 256) * 256.0f;
+        u32 near = pair_f16(first, second);
+        HalfPack *entry = (HalfPack *)(table + i * 8);
+        entry->words[0] = near;
+        entry->words[1] = pair_f16(first - from_f16((u16)near), second - from_f16((u16)(near >> 16)));
+    }
+}
+
+// Eight numbers of x as pairs of each of its parts. f16: a number times `down`, a power of two, is the first plus 2^-11 of the
+// second, but for one unit of its last place at most. A row with an infinity or NaN has `down` 0, and nothing else then.
+template <bool PAIRED> INLINE void part_f16(u32 *parts /* (2, 4) */, const float *x /* (8) */, float down) {
+    UNROLL for (i32 j = 0; j < 4; j++) {
+        float a = x[PAIRED ? j : 2 * j], b = x[PAIRED ? j + 4 : 2 * j + 1];
+        if (down == 0.0f) {
+            a = (bits_of(a) & 0x7f800000u) == 0x7f800000u ? a : 0.0f;
+            b = (bits_of(b) & 0x7f800000u) == 0x7f800000u ? b : 0.0f;
+            parts[j] = pair_f16(a, b);
+            parts[4 + j] = 0;
+            continue;
+        }
+        a *= down, b *= down;
+        u32 near = pair_f16(a, b);
+        parts[j] = near;
+        parts[4 + j] = pair_f16((a - from_f16((u16)near)) * 2048.0f, (b - from_f16((u16)(near >> 16))) * 2048.0f);
+    }
+}
+// bf16: three parts of eight bits, cut off, which are the number together.
+INLINE void part_bf16(u32 *parts /* (3, 4) */, const float *x /* (8) */) {
+    UNROLL for (i32 j = 0; j < 4; j++) {
+        u32 three[3] = {0, 0, 0};
+        UNROLL for (i32 half = 0; half < 2; half++) {
+            float a = x[2 * j + half];
+            bool finite = (bits_of(a) & 0x7f800000u) != 0x7f800000u;
+            u32 high = a == a ? bits_of(a) & 0xffff0000u : 0x7fc00000u;
+            float rest = finite ? a - as_float(high) : 0.0f;
+            u32 middle = bits_of(rest) & 0xffff0000u;
+            u32 low = bits_of(rest - as_float(middle));
+            three[0] |= high >> 16 << 16 * half;
+            three[1] |= middle >> 16 << 16 * half;
+            three[2] |= low >> 16 << 16 * half;
+        }
+        UNROLL for (i32 part = 0; part < 3; part++) parts[4 * part + j] = three[part];
+    }
+}
