@@ -30,6 +30,7 @@ INLINE i32 block_x() { return __nvvm_read_ptx_sreg_ctaid_x(); }
 INLINE i32 block_y() { return __nvvm_read_ptx_sreg_ctaid_y(); }
 INLINE i32 threads_x() { return __nvvm_read_ptx_sreg_ntid_x(); }
 INLINE i32 blocks_x() { return __nvvm_read_ptx_sreg_nctaid_x(); }
+INLINE i32 blocks_y() { return __nvvm_read_ptx_sreg_nctaid_y(); }
 INLINE void barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
 INLINE float shuffle_xor(float v, i32 lane) {
     float r;
@@ -99,6 +100,11 @@ template <u32 BYTES> INLINE u32 pick(u32 a, u32 b) {
     u32 r;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "n"(BYTES));
     return r;
+}
+// The same number, which the compiler does not know to be the same.
+INLINE i32 anew(i32 x) {
+    asm volatile("mov.b32 %0, %0;" : "+r"(x));
+    return x;
 }
 // Adds and gives what was there before.
 INLINE u32 add_atomically(u32 *at, u32 value) {

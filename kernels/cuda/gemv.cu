@@ -10,7 +10,7 @@
 // steps ahead; no barrier is met but one at the end of a tile, where the warps' sums meet. Blocks that share rows, (x) same and
 // (y) of other columns, leave their sums in `partials`; the last of them adds these up. All sums are taken in an order that
 // depends on sizes alone.
-#include "gemv.cuh"
+#include "gemv_read.cuh"
 
 enum { GEMV_WARPS = 16, GEMV_THREADS = 32 * GEMV_WARPS, GEMV_ROWS = 16 };
 #ifdef HOST_SHIM
@@ -19,102 +19,13 @@ enum { GEMV_WARPS = 16, GEMV_THREADS = 32 * GEMV_WARPS, GEMV_ROWS = 16 };
 #define GEMV_BOUND __attribute__((launch_bounds(512, 1)))
 #endif
 
-// What a lane reads in a step: 16 bytes of each of its two rows, and of each unit of these what its group has.
-template <i32 UNITS> struct Packet { u32 words[2][4], scales[2][UNITS], zeros[2][UNITS]; };
-
-// Where the next packet comes from.
-struct Cursor {
-    i32 tile, step;
-    const u8 *codes[2], *scales[2], *zeros[2];
-};
-
-template <i32 FORM, i32 BITS, i32 UNIT> struct Reader {
-    const Weight &w;
-    i32 from, steps, way, ways, tiles, row, shift, groups, lane; // row: of a tile
-};
-
-// To the tile that `at` names.
-template <i32 FORM, i32 BITS, i32 UNIT> INLINE void stand_at(const Reader<FORM, BITS, UNIT> &reader, Cursor *at) {
-    typedef Shape<FORM, BITS, UNIT> S;
-    const Weight &w = reader.w;
-    UNROLL for (i32 r = 0; r < 2; r++) {
-        i64 n = at->tile * (256 / reader.ways) + reader.row + 8 * r;
-        n = n < w.n ? n : w.n - 1;
-        at->codes[r] = w.parts[0] + n * (i64)(w.k / S::columns) * UNIT + (i64)(reader.from / S::columns + reader.lane % 4) * UNIT;
-        if constexpr (FORM == AFFINE) {
-            at->scales[r] = w.parts[1] + n * reader.groups * (w.scale == F32 ? 4 : 2);
-            at->zeros[r] = w.parts[2] + n * ((reader.groups * BITS + 7) / 8);
-        }
-        if constexpr (FORM == NF4) at->scales[r] = w.parts[1] + n * reader.groups * 4;
-        if constexpr (FORM == WINT2) at->scales[r] = w.parts[1] + n * ((reader.groups + 1) / 2);
-    }
-}
-
-// Reads what `at` stands at, and goes on.
-template <i32 FORM, i32 BITS, i32 UNIT>
-INLINE void fetch_packet(Packet<Shape<FORM, BITS, UNIT>::units> *packet, const Reader<FORM, BITS, UNIT> &reader, Cursor *at) {
-    typedef Shape<FORM, BITS, UNIT> S;
-    const Weight &w = reader.w;
-    UNROLL for (i32 r = 0; r < 2; r++) UNROLL for (i32 i = 0; i < 4; i++) packet->words[r][i] = 0;
-    UNROLL for (i32 r = 0; r < 2; r++) UNROLL for (i32 i = 0; i < S::units; i++) packet->scales[r][i] = packet->zeros[r][i] = 0;
-    if (at->tile < reader.tiles && at->step < reader.steps) {
-        UNROLL for (i32 u = 0; u < S::units; u++) {
-            i32 k = reader.from + at->step * S::span + u * 4 * S::columns, mine = k + reader.lane % 4 * S::columns;
-            UNROLL for (i32 r = 0; r < 2; r++) {
-                const u8 *codes = at->codes[r] + at->step * 64 + u * 4 * UNIT;
-                if (mine < w.k) {
-                    if constexpr (UNIT == 16) {
-                        Pack pack = *(const Pack *)codes;
-                        UNROLL for (i32 i = 0; i < 4; i++) packet->words[r][i] = pack.words[i];
-                    } else if constexpr (UNIT == 8) {
-                        HalfPack pack = *(const HalfPack *)codes;
-                        packet->words[r][2 * u] = pack.words[0], packet->words[r][2 * u + 1] = pack.words[1];
-                    } else {
-                        packet->words[r][u] = *(const u32 *)codes;
-                    }
-                }
-                if constexpr (FORM == AFFINE) {
-                    i32 g = k >> reader.shift;
-                    g = g < reader.groups ? g : reader.groups - 1;
-                    packet->scales[r][u] = w.scale == F32 ? ((const u32 *)at->scales[r])[g] : ((const u16 *)at->scales[r])[g];
-                    if (w.zero < 0) packet->zeros[r][u] = at->zeros[r][g * BITS / 8];
-                }
-                if constexpr (FORM == NF4) packet->scales[r][u] = ((const u32 *)at->scales[r])[k < w.k ? k / 64 : reader.groups - 1];
-                if constexpr (FORM == WINT2) packet->scales[r][u] = at->scales[r][(mine < w.k ? mine : 0) / 128];
-            }
-        }
-    }
-    at->step += reader.ways;
-    if (at->step >= reader.steps) {
-        at->step = reader.way, at->tile += blocks_x();
-        if (at->tile < reader.tiles) stand_at(reader, at);
-    }
-}
-
-// The scale of unit `u` of row r, and what its codes mean; k is its first column.
-template <i32 FORM, i32 BITS, i32 UNIT>
-INLINE float mean_of(Meaning *meaning, const Reader<FORM, BITS, UNIT> &reader, const Packet<Shape<FORM, BITS, UNIT>::units> &packet, i32 r, i32 u, i32 k) {
-    const Weight &w = reader.w;
-    u32 scale = packet.scales[r][u];
-    if constexpr (FORM == AFFINE) {
-        i32 g = k >> reader.shift;
-        g = g < reader.groups ? g : reader.groups - 1;
-        u32 zero = packet.zeros[r][u];
-        if (BITS == 4) zero = (g % 2 ? zero >> 4 : zero) & 15u;
-        mean_affine<BITS>(meaning, w.zero >= 0 ? (u32)w.zero : zero);
-        return w.scale == F16 ? from_f16((u16)scale) : as_float(w.scale == BF16 ? scale << 16 : scale);
-    }
-    if constexpr (FORM == NF4) return as_float(scale) * 0.00390625f;
-    return 1.0f;
-}
-
 // The columns `from` to `from + length` of x, in parts, where `few_rows` looks for them: of each row, piece by piece, of each part,
 // the four lanes' eight columns. Powers of two that the sums are to be multiplied by go to `up`.
-template <class S, bool HALF> INLINE void stage_parts(u8 *staged, const float *x, i32 k, i32 m, i32 from, i32 length, i32 padded, float *up) {
+template <class S> INLINE void stage_parts(u8 *staged, const float *x, i32 k, i32 m, i32 from, i32 length, i32 padded, float *up) {
     i32 warp = thread_x() / 32, lane = thread_x() % 32;
     float *down = up + 16;
     u32 *most = (u32 *)(up + 32);
-    if constexpr (HALF) {
+    if constexpr (S::parts == 2) {
         i32 warps = m == 1 ? 16 : m == 2 ? 8 : m <= 4 ? 4 : m <= 8 ? 2 : 1; // to a row
         u32 top = 0;
         if (warp / warps < m) {
@@ -159,7 +70,7 @@ template <class S, bool HALF> INLINE void stage_parts(u8 *staged, const float *x
             UNROLL for (i32 j = 0; j < 4; j++) eight[j] = as_float(first.words[j]), eight[4 + j] = as_float(second.words[j]);
         }
         u32 parts[4 * S::parts];
-        if constexpr (HALF) {
+        if constexpr (S::parts == 2) {
             part_f16<S::paired>(parts, eight, down[row]);
         } else {
             part_bf16(parts, eight);
@@ -173,170 +84,185 @@ template <class S, bool HALF> INLINE void stage_parts(u8 *staged, const float *x
     }
 }
 
-template <i32 FORM, i32 BITS, i32 UNIT, i32 BATCH>
-INLINE void few_rows(float *y, const float *x, const Weight &w, i32 m, float *partials /* (parts, M, N) */, u32 *arrived, i32 part, i32 ways) {
-    typedef Shape<FORM, BITS, UNIT> S;
-    constexpr bool half = FORM != BF16;
-    constexpr i32 TILES = BATCH / S::rows; // of eight columns of B
-    i32 thread = thread_x(), warp = thread / 32, lane = thread % 32, parts = (w.k + part - 1) / part;
-    i32 from = block_y() * part, length = w.k - from < part ? w.k - from : part;
-    u8 *staged = shared_bytes + S::table;                   // (m, part) in parts
-    float *sums = (float *)(staged + m * part * 2 * S::parts); // (2, warps, m, 16)
-    float *up = sums + 2 * GEMV_WARPS * 16 * m;              // (16), and as many `down` and `most`
-    i32 shift = 31, group = FORM == AFFINE ? w.group : 64, together = 256 / ways; // rows
-    if (group < w.k)
-        for (shift = 0; group >> shift > 1;) shift++;
-    Reader<FORM, BITS, UNIT> reader = {w, from, (length + S::span - 1) / S::span, warp % ways, ways, (w.n + together - 1) / together,
-                                       warp / ways * 16 + lane / 4, shift, group < w.k ? w.k / group : 1, lane};
-    Cursor at;
-    at.tile = block_x(), at.step = reader.way;
-    UNROLL for (i32 r = 0; r < 2; r++) at.codes[r] = at.scales[r] = at.zeros[r] = nullptr;
-    stand_at(reader, &at);
-    Packet<S::units> next, after;
-    fetch_packet(&next, reader, &at);
-    fetch_packet(&after, reader, &at);
-    if constexpr (FORM == NF4) fill_table(shared_bytes, thread, GEMV_THREADS);
-    stage_parts<S, half>(staged, x, w.k, m, from, length, part, up);
-    barrier();
-
-    // Lane (g, c) holds of B column g in the lanes c of the rows: part g % 2 of row g / 2, or of three parts that of row g / 4.
-    i32 g = lane / 4, c = lane % 4;
-    i32 own = half ? g % 2 : g % 4 < 2 ? g % 4 : 2;
-    const u8 *lines[TILES];
-    UNROLL for (i32 j = 0; j < TILES; j++) {
-        i32 row = j * S::rows + g * S::rows / 8;
-        lines[j] = staged + (i64)(row < m ? row : m - 1) * part * 2 * S::parts + (own * 4 + c) * 16;
-    }
-    float slopes[2], offsets[2], slopes_next[2], offsets_next[2];
-    auto line = [&](i32 tile, float *slope, float *offset) {
-        UNROLL for (i32 r = 0; r < 2; r++) {
-            i32 n = tile * together + reader.row + 8 * r;
-            n = n < w.n ? n : w.n - 1;
-            slope[r] = ((const float *)w.parts[3])[n], offset[r] = ((const float *)w.parts[4])[n];
-        }
-    };
-    if constexpr (FORM == WINT2) {
-        line(block_x(), slopes, offsets);
-        line(block_x() + blocks_x(), slopes_next, offsets_next);
-    }
-    float totals[TILES][2];
-    UNROLL for (i32 j = 0; j < TILES; j++) totals[j][0] = totals[j][1] = 0.0f;
-    i32 tile = block_x(), step = reader.way, buffer = 0;
-    KEEP_LOOP for (;;) {
-        Packet<S::units> late;
-        fetch_packet(&late, reader, &at);
-        if (step < reader.steps && tile * together + warp / ways * 16 < w.n) {
-            UNROLL for (i32 u = 0; u < S::units; u++) {
-                float scales[2];
-                Meaning meanings[2];
-                UNROLL for (i32 r = 0; r < 2; r++) {
-                    meanings[r].table = shared_bytes + lane % 16 * 8;
-                    i32 k = from + step * S::span + u * 4 * S::columns;
-                    scales[r] = mean_of(&meanings[r], reader, next, r, u, k);
-                    if constexpr (FORM == WINT2) {
-                        u32 pair = next.scales[r][0];
-                        bool odd = (k + c * S::columns) / 64 % 2;
-                        mean_wint2(&meanings[r], (odd ? pair : pair >> 4) & 15u, slopes[r], offsets[r]);
-                    }
-                }
-                float sum[TILES][4];
-                UNROLL for (i32 j = 0; j < TILES; j++) UNROLL for (i32 i = 0; i < 4; i++) sum[j][i] = 0.0f;
-                UNROLL for (i32 i = 0; i < S::pieces; i++) {
-                    u32 a[2][4], low[2][4];
-                    UNROLL for (i32 r = 0; r < 2; r++) decode_piece<FORM, BITS>(a[r], low[r], next.words[r] + u * (UNIT / 4), i, meanings[r]);
-                    i32 place = ((step * S::units + u) * S::pieces + i) * S::parts * 64;
-                    UNROLL for (i32 j = 0; j < TILES; j++) {
-                        Pack b = *(const Pack *)(lines[j] + place);
-                        UNROLL for (i32 h = 0; h < 2; h++) {
-                            u32 factors[4] = {a[0][2 * h], a[1][2 * h], a[0][2 * h + 1], a[1][2 * h + 1]};
-                            if constexpr (half) {
-                                multiply_add_f16(sum[j], factors, b.words + 2 * h);
-                            } else {
-                                multiply_add(sum[j], factors, b.words + 2 * h);
-                            }
-                            if constexpr (FORM == NF4) {
-                                u32 rest[4] = {low[0][2 * h], low[1][2 * h], low[0][2 * h + 1], low[1][2 * h + 1]};
-                                multiply_add_f16(sum[j], rest, b.words + 2 * h);
-                            }
-                        }
-                    }
-                }
-                UNROLL for (i32 j = 0; j < TILES; j++)
-                    UNROLL for (i32 r = 0; r < 2; r++) {
-                        if constexpr (half) {
-                            totals[j][r] = fma_(fma_(sum[j][2 * r + 1], 0.00048828125f, sum[j][2 * r]), scales[r], totals[j][r]);
-                        } else {
-                            totals[j][r] += c % 2 ? sum[j][2 * r] : sum[j][2 * r] + sum[j][2 * r + 1];
-                        }
-                    }
-            }
-        }
-        next = after, after = late;
-        step += ways;
-        if (step < reader.steps) continue;
-        // The tile ends: lane (g, c) holds rows g and g + 8 of row c of x, or, with three parts, of half of row c / 2.
-        float *here = sums + buffer * GEMV_WARPS * 16 * m;
-        UNROLL for (i32 j = 0; j < TILES; j++)
+// Adds what a packet gives to `totals`: for each eight columns of B, of rows g and g + 8. `lines` is where this lane's part of x lies.
+// With many rows of x the units of a packet take turns in one loop, the packet going by beneath it: unrolled, reading x ahead
+// would take more registers than there are.
+template <class S, i32 TILES, bool LOOP>
+INLINE void accumulate(float (*totals)[2], Packet<S> *packet, const Weight &w, const Share &share, const Rows &rows, const i32 *lines, i32 step) {
+    constexpr bool half = S::form != BF16;
+    constexpr i32 together = LOOP ? 1 : S::units;
+    i32 place = step * S::units * S::pieces * S::parts * 64;
+    KEEP_LOOP for (i32 turn = 0; turn < S::units / together; turn++) {
+        UNROLL for (i32 u = 0; u < together; u++) {
+            float scales[2];
+            Meaning meanings[2];
             UNROLL for (i32 r = 0; r < 2; r++) {
-                float total = totals[j][r];
-                if constexpr (!half) total += shuffle_xor(total, 1);
-                i32 row = j * S::rows + (half ? c : c / 2);
-                if (row < m && (half || c % 2 == 0)) here[(warp * m + row) * 16 + g + 8 * r] = total;
-                totals[j][r] = 0.0f;
+                meanings[r].table = shared_bytes + share.lane % 16 * 8;
+                scales[r] = mean_of<S>(&meanings[r], w, share, *packet, rows, r, u);
             }
-        barrier();
-        for (i32 i = thread; i < together * m; i += GEMV_THREADS) {
-            i32 row = i % together, b = i / together, n = tile * together + row;
-            if (n >= w.n) continue;
-            float total = 0.0f;
-            for (i32 v = 0; v < ways; v++) total += here[((row / 16 * ways + v) * m + b) * 16 + row % 16];
-            if constexpr (FORM == WINT2) total *= from_bf16(((const u16 *)w.parts[2])[n]);
-            if constexpr (half) total *= up[b];
-            if (parts == 1) {
-                y[(i64)b * w.n + n] = total;
-            } else {
-                partials[((i64)block_y() * m + b) * w.n + n] = total;
+            float sum[TILES][4];
+            UNROLL for (i32 j = 0; j < TILES; j++) UNROLL for (i32 i = 0; i < 4; i++) sum[j][i] = 0.0f;
+            UNROLL for (i32 i = 0; i < S::pieces; i++) {
+                u32 a[2][4], low[2][4];
+                UNROLL for (i32 r = 0; r < 2; r++) decode_piece<S>(a[r], low[r], packet->words[r] + u * (S::unit / 4), i, meanings[r]);
+                UNROLL for (i32 j = 0; j < TILES; j++) {
+                    Pack b = *(const Pack *)(shared_bytes + lines[j] + place + (u * S::pieces + i) * S::parts * 64);
+                    UNROLL for (i32 h = 0; h < 2; h++) {
+                        u32 factors[4] = {a[0][2 * h], a[1][2 * h], a[0][2 * h + 1], a[1][2 * h + 1]};
+                        if constexpr (half) {
+                            multiply_add_f16(sum[j], factors, b.words + 2 * h);
+                        } else {
+                            multiply_add(sum[j], factors, b.words + 2 * h);
+                        }
+                        if constexpr (S::form == NF4) {
+                            u32 rest[4] = {low[0][2 * h], low[1][2 * h], low[0][2 * h + 1], low[1][2 * h + 1]};
+                            multiply_add_f16(sum[j], rest, b.words + 2 * h);
+                        }
+                    }
+                }
             }
+            UNROLL for (i32 j = 0; j < TILES; j++)
+                UNROLL for (i32 r = 0; r < 2; r++) {
+                    if constexpr (!half) {
+                        totals[j][r] += share.lane % 2 ? sum[j][2 * r] : sum[j][2 * r] + sum[j][2 * r + 1];
+                    } else if constexpr (S::group > 0 || S::form == NF4) {
+                        totals[j][r] = fma_(fma_(sum[j][2 * r + 1], 0.00048828125f, sum[j][2 * r]), scales[r], totals[j][r]);
+                    } else {
+                        totals[j][r] += fma_(sum[j][2 * r + 1], 0.00048828125f, sum[j][2 * r]);
+                    }
+                }
         }
-        buffer ^= 1; // the one before is free: all have passed a barrier since it was read
-        tile += blocks_x();
-        if (tile >= reader.tiles) break;
-        step = reader.way;
-        if constexpr (FORM == WINT2) {
-            UNROLL for (i32 r = 0; r < 2; r++) slopes[r] = slopes_next[r], offsets[r] = offsets_next[r];
-            line(tile + blocks_x(), slopes_next, offsets_next);
+        if constexpr (together < S::units) {
+            pass_unit(packet, turn);
+            place += S::pieces * S::parts * 64;
         }
     }
-    if (parts == 1) return;
-    // The last block of these rows adds up what all have left.
-    u32 *last = (u32 *)up + 48;
+}
+
+// Where a block's things lie: numbers of the rows of x (16, three times), x in parts, sums (2, warps, m, 16). Rows of x that are
+// not there are columns that nobody looks at, so any numbers will do for them: with 4 rows at most those of the last that is, with more
+// what lies in the room that is kept for 8 or 16.
+template <class S> INLINE float *row_numbers() { return (float *)(shared_bytes + S::table); }
+template <class S> INLINE i32 staged_at() { return S::table + 256; }
+template <class S, i32 BATCH> INLINE float *block_sums(i32 m, i32 part) {
+    return (float *)(shared_bytes + staged_at<S>() + (BATCH == 4 ? m : BATCH) * part * 2 * S::parts);
+}
+
+// The end of a tile, where the warps' sums meet: lane (g, c) holds rows g and g + 8 of row c of x, or, with three parts, of half of row
+// c / 2. What is known here is reckoned anew each time, to leave registers to the loop over steps.
+template <class S, i32 BATCH>
+INLINE void end_tile(float (*totals)[2], float *y, const Weight &w, i32 m, float *partials, i32 part, i32 way_bits, i32 tile, i32 buffer) {
+    constexpr bool half = S::form != BF16;
+    i32 thread = anew(thread_x()), warp = thread / 32, g = thread % 32 / 4, c = thread % 4, row_bits = 8 - way_bits;
+    m = anew(m);
+    float *here = block_sums<S, BATCH>(m, part) + buffer * GEMV_WARPS * 16 * m;
+    i32 first = half ? c : c / 2;
+    UNROLL for (i32 j = 0; j < BATCH / S::rows; j++)
+        UNROLL for (i32 r = 0; r < 2; r++) {
+            float total = totals[j][r];
+            if constexpr (!half) total += shuffle_xor(total, 1);
+            i32 b = first + j * S::rows;
+            if (b < m && (half || c % 2 == 0)) here[(warp * m + b) * 16 + g + 8 * r] = total;
+            totals[j][r] = 0.0f;
+        }
+    barrier();
+    KEEP_LOOP for (i32 i = thread; i < m << row_bits; i += GEMV_THREADS) {
+        i32 row = i & ((1 << row_bits) - 1), b = i >> row_bits, n = (tile << row_bits) + row;
+        if (n >= w.n) continue;
+        float total = 0.0f;
+        const float *theirs = here + ((row / 16 << way_bits) * m + b) * 16 + row % 16;
+        KEEP_LOOP for (i32 v = 0; v < 1 << way_bits; v++) total += theirs[v * m * 16];
+        if constexpr (S::form == WINT2) total *= from_bf16(((const u16 *)w.parts[2])[n]);
+        if constexpr (S::form == AFFINE && S::group == 0) total *= float_at(w.parts[1], w.scale, n);
+        if constexpr (half) total *= row_numbers<S>()[b];
+        float *to = blocks_y() == 1 ? y + (i64)b * w.n : partials + ((i64)block_y() * m + b) * w.n;
+        to[n] = total;
+    }
+}
+
+// The last block of these rows adds up what all have left.
+INLINE void add_partials(float *y, const Weight &w, i32 m, const float *partials, u32 *arrived, const Share &share) {
+    i32 thread = anew(thread_x()), row_bits = 8 - share.way_bits;
+    u32 *last = (u32 *)shared_bytes; // what was there is done with behind the barrier
     fence();
     barrier();
-    if (thread == 0) *last = add_atomically(arrived + block_x(), 1) == (u32)parts - 1;
+    if (thread == 0) *last = add_atomically(arrived + block_x(), 1) == (u32)blocks_y() - 1;
     barrier();
     if (!*last) return;
     fence();
-    for (tile = block_x(); tile < reader.tiles; tile += blocks_x())
-        for (i32 i = thread; i < together * m; i += GEMV_THREADS) {
-            i32 b = i / together, n = tile * together + i % together;
+    KEEP_LOOP for (i32 tile = block_x(); is_there(w, share, tile); tile += blocks_x())
+        KEEP_LOOP for (i32 i = thread; i < m << row_bits; i += GEMV_THREADS) {
+            i32 b = i >> row_bits, n = (tile << row_bits) + (i & ((1 << row_bits) - 1));
             if (n >= w.n) continue;
             float total = 0.0f;
-            for (i32 p = 0; p < parts; p++) total += partials[((i64)p * m + b) * w.n + n];
+            KEEP_LOOP for (i32 p = 0; p < blocks_y(); p++) total += partials[((i64)p * m + b) * w.n + n];
             y[(i64)b * w.n + n] = total;
         }
     if (thread == 0) arrived[block_x()] = 0; // for the next product
 }
 
-#define GEMV(NAME, BATCH, FORM, BITS, UNIT)                                                                                      \
-    extern "C" __global__ GEMV_BOUND void NAME##_##BATCH(float *y /* (M, N) */, const float *x /* (M, K) */, Weight w, i32 m,      \
-                                                         float *partials, u32 *arrived, i32 part, i32 ways) {                    \
-        few_rows<FORM, BITS, UNIT, BATCH>(y, x, w, m, partials, arrived, part, ways);                                            \
+template <i32 FORM, i32 BITS, i32 UNIT, i32 GROUP, i32 BYTES, i32 BATCH>
+INLINE void few_rows(float *y, const float *x, const Weight &w, i32 m, float *partials /* (parts, M, N) */, u32 *arrived, i32 part, i32 way_bits) {
+    typedef Shape<FORM, BITS, UNIT, GROUP, BYTES> S;
+    constexpr i32 tiles = BATCH / S::rows; // of eight columns of B
+    i32 from = block_y() * part, length = w.k - from < part ? w.k - from : part, lane = thread_x() % 32;
+    Share share = {from, (length + S::span - 1) / S::span, way_bits, lane};
+    Cursor at;
+    at.tile = block_x(), at.step = first_step(share);
+    UNROLL for (i32 r = 0; r < 2; r++) at.scales[r] = at.zeros[r] = 0;
+    stand_at<S>(w, share, &at);
+    Packet<S> packet, next;
+    Rows rows, next_rows;
+    fetch_packet<S>(&packet, w, share, &at);
+    read_rows<S>(&rows, w, share, block_x());
+    read_rows<S>(&next_rows, w, share, block_x() + blocks_x());
+    if constexpr (FORM == NF4) fill_table(shared_bytes, thread_x(), GEMV_THREADS);
+    if constexpr (FORM == WINT2) fill_meanings(shared_bytes, thread_x());
+    stage_parts<S>(shared_bytes + staged_at<S>(), x, w.k, m, from, length, part, row_numbers<S>());
+    barrier();
+
+    // Lane (g, c) holds of B column g in the lanes c of the rows: part g % 2 of row g / 2, or of three parts that of row g / 4.
+    i32 g = lane / 4, c = lane % 4, mine = g * S::rows / 8;
+    i32 own = S::parts == 2 ? g % 2 : g % 4 < 2 ? g % 4 : 2;
+    i32 pitch = part * 2 * S::parts, line = staged_at<S>() + mine * pitch + (own * 4 + c) * 16, lines[tiles];
+    UNROLL for (i32 j = 0; j < tiles; j++) lines[j] = line + (BATCH == 4 && j * S::rows + mine >= m ? m - 1 - mine : j * S::rows) * pitch;
+    float totals[tiles][2];
+    UNROLL for (i32 j = 0; j < tiles; j++) totals[j][0] = totals[j][1] = 0.0f;
+    i32 tile = block_x(), step = first_step(share), buffer = 0;
+    bool some = (tile << (8 - way_bits)) + (thread_x() / 32 >> way_bits) * 16 < w.n; // of this warp's rows are there
+    KEEP_LOOP for (;;) {
+        fetch_packet<S>(&next, w, share, &at);
+        if (step < share.steps && some) accumulate<S, tiles, (BATCH > 4)>(totals, &packet, w, share, rows, lines, step);
+        packet = next;
+        step += 1 << way_bits;
+        if (step < share.steps) continue;
+        end_tile<S, BATCH>(totals, y, w, m, partials, part, way_bits, tile, buffer);
+        buffer ^= 1; // the one before is free: all have passed a barrier since it was read
+        tile += blocks_x();
+        if (!is_there(w, share, tile)) break;
+        step = first_step(share);
+        some = (tile << (8 - way_bits)) + (thread_x() / 32 >> way_bits) * 16 < w.n;
+        rows = next_rows;
+        read_rows<S>(&next_rows, w, share, tile + blocks_x());
     }
-#define GEMVS(NAME, FORM, BITS, UNIT)                                                                                            \
-    GEMV(NAME, 4, FORM, BITS, UNIT) GEMV(NAME, 8, FORM, BITS, UNIT) GEMV(NAME, 16, FORM, BITS, UNIT)
-GEMVS(gemv_bf16, BF16, 0, 16)     // K a multiple of 8
-GEMVS(gemv_int8, AFFINE, 8, 16)   // of 16, groups of 64, 128, 256 ... or a row
-GEMVS(gemv_int4, AFFINE, 4, 8)    // the same
-GEMVS(gemv_int4_32, AFFINE, 4, 4) // groups of 32
-GEMVS(gemv_wint2, WINT2, 0, 16)
-GEMVS(gemv_nf4, NF4, 0, 8)
+    if (blocks_y() > 1) add_partials(y, w, m, partials, arrived, share);
+}
+
+#define GEMV(NAME, BATCH, BYTES, FORM, BITS, UNIT, GROUP)                                                                        \
+    extern "C" __global__ GEMV_BOUND void NAME##_##BATCH(float *y /* (M, N) */, const float *x /* (M, K) */, Weight w, i32 m,      \
+                                                         float *partials, u32 *arrived, i32 part, i32 way_bits) {                \
+        few_rows<FORM, BITS, UNIT, GROUP, BYTES, BATCH>(y, x, w, m, partials, arrived, part, way_bits);                          \
+    }
+// More rows leave fewer registers for what is under way.
+#define GEMVS(NAME, FORM, BITS, UNIT, GROUP)                                                                                     \
+    GEMV(NAME, 4, 32, FORM, BITS, UNIT, GROUP) GEMV(NAME, 8, 32, FORM, BITS, UNIT, GROUP) GEMV(NAME, 16, 16, FORM, BITS, UNIT, GROUP)
+GEMVS(gemv_bf16, BF16, 0, 16, 0)        // K a multiple of 8
+GEMVS(gemv_int8, AFFINE, 8, 16, 0)      // of 16; a scale to a row
+GEMVS(gemv_int4, AFFINE, 4, 16, 0)      // of 32; a scale to a row
+GEMVS(gemv_int4_128, AFFINE, 4, 8, 128) // of 128; scales of 16 bits, as those that follow
+GEMVS(gemv_int4_64, AFFINE, 4, 8, 64)   // of 64
+GEMVS(gemv_int4_32, AFFINE, 4, 4, 32)   // of 32
+GEMVS(gemv_wint2, WINT2, 0, 16, 0)
+GEMV(gemv_nf4, 4, 16, NF4, 0, 8, 0)
+GEMV(gemv_nf4, 8, 16, NF4, 0, 8, 0)
+GEMV(gemv_nf4, 16, 16, NF4, 0, 8, 0)

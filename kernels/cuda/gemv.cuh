@@ -10,38 +10,43 @@
 struct alignas(16) Pack { u32 words[4]; };
 struct alignas(8) HalfPack { u32 words[2]; };
 
-// Of a form whose lanes take UNIT bytes in a row: `columns` in them, `units` in 16 bytes, `span` columns of the four lanes of a
-// row in a step; and how many numbers stand for one of x.
-template <i32 FORM, i32 BITS, i32 UNIT> struct Shape {
+// Of a form whose lanes take UNIT bytes in a row, and BYTES in a step: `columns` in a unit, `units` in a step, `span` columns of the four
+// lanes of a row in a step; of AFFINE with groups of GROUP columns (0: a row) how many, `scales`, are in those; and how many numbers
+// stand for one of x.
+template <i32 FORM, i32 BITS, i32 UNIT, i32 GROUP, i32 BYTES> struct Shape {
+    static constexpr i32 form = FORM, width = BITS, unit = UNIT, group = GROUP, bytes = BYTES;
     static constexpr i32 bits = FORM == AFFINE ? BITS : FORM == WINT2 ? 2 : FORM == NF4 ? 4 : 16;
-    static constexpr i32 columns = UNIT * 8 / bits, pieces = columns / 8, units = 16 / UNIT, span = 4 * columns * units;
+    static constexpr i32 columns = UNIT * 8 / bits, pieces = columns / 8, units = BYTES / UNIT, span = 4 * columns * units;
+    static constexpr i32 scales = GROUP == 0 ? 1 : span / GROUP;
     static constexpr i32 parts = FORM == BF16 ? 3 : 2, rows = FORM == BF16 ? 2 : 4; // of x: to a number, and to eight columns
     static constexpr bool paired = FORM == WINT2 || (FORM == AFFINE && BITS == 4);
-    static constexpr i32 table = FORM == NF4 ? 256 * 16 * 8 : 0; // bytes
+    static constexpr i32 table = FORM == NF4 ? 256 * 16 * 8 : FORM == WINT2 ? 16 * 16 : 0; // bytes
 };
 
 // What turns the codes of one row of a unit into numbers.
 struct Meaning {
-    u32 first, second, third, fourth; // halves, two alike
-    float slope, less, offset;        // WINT2: of the line through the codewords
-    const u8 *table;                  // NF4: this lane's
+    u32 halves[4];             // each two alike
+    float slope, less, offset; // WINT2: of the line through the codewords
+    const u8 *table;           // NF4: this lane's
 };
 
 INLINE u32 both(u32 half) { return half * 0x00010001u; }
 
-// `zero` is at most 255, and at most 15 of 4 bits.
-template <i32 BITS> INLINE void mean_affine(Meaning *meaning, u32 zero) {
-    meaning->first = both(0xe400u | zero);       // -(1024 + zero)
-    meaning->second = both(0xd400u | zero << 4); // -(64 + zero)
+// `less` is -(1024 + zero), twice; the zero is at most 255, and at most 15 of 4 bits.
+INLINE void mean_affine(Meaning *meaning, u32 less) {
+    meaning->halves[0] = less;
+    meaning->halves[1] = add_halves(less, both(0x6380u)); // + 960: -(64 + zero)
 }
-// A window w lies in an f16 as 1024 + 2 w or 1024 + 16 w, and stands for (w - 32) times `local`, 0 to 15.
-INLINE void mean_wint2(Meaning *meaning, u32 local, float slope, float offset) {
-    u32 scale = add_halves(both(0x6400u | local), both(0xe400u)); // less 1024
-    meaning->first = fma_halves(scale, both(0x3800u), 0u);        // / 2
-    meaning->second = fma_halves(scale, both(0xe040u), 0u);       // * -544
-    meaning->third = fma_halves(scale, both(0x2c00u), 0u);        // / 16
-    meaning->fourth = fma_halves(scale, both(0xd600u), 0u);       // * -96
-    meaning->slope = slope, meaning->less = -8388608.0f * slope, meaning->offset = offset;
+// A window w lies in an f16 as 1024 + 2 w or 1024 + 16 w, and stands for (w - 32) times its group's number, 0 to 15: the factors and
+// addends of each number that make it so.
+INLINE void fill_meanings(u8 *table, i32 thread) {
+    if (thread >= 16) return;
+    u32 scale = add_halves(both(0x6400u | (u32)thread), both(0xe400u)); // less 1024
+    Pack *entry = (Pack *)(table + thread * 16);
+    entry->words[0] = fma_halves(scale, both(0x3800u), 0u); // / 2
+    entry->words[1] = fma_halves(scale, both(0xe040u), 0u); // * -544
+    entry->words[2] = fma_halves(scale, both(0x2c00u), 0u); // / 16
+    entry->words[3] = fma_halves(scale, both(0xd600u), 0u); // * -96
 }
 
 // Twice the codeword of byte `i` of `word`, and a lower bit, in the low half: floor(byte * slope + offset + 0.5), each sum
@@ -54,34 +59,34 @@ INLINE u32 codeword(u32 word, i32 i, const Meaning &meaning) {
 }
 
 // Piece `i` of a unit of one row as four pairs; `low` of NF4 is what is to be added to them.
-template <i32 FORM, i32 BITS> INLINE void decode_piece(u32 *pairs /* (4) */, u32 *low /* (4) */, const u32 *words, i32 i, const Meaning &meaning) {
-    if constexpr (FORM == BF16) {
+template <class S> INLINE void decode_piece(u32 *pairs /* (4) */, u32 *low /* (4) */, const u32 *words, i32 i, const Meaning &meaning) {
+    if constexpr (S::form == BF16) {
         UNROLL for (i32 j = 0; j < 4; j++) pairs[j] = words[j];
-    } else if constexpr (FORM == WINT2) {
+    } else if constexpr (S::form == WINT2) {
         u32 word = words[i / 2];
         u32 two = pick<0x5410>(codeword(word, i % 2 * 2, meaning), codeword(word, i % 2 * 2 + 1, meaning)), high = two >> 6;
-        pairs[0] = fma_halves((high & 0x03f003f0u) | 0x64006400u, meaning.third, meaning.fourth);
-        pairs[1] = fma_halves((high & 0x007e007eu) | 0x64006400u, meaning.first, meaning.second);
-        pairs[2] = fma_halves((two & 0x03f003f0u) | 0x64006400u, meaning.third, meaning.fourth);
-        pairs[3] = fma_halves((two & 0x007e007eu) | 0x64006400u, meaning.first, meaning.second);
-    } else if constexpr (FORM == NF4) {
+        pairs[0] = fma_halves(above_1024<0x03f0>(high), meaning.halves[2], meaning.halves[3]);
+        pairs[1] = fma_halves(above_1024<0x007e>(high), meaning.halves[0], meaning.halves[1]);
+        pairs[2] = fma_halves(above_1024<0x03f0>(two), meaning.halves[2], meaning.halves[3]);
+        pairs[3] = fma_halves(above_1024<0x007e>(two), meaning.halves[0], meaning.halves[1]);
+    } else if constexpr (S::form == NF4) {
         u32 word = words[i];
         UNROLL for (i32 j = 0; j < 4; j++) {
             u32 byte = (j == 0 ? word << 7 : word >> (8 * j - 7)) & 0x7f80u; // times the 128 bytes of an entry
             HalfPack level = *(const HalfPack *)(meaning.table + byte);
             pairs[j] = level.words[0], low[j] = level.words[1];
         }
-    } else if constexpr (BITS == 8) {
+    } else if constexpr (S::width == 8) {
         UNROLL for (i32 j = 0; j < 2; j++) {
-            pairs[2 * j] = add_halves(pick<0x4140>(words[2 * i + j], 0x64646464u), meaning.first);
-            pairs[2 * j + 1] = add_halves(pick<0x4342>(words[2 * i + j], 0x64646464u), meaning.first);
+            pairs[2 * j] = add_halves(pick<0x4140>(words[2 * i + j], 0x64646464u), meaning.halves[0]);
+            pairs[2 * j + 1] = add_halves(pick<0x4342>(words[2 * i + j], 0x64646464u), meaning.halves[0]);
         }
     } else {
         u32 word = words[i], high = word >> 8;
-        pairs[0] = add_halves((word & 0x000f000fu) | 0x64006400u, meaning.first);
-        pairs[1] = fma_halves((word & 0x00f000f0u) | 0x64006400u, both(0x2c00u), meaning.second);
-        pairs[2] = add_halves((high & 0x000f000fu) | 0x64006400u, meaning.first);
-        pairs[3] = fma_halves((high & 0x00f000f0u) | 0x64006400u, both(0x2c00u), meaning.second);
+        pairs[0] = add_halves(above_1024<0x000f>(word), meaning.halves[0]);
+        pairs[1] = fma_halves(above_1024<0x00f0>(word), both(0x2c00u), meaning.halves[1]); // / 16
+        pairs[2] = add_halves(above_1024<0x000f>(high), meaning.halves[0]);
+        pairs[3] = fma_halves(above_1024<0x00f0>(high), both(0x2c00u), meaning.halves[1]);
     }
 }
 

@@ -27,35 +27,67 @@ pub(super) const MOST_BLOCKS: usize = 1024;
 /// The kernels of a form, one for each of [`BATCHES`].
 struct Family {
     names: [&'static str; 3],
-    /// Columns of a step of a warp.
-    span: usize,
+    /// Columns of a step of a warp, of each.
+    spans: [usize; 3],
     /// Numbers of two bytes that stand for one of x.
     parts: usize,
     /// Bytes of a table.
     table: usize,
 }
 
-const fn family(names: [&'static str; 3], span: usize, parts: usize, table: usize) -> Family {
+const fn family(names: [&'static str; 3], spans: [usize; 3], parts: usize, table: usize) -> Family {
     Family {
         names,
-        span,
+        spans,
         parts,
         table,
     }
 }
 
-const FAMILIES: [Family; 6] = [
-    family(["gemv_bf16_4", "gemv_bf16_8", "gemv_bf16_16"], 32, 3, 0),
-    family(["gemv_int8_4", "gemv_int8_8", "gemv_int8_16"], 64, 2, 0),
-    family(["gemv_int4_4", "gemv_int4_8", "gemv_int4_16"], 128, 2, 0),
+const FAMILIES: [Family; 8] = [
+    family(["gemv_bf16_4", "gemv_bf16_8", "gemv_bf16_16"], [64, 64, 32], 3, 0),
     family(
-        ["gemv_int4_32_4", "gemv_int4_32_8", "gemv_int4_32_16"],
-        128,
+        ["gemv_int8_4", "gemv_int8_8", "gemv_int8_16"],
+        [128, 128, 64],
         2,
         0,
     ),
-    family(["gemv_wint2_4", "gemv_wint2_8", "gemv_wint2_16"], 256, 2, 0),
-    family(["gemv_nf4_4", "gemv_nf4_8", "gemv_nf4_16"], 128, 2, 256 * 16 * 8),
+    family(
+        ["gemv_int4_4", "gemv_int4_8", "gemv_int4_16"],
+        [256, 256, 128],
+        2,
+        0,
+    ),
+    family(
+        ["gemv_int4_128_4", "gemv_int4_128_8", "gemv_int4_128_16"],
+        [256, 256, 128],
+        2,
+        0,
+    ),
+    family(
+        ["gemv_int4_64_4", "gemv_int4_64_8", "gemv_int4_64_16"],
+        [256, 256, 128],
+        2,
+        0,
+    ),
+    family(
+        ["gemv_int4_32_4", "gemv_int4_32_8", "gemv_int4_32_16"],
+        [256, 256, 128],
+        2,
+        0,
+    ),
+    family(
+        ["gemv_wint2_4", "gemv_wint2_8", "gemv_wint2_16"],
+        [512, 512, 256],
+        2,
+        16 * 16,
+    ),
+    family(
+        ["gemv_nf4_4", "gemv_nf4_8", "gemv_nf4_16"],
+        [128; 3],
+        2,
+        256 * 16 * 8,
+    ),
 ];
 
 /// How a product is dealt out.
@@ -75,15 +107,19 @@ struct Plan {
 
 impl Family {
     fn plan(&self, m: usize, n: usize, k: usize) -> Plan {
-        let (column, fixed) = (2 * self.parts * m, self.table + 2 * WARPS * ROWS * 4 * m + ROW_NUMBERS);
-        let most = (SHARED - fixed) / column / self.span * self.span;
-        let part = k.div_ceil(k.div_ceil(most)).next_multiple_of(self.span);
-        let (parts, steps) = (k.div_ceil(part), part / self.span);
+        let batch = batch_of(m);
+        let (span, rows) = (self.spans[batch], if batch == 0 { m } else { BATCHES[batch] });
+        let (column, fixed) = (
+            2 * self.parts * rows,
+            self.table + 2 * WARPS * ROWS * 4 * m + ROW_NUMBERS,
+        );
+        let most = (SHARED - fixed) / column / span * span;
+        let part = k.div_ceil(k.div_ceil(most)).next_multiple_of(span);
+        let (parts, steps) = (k.div_ceil(part), part / span);
         let tiles = |ways: usize| n.div_ceil(WARPS * ROWS / ways);
         // Rounds of the blocks, in tenths of a step; a tile takes about a third of one besides.
-        let cost = |ways: &usize| {
-            tiles(*ways).div_ceil((BLOCKS / parts).max(1)) * (10 * steps.div_ceil(*ways) + 3)
-        };
+        let cost =
+            |ways: &usize| tiles(*ways).div_ceil((BLOCKS / parts).max(1)) * (10 * steps.div_ceil(*ways) + 3);
         let ways = [8, 16, 4, 2, 1].into_iter().filter(|ways| *ways <= steps);
         let ways = ways.min_by_key(cost).unwrap_or(1);
         Plan {
@@ -106,15 +142,19 @@ pub(super) fn shared_memory() -> impl Iterator<Item = (&'static str, usize)> {
 /// The kernels for this weight, if its rows and groups are whole packs.
 fn family_for(w: &WeightArgs) -> Option<&'static Family> {
     let whole = |columns: i32| w.k % columns == 0;
-    let row = w.group == w.k;
-    let wide = row || (w.group >= 64 && w.group.count_ones() == 1);
     match (w.form, w.bits) {
         (1, _) if whole(8) => Some(&FAMILIES[0]),
-        (3, 8) if whole(16) && wide => Some(&FAMILIES[1]),
-        (3, 4) if whole(16) && wide => Some(&FAMILIES[2]),
-        (3, 4) if w.group == 32 => Some(&FAMILIES[3]),
-        (4, _) if w.plain == 1 => Some(&FAMILIES[4]),
-        (6, _) => Some(&FAMILIES[5]),
+        (3, 8) if whole(16) && w.group == w.k => Some(&FAMILIES[1]),
+        (3, 4) if whole(32) && w.group == w.k => Some(&FAMILIES[2]),
+        // Scales of 32 bits do not fit where two of 16 are read.
+        (3, 4) if w.scale != 0 => match w.group {
+            128 => Some(&FAMILIES[3]),
+            64 => Some(&FAMILIES[4]),
+            32 => Some(&FAMILIES[5]),
+            _ => None,
+        },
+        (4, _) if w.plain == 1 => Some(&FAMILIES[6]),
+        (6, _) => Some(&FAMILIES[7]),
         _ => None,
     }
 }
@@ -153,11 +193,11 @@ impl CudaBackend {
         };
         let plan = family.plan(m, n, k);
         let side_by_side = (self.device().processors / plan.parts).clamp(1, MOST_BLOCKS);
-        let (part, ways) = (plan.part as i32, plan.ways as i32);
+        let (part, way_bits) = (plan.part as i32, plan.ways.ilog2() as i32);
         let mut call = self.kernel(family.names[batch_of(m)]);
         // Where there is one part, nothing is left in the room: any numbers will do for an address.
         call.arg(y).arg(x).arg(w).arg(&rows).arg(room.unwrap_or(x));
-        call.arg(&self.device().arrived).arg(&part).arg(&ways);
+        call.arg(&self.device().arrived).arg(&part).arg(&way_bits);
         let blocks = (plan.tiles.min(side_by_side) as u32, plan.parts as u32);
         run_with_shared(call, blocks, THREADS, plan.shared)
     }
@@ -172,13 +212,21 @@ mod tests {
         let mut count = 0;
         for family in &FAMILIES {
             for m in 1..=16 {
-                for (n, k) in [(1, 64), (4096, 4096), (14_336, 4096), (8192, 8192), (576, 49_152), (1, 1600)] {
+                for (n, k) in [
+                    (1, 64),
+                    (4096, 4096),
+                    (14_336, 4096),
+                    (8192, 8192),
+                    (576, 49_152),
+                    (1, 1600),
+                ] {
                     let plan = family.plan(m, n, k);
                     assert!(plan.shared <= SHARED, "{:?} {plan:?}", family.names);
-                    assert_eq!(plan.part % family.span, 0);
+                    let span = family.spans[batch_of(m)];
+                    assert_eq!(plan.part % span, 0);
                     assert!(plan.part * plan.parts >= k && plan.part * (plan.parts - 1) < k);
                     assert!(plan.tiles * (WARPS * ROWS / plan.ways) >= n);
-                    assert!(plan.ways <= plan.part / family.span);
+                    assert!(plan.ways <= plan.part / span);
                     count += 1;
                 }
             }
@@ -190,7 +238,7 @@ mod tests {
     fn a_square_weight_keeps_nearly_all_blocks_busy() {
         let plan = FAMILIES[1].plan(1, 4096, 4096);
         assert_eq!((plan.parts, plan.ways, plan.tiles), (1, 8, 128));
-        let plan = FAMILIES[4].plan(16, 4096, 4096);
+        let plan = FAMILIES[6].plan(16, 4096, 4096);
         assert_eq!((plan.parts * plan.tiles, plan.ways), (128, 2));
     }
 }

@@ -61,6 +61,12 @@ INLINE u32 pair_f16(float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
     return r;
 }
+// 1024 plus those bits of each half that MASK has, of the lowest ten: they are the lowest of its mantissa.
+template <u32 MASK> INLINE u32 above_1024(u32 x) {
+    u32 r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(x), "n"(MASK * 0x00010001u), "r"(0x64006400u));
+    return r;
+}
 INLINE u32 add_halves(u32 a, u32 b) {
     u32 r;
     asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));

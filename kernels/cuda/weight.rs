@@ -23,7 +23,7 @@ pub struct WeightArgs {
     pub(super) bits: i32,
     pub(super) group: i32,
     zero: i32,
-    scale: i32,
+    pub(super) scale: i32,
     pub(super) plain: i32,
 }
 

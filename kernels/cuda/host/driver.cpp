@@ -58,6 +58,8 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_8), KERNEL(gemv_bf16_16),
     KERNEL(gemv_int8_4), KERNEL(gemv_int8_8), KERNEL(gemv_int8_16),
     KERNEL(gemv_int4_4), KERNEL(gemv_int4_8), KERNEL(gemv_int4_16),
+    KERNEL(gemv_int4_128_4), KERNEL(gemv_int4_128_8), KERNEL(gemv_int4_128_16),
+    KERNEL(gemv_int4_64_4), KERNEL(gemv_int4_64_8), KERNEL(gemv_int4_64_16),
     KERNEL(gemv_int4_32_4), KERNEL(gemv_int4_32_8), KERNEL(gemv_int4_32_16),
     KERNEL(gemv_wint2_4), KERNEL(gemv_wint2_8), KERNEL(gemv_wint2_16),
     KERNEL(gemv_nf4_4), KERNEL(gemv_nf4_8), KERNEL(gemv_nf4_16),

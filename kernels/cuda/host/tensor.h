@@ -112,3 +112,4 @@ static inline uint32_t add_halves(uint32_t a, uint32_t b) {
 static inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
     return half_of((double)f16_of(a, 0) * f16_of(b, 0) + f16_of(c, 0)) | half_of((double)f16_of(a, 1) * f16_of(b, 1) + f16_of(c, 1)) << 16;
 }
+template <uint32_t MASK> static inline uint32_t above_1024(uint32_t x) { return (x & (MASK * 0x00010001u)) | 0x64006400u; }
