@@ -87,8 +87,8 @@ template <class S> INLINE void stage_parts(u8 *staged, const float *x, i32 k, i3
 // Adds what a packet gives to `totals`: for each eight columns of B, of rows g and g + 8. `lines` is where this lane's part of x lies.
 // With many rows of x the units of a packet take turns in one loop, the packet going by beneath it: unrolled, reading x ahead
 // would take more registers than there are.
-template <class S, i32 TILES, bool LOOP>
-INLINE void accumulate(float (*totals)[2], Packet<S> *packet, const Weight &w, const Share &share, const Rows &rows, const i32 *lines, i32 step) {
+template <class S, i32 TILES, bool LOOP, bool LINES>
+INLINE void accumulate(float (*totals)[2], Packet<S> *packet, const Weight &w, const Share &share, const Rows &rows, const i32 *lines, i32 tile, i32 step) {
     constexpr bool half = S::form != BF16;
     constexpr i32 together = LOOP ? 1 : S::units;
     i32 place = step * S::units * S::pieces * S::parts * 64;
@@ -98,13 +98,13 @@ INLINE void accumulate(float (*totals)[2], Packet<S> *packet, const Weight &w, c
             Meaning meanings[2];
             UNROLL for (i32 r = 0; r < 2; r++) {
                 meanings[r].table = shared_bytes + share.lane % 16 * 8;
-                scales[r] = mean_of<S>(&meanings[r], w, share, *packet, rows, r, u);
+                scales[r] = mean_of<S, LINES>(&meanings[r], w, share, *packet, rows, tile, r, u);
             }
             float sum[TILES][4];
             UNROLL for (i32 j = 0; j < TILES; j++) UNROLL for (i32 i = 0; i < 4; i++) sum[j][i] = 0.0f;
             UNROLL for (i32 i = 0; i < S::pieces; i++) {
                 u32 a[2][4], low[2][4];
-                UNROLL for (i32 r = 0; r < 2; r++) decode_piece<S>(a[r], low[r], packet->words[r] + u * (S::unit / 4), i, meanings[r]);
+                UNROLL for (i32 r = 0; r < 2; r++) decode_piece<S, LINES>(a[r], low[r], packet->words[r] + u * (S::unit / 4), i, meanings[r]);
                 UNROLL for (i32 j = 0; j < TILES; j++) {
                     Pack b = *(const Pack *)(shared_bytes + lines[j] + place + (u * S::pieces + i) * S::parts * 64);
                     UNROLL for (i32 h = 0; h < 2; h++) {
@@ -232,7 +232,14 @@ INLINE void few_rows(float *y, const float *x, const Weight &w, i32 m, float *pa
     bool some = (tile << (8 - way_bits)) + (thread_x() / 32 >> way_bits) * 16 < w.n; // of this warp's rows are there
     KEEP_LOOP for (;;) {
         fetch_packet<S>(&next, w, share, &at);
-        if (step < share.steps && some) accumulate<S, tiles, (BATCH > 4)>(totals, &packet, w, share, rows, lines, step);
+        if (step < share.steps && some) {
+            // A warp's rows have integers together or not at all.
+            if (FORM != WINT2 || rows.factors[0] != 0) {
+                accumulate<S, tiles, (BATCH > 4), false>(totals, &packet, w, share, rows, lines, tile, step);
+            } else {
+                accumulate<S, tiles, true, true>(totals, &packet, w, share, rows, lines, tile, step);
+            }
+        }
         packet = next;
         step += 1 << way_bits;
         if (step < share.steps) continue;

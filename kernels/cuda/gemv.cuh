@@ -26,7 +26,8 @@ template <i32 FORM, i32 BITS, i32 UNIT, i32 GROUP, i32 BYTES> struct Shape {
 // What turns the codes of one row of a unit into numbers.
 struct Meaning {
     u32 halves[4];             // each two alike
-    float slope, less, offset; // WINT2: of the line through the codewords
+    u32 factor, addend;        // WINT2: of the codewords, by integers
+    float slope, offset;       // and by the artifact's formula
     const u8 *table;           // NF4: this lane's
 };
 
@@ -49,22 +50,27 @@ INLINE void fill_meanings(u8 *table, i32 thread) {
     entry->words[3] = fma_halves(scale, both(0xd600u), 0u); // * -96
 }
 
-// Twice the codeword of byte `i` of `word`, and a lower bit, in the low half: floor(byte * slope + offset + 0.5), each sum
-// rounded. The product is as it is when it is rounded alone, as 2^23 slope is exact; adding 0.5 beside 6291456, where numbers lie
-// 0.5 apart, rounds down to what twice the floor of the sum is, and its lower bit. That the sum with 0.5 is not rounded before
-// matters for one sum, 0.5 - 2^-25; weights that have it, or codewords beyond 20 bits, go to `gemv` (weight.rs).
-INLINE u32 codeword(u32 word, i32 i, const Meaning &meaning) {
-    float product = fma_(above_8388608(word, i), meaning.slope, meaning.less);
-    return bits_of(add_down(product + meaning.offset, 6291456.5f));
+// Twice the codeword of byte `i` of `word`, and some lower bit, in a half of a word: by integers in the high half (codewords.rs), or by
+// the artifact's formula in the low one.
+template <i32 I> INLINE u32 codeword(u32 word, const Meaning &meaning) { return high_product(pick<I << 12 | 0x444>(word, 0u), meaning.factor, meaning.addend); }
+INLINE u32 codeword_of_line(u32 word, i32 i, const Meaning &meaning) {
+    float line = (float)(u8)(word >> 8 * i) * meaning.slope + meaning.offset;
+    return (u32)(i32)floor_(line + 0.5f) << 1;
 }
 
 // Piece `i` of a unit of one row as four pairs; `low` of NF4 is what is to be added to them.
-template <class S> INLINE void decode_piece(u32 *pairs /* (4) */, u32 *low /* (4) */, const u32 *words, i32 i, const Meaning &meaning) {
+template <class S, bool LINES> INLINE void decode_piece(u32 *pairs /* (4) */, u32 *low /* (4) */, const u32 *words, i32 i, const Meaning &meaning) {
     if constexpr (S::form == BF16) {
         UNROLL for (i32 j = 0; j < 4; j++) pairs[j] = words[j];
     } else if constexpr (S::form == WINT2) {
-        u32 word = words[i / 2];
-        u32 two = pick<0x5410>(codeword(word, i % 2 * 2, meaning), codeword(word, i % 2 * 2 + 1, meaning)), high = two >> 6;
+        u32 word = words[i / 2] >> (i % 2 * 16), two;
+        if constexpr (LINES) {
+            two = pick<0x5410>(codeword_of_line(word, 0, meaning), codeword_of_line(word, 1, meaning));
+        } else {
+            two = pick<0x7632>(i % 2 ? codeword<2>(words[i / 2], meaning) : codeword<0>(words[i / 2], meaning),
+                               i % 2 ? codeword<3>(words[i / 2], meaning) : codeword<1>(words[i / 2], meaning));
+        }
+        u32 high = two >> 6;
         pairs[0] = fma_halves(above_1024<0x03f0>(high), meaning.halves[2], meaning.halves[3]);
         pairs[1] = fma_halves(above_1024<0x007e>(high), meaning.halves[0], meaning.halves[1]);
         pairs[2] = fma_halves(above_1024<0x03f0>(two), meaning.halves[2], meaning.halves[3]);

@@ -153,7 +153,7 @@ fn family_for(w: &WeightArgs) -> Option<&'static Family> {
             32 => Some(&FAMILIES[5]),
             _ => None,
         },
-        (4, _) if w.plain == 1 => Some(&FAMILIES[6]),
+        (4, _) => Some(&FAMILIES[6]),
         (6, _) => Some(&FAMILIES[7]),
         _ => None,
     }

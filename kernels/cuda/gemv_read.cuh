@@ -133,16 +133,15 @@ template <class S> INLINE void fetch_packet(Packet<S> *packet, const Weight &w, 
     }
 }
 
-// What belongs to a lane's two rows: of WINT2 the line of codewords, of AFFINE without groups -(1024 + zero), twice.
+// What belongs to a lane's two rows: of WINT2 the integers that give codewords, of AFFINE without groups -(1024 + zero), twice.
 struct Rows {
-    float slopes[2], offsets[2];
-    u32 zeros[2];
+    u32 factors[2], addends[2], zeros[2];
 };
 template <class S> INLINE void read_rows(Rows *rows, const Weight &w, const Share &share, i32 tile) {
     UNROLL for (i32 r = 0; r < 2; r++) {
         i32 n = first_row(share, tile) + 8 * r;
         n = n < w.n ? n : w.n - 1;
-        if constexpr (S::form == WINT2) rows->slopes[r] = ((const float *)w.parts[3])[n], rows->offsets[r] = ((const float *)w.parts[4])[n];
+        if constexpr (S::form == WINT2) rows->factors[r] = ((const u32 *)w.parts[3])[w.n + n], rows->addends[r] = ((const u32 *)w.parts[3])[2 * w.n + n];
         if constexpr (S::form == AFFINE && S::group == 0) {
             u32 zero = w.zero >= 0 ? (u32)w.zero : w.parts[2][n] & ((1u << S::width) - 1u);
             rows->zeros[r] = both(0xe400u | zero);
@@ -150,15 +149,20 @@ template <class S> INLINE void read_rows(Rows *rows, const Weight &w, const Shar
     }
 }
 
-// What the codes of unit `u` of row r mean, and what multiplies their sums.
-template <class S>
-INLINE float mean_of(Meaning *meaning, const Weight &w, const Share &share, const Packet<S> &packet, const Rows &rows, i32 r, i32 u) {
+// What the codes of unit `u` of row r mean, and what multiplies their sums. LINES: codewords by the formula.
+template <class S, bool LINES>
+INLINE float mean_of(Meaning *meaning, const Weight &w, const Share &share, const Packet<S> &packet, const Rows &rows, i32 tile, i32 r, i32 u) {
     if constexpr (S::form == NF4) return as_float(packet.scales[r][u]) * 0.00390625f;
     if constexpr (S::form == WINT2) {
         u32 local = (packet.scales[r][u] >> (share.lane % 2 ? 0 : 4)) & 15u;
         Pack entry = *(const Pack *)(shared_bytes + local * 16);
         UNROLL for (i32 i = 0; i < 4; i++) meaning->halves[i] = entry.words[i];
-        meaning->slope = rows.slopes[r], meaning->less = -8388608.0f * rows.slopes[r], meaning->offset = rows.offsets[r];
+        meaning->factor = rows.factors[r], meaning->addend = rows.addends[r];
+        if constexpr (LINES) {
+            i32 n = first_row(share, tile) + 8 * r;
+            n = n < w.n ? n : w.n - 1;
+            meaning->slope = ((const float *)w.parts[3])[n], meaning->offset = ((const float *)w.parts[4])[n];
+        }
     }
     if constexpr (S::form == AFFINE && S::group == 0) mean_affine(meaning, rows.zeros[r]);
     if constexpr (S::form == AFFINE && S::group > 0) {

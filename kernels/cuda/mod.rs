@@ -10,6 +10,7 @@
 //! | `temporary` | memory that an operation needs while it runs |
 //! | `turns` | threads that encode take turns in it |
 //! | `residency` | which weights lie on the device, and how the others get there in time |
+//! | `codewords` | codewords of WINT2 by integers, found when a weight is taken in |
 //! | `gemv` | which kernel multiplies by few rows |
 //! | [`tensor`] | products on tensor cores, where their rounding is allowed |
 //! | [`library`] | NVIDIA's product of plain BF16 weights, where it is installed |
@@ -30,6 +31,7 @@
 
 mod arena;
 pub mod backend;
+mod codewords;
 pub mod device;
 pub mod encode;
 mod gemv;

@@ -7,14 +7,14 @@ enum Form { F32 = 0, BF16 = 1, F16 = 2, AFFINE = 3, WINT2 = 4, WINT25 = 5, NF4 =
 
 // Mirrors `WeightArgs` in weight.rs, field by field.
 struct Weight {
-    const u8 *parts[5]; // dense values; or codes and scales
+    const u8 *parts[5]; // dense values; or codes and scales. WINT2: behind the slopes (N) lie whole numbers, see codewords.rs
     i32 form;           // of `Form`
     i32 n, k;
     i32 bits;           // AFFINE: of a code
     i32 group;          // AFFINE: columns that share a scale
     i32 zero;           // AFFINE: the fixed zero point, or -1 when parts[2] holds one a group
     i32 scale;          // AFFINE: F32, BF16 or F16
-    i32 plain;          // WINT2: 1 where codewords can be found as gemv.cuh does
+    i32 padding;
 };
 
 INLINE float float_at(const u8 *bytes, i32 form, i64 i) {

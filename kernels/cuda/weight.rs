@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::DriverError;
 use qtool_formats::{FloatDtype, QuantizedWeight, Scheme};
 
+use super::codewords::with_integers;
 use super::device::Device;
 use super::residency::Slot;
 use crate::backend::{Form, HostWeight, Storage};
@@ -24,7 +25,7 @@ pub struct WeightArgs {
     pub(super) group: i32,
     zero: i32,
     pub(super) scale: i32,
-    pub(super) plain: i32,
+    padding: i32,
 }
 
 const _: () = assert!(size_of::<WeightArgs>() == 8 * PARTS + 8 * 4);
@@ -84,7 +85,7 @@ impl DeviceWeight {
                 group,
                 zero,
                 scale,
-                plain: i32::from(plain(weight)),
+                padding: 0,
             },
             held: None,
         }
@@ -109,6 +110,20 @@ impl DeviceWeight {
                 };
                 device.residency.admit(&HostWeight { form, ..*weight })?
             }
+            Form::Packed {
+                scheme: Scheme::Ccq,
+                parts,
+            } => {
+                let mut parts = parts.clone();
+                if let [.., slopes, offsets] = parts.as_mut_slice() {
+                    *slopes = with_integers(slopes.bytes(), offsets.bytes());
+                }
+                let form = Form::Packed {
+                    scheme: Scheme::Ccq,
+                    parts,
+                };
+                device.residency.admit(&HostWeight { form, ..*weight })?
+            }
             _ => device.residency.admit(weight)?,
         };
         Ok(Self {
@@ -130,31 +145,6 @@ impl DeviceWeight {
             .map(|(weight, parts)| WeightArgs { parts, ..weight.args });
         Ok(args.collect())
     }
-}
-
-/// Whether the codewords of a WINT2 weight can be found as `gemv.cuh` does: of at most 20 bits, and no sum just below one half,
-/// which adding one half rounds up to one.
-fn plain(weight: &HostWeight) -> bool {
-    let Form::Packed {
-        scheme: Scheme::Ccq,
-        parts,
-    } = &weight.form
-    else {
-        return false;
-    };
-    let numbers = |part: usize| {
-        let bytes = parts.get(part).map_or(&[][..], |part| part.bytes());
-        bytes
-            .chunks_exact(4)
-            .map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]]))
-    };
-    numbers(3).zip(numbers(4)).all(|(slope, offset)| {
-        let sum = |byte: u8| f32::from(byte) * slope + offset;
-        let (low, high) = (sum(0).min(sum(255)), sum(0).max(sum(255)));
-        let small = -1_048_576.0 < low && high < 1_048_576.0;
-        // Sums rise or fall with the byte, and most lines are far from one half.
-        small && (low > 1.0 || (0..=255).all(|byte| sum(byte) != 0.5f32.next_down()))
-    })
 }
 
 /// The values of a weight, (N, K) in F32. Its parts fit its scheme: the host has decoded them before.
