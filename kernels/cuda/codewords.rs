@@ -1,5 +1,5 @@
 //! The codewords of WINT2 by integers. The artifact's formula, floor(byte * slope + offset + 0.5) in rounded f32, takes four
-//! operations a byte; for nearly every row two whole numbers give the same codeword for each of the 256 bytes in one. Owns finding
+//! operations a byte; for nearly every row a factor and an addend of 32 bits give the same codeword for each of the 256 bytes in one. Owns finding
 //! them, and rows where there are none.
 
 use std::sync::Arc;
@@ -8,38 +8,38 @@ use crate::backend::Storage;
 
 /// Fraction bits of a codeword: the other 15 of a word are what windows are taken from.
 const FRACTION: u32 = 17;
-/// Fraction bits of a slope, beyond those.
-const FINER: u32 = 8;
+/// How far from the nearest factor others are looked at: 2^-13 of a codeword at most, for the last byte.
+const BESIDE: i64 = 16;
 /// Rows that a warp takes together: where one of them has no numbers, none has.
 const ROWS: usize = 16;
 
-/// Numbers (factor, addend) with `((byte * factor) >> 8) + addend`, modulo 2^32 and shifted right by 17, equal to the lowest 15 bits of
+/// Numbers (factor, addend) with `byte * factor + addend`, modulo 2^32 and shifted right by 17, equal to the lowest 15 bits of
 /// floor(byte * slope + offset + 0.5) for every byte. `None` where a search over factors finds none: about one row in a thousand,
 /// as sums near a whole number are rounded to either side.
 fn integers(slope: f32, offset: f32) -> Option<(u32, u32)> {
-    // Of 32 bits, the factor and the search beside it.
-    if !(0.001..127.9).contains(&slope) || !(-1e6..1e6).contains(&offset) {
+    if !(-1e4..1e4).contains(&slope) || !(-1e6..1e6).contains(&offset) {
         return None;
     }
-    let code = |byte: u8| (f32::from(byte) * slope + offset + 0.5).floor() as i64;
-    let near = (f64::from(slope) * f64::from(1u32 << (FRACTION + FINER))).round() as i64;
-    let (mut low, mut high) = (near - 2048, near + 2048);
+    let codes: [i64; 256] = std::array::from_fn(|byte| (byte as f32 * slope + offset + 0.5).floor() as i64);
+    let near = (f64::from(slope) * f64::from(1u32 << FRACTION)).round() as i64;
+    let (mut low, mut high) = (near - BESIDE, near + BESIDE);
     let mut factor = near;
     while low <= high {
         // What each byte leaves for the addend, and which bytes leave least.
         let (mut least, mut most) = ((i64::MIN, 0), (i64::MAX, 0));
-        for byte in 0..=255u8 {
-            let (rest, code) = ((i64::from(byte) * factor) >> FINER, code(byte));
+        for (byte, code) in (0..).zip(codes) {
+            let rest = byte * factor;
             least = least.max(((code << FRACTION) - rest, byte));
             most = most.min((((code + 1) << FRACTION) - rest, byte));
         }
         if least.0 < most.0 {
-            let addend = least.0 + (most.0 - least.0) / 2;
             // As many bits as there are: codewords are read modulo 2^15.
-            return Some((u32::try_from(factor).ok()?, addend as u32));
+            let addend = least.0 + (most.0 - least.0) / 2;
+            // Zero says that there are none.
+            return (factor as u32 != 0).then_some((factor as u32, addend as u32));
         }
-        // The room is widest where it is neither the one byte nor the other that narrows it: a steeper line helps when the byte
-        // that wants more lies further out.
+        // The room that bytes leave, as the factor grows, first widens and then narrows: a steeper line helps when the byte that
+        // wants more lies further out.
         match least.1 > most.1 {
             true => low = factor + 1,
             false => high = factor - 1,
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn integers_give_every_codeword() {
         let (mut found, mut count) = (0, 0);
-        for (slope, offset) in numbers(4000, 1.0, 127.0)
+        for (slope, offset) in numbers(4000, -20.0, 127.0)
             .into_iter()
             .zip(numbers(4000, -500.0, 3000.0))
         {
@@ -96,8 +96,7 @@ mod tests {
             };
             found += 1;
             for byte in 0..=255u8 {
-                let high = ((u64::from(byte) << 24) * u64::from(factor)) >> 32;
-                let code = (high as u32).wrapping_add(addend) >> 17;
+                let code = u32::from(byte).wrapping_mul(factor).wrapping_add(addend) >> 17;
                 let right = (f32::from(byte) * slope + offset + 0.5).floor() as i32;
                 assert_eq!(code, right as u32 & 0x7fff, "{byte} of {slope}, {offset}");
             }
@@ -107,12 +106,12 @@ mod tests {
 
     #[test]
     fn lines_beyond_them_have_none() {
-        for (slope, offset) in [(-1.0, 0.0), (200.0, 0.0), (f32::NAN, 0.0), (1.0, f32::INFINITY)] {
+        for (slope, offset) in [(0.0, 0.0), (2e4, 0.0), (f32::NAN, 0.0), (1.0, f32::INFINITY)] {
             assert_eq!(integers(slope, offset), None);
         }
         let bytes = |x: &[f32]| -> Vec<u8> { x.iter().flat_map(|x| x.to_le_bytes()).collect() };
         let mut slopes = vec![100.0f32; 20];
-        slopes[3] = 500.0;
+        slopes[3] = f32::NAN;
         let made = with_integers(&bytes(&slopes), &bytes(&[10.0; 20]));
         let words: Vec<u32> = made
             .bytes()

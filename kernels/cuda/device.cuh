@@ -89,12 +89,6 @@ INLINE float above_8388608(u32 word, i32 i) {
     asm("prmt.b32 %0, %1, 0x4b000000, %2;" : "=f"(r) : "r"(word), "r"(0x7440 | i));
     return r;
 }
-// The upper half of a * b, and c.
-INLINE u32 high_product(u32 a, u32 b, u32 c) {
-    u32 r;
-    asm("mad.hi.u32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-    return r;
-}
 // Four bytes of a (0 to 3) and b (4 to 7), the lowest named by the lowest four bits of BYTES.
 template <u32 BYTES> INLINE u32 pick(u32 a, u32 b) {
     u32 r;

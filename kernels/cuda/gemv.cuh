@@ -52,7 +52,7 @@ INLINE void fill_meanings(u8 *table, i32 thread) {
 
 // Twice the codeword of byte `i` of `word`, and some lower bit, in a half of a word: by integers in the high half (codewords.rs), or by
 // the artifact's formula in the low one.
-template <i32 I> INLINE u32 codeword(u32 word, const Meaning &meaning) { return high_product(pick<I << 12 | 0x444>(word, 0u), meaning.factor, meaning.addend); }
+template <i32 I> INLINE u32 codeword(u32 word, const Meaning &meaning) { return pick<0x4440 | I>(word, 0u) * meaning.factor + meaning.addend; }
 INLINE u32 codeword_of_line(u32 word, i32 i, const Meaning &meaning) {
     float line = (float)(u8)(word >> 8 * i) * meaning.slope + meaning.offset;
     return (u32)(i32)floor_(line + 0.5f) << 1;

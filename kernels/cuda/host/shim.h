@@ -226,7 +226,6 @@ static inline int dot_pairs(uint32_t a, int first, int second, int c) {
 static inline int dot_low(uint32_t a, uint32_t b, int c) { return dot_pairs(a, (int8_t)b, (int8_t)(b >> 8), c); }
 static inline int dot_high(uint32_t a, uint32_t b, int c) { return dot_pairs(a, (int8_t)(b >> 16), (int8_t)(b >> 24), c); }
 static inline float above_8388608(uint32_t word, int i) { return std::bit_cast<float>(0x4b000000u | ((word >> (8 * i)) & 255u)); }
-static inline uint32_t high_product(uint32_t a, uint32_t b, uint32_t c) { return (uint32_t)((uint64_t)a * b >> 32) + c; }
 template <unsigned BYTES> static inline uint32_t pick(uint32_t a, uint32_t b) {
     uint32_t r = 0;
     uint64_t both = (uint64_t)b << 32 | a;
