@@ -54,7 +54,7 @@ template <class S> INLINE void stage_parts(u8 *staged, const float *x, i32 k, i3
             exponent = exponent < 29 ? 29 : exponent;
             bool finite = exponent < 255;
             down[thread_x()] = finite ? as_float((268 - exponent) << 23) : 0.0f;
-            up[thread_x()] = finite ? as_float((exponent - 14) << 23) : 1.0f;
+            up[thread_x()] = finite ? as_float((exponent - 14) << 23) : S::form == NF4 ? as_float(0x7f800000u) : 1.0f;
         }
         barrier();
     }
@@ -71,7 +71,7 @@ template <class S> INLINE void stage_parts(u8 *staged, const float *x, i32 k, i3
         }
         u32 parts[4 * S::parts];
         if constexpr (S::parts == 2) {
-            part_f16<S::paired>(parts, eight, down[row]);
+            part_f16<S::paired, S::form == NF4>(parts, eight, down[row]);
         } else {
             part_bf16(parts, eight);
         }

@@ -109,18 +109,22 @@ INLINE void fill_table(u8 *table, i32 thread, i32 threads) {
 }
 
 // Eight numbers of x as pairs of each of its parts. f16: a number times `down`, a power of two, is the first plus 2^-11 of the
-// second, but for one unit of its last place at most. A row with an infinity or NaN has `down` 0, and nothing else then.
-template <bool PAIRED> INLINE void part_f16(u32 *parts /* (2, 4) */, const float *x /* (8) */, float down) {
+// second, but for one unit of its last place at most. A row with an infinity or NaN has `down` 0, and nothing else then; UNIT for
+// weights that are sums of two: an infinity is one there, as it would not go with a second of another sign, and `up` is infinite.
+template <bool PAIRED, bool UNIT> INLINE void part_f16(u32 *parts /* (2, 4) */, const float *x /* (8) */, float down) {
     UNROLL for (i32 j = 0; j < 4; j++) {
-        float a = x[PAIRED ? j : 2 * j], b = x[PAIRED ? j + 4 : 2 * j + 1];
+        float two[2] = {x[PAIRED ? j : 2 * j], x[PAIRED ? j + 4 : 2 * j + 1]};
         if (down == 0.0f) {
-            a = (bits_of(a) & 0x7f800000u) == 0x7f800000u ? a : 0.0f;
-            b = (bits_of(b) & 0x7f800000u) == 0x7f800000u ? b : 0.0f;
-            parts[j] = pair_f16(a, b);
+            UNROLL for (i32 h = 0; h < 2; h++) {
+                u32 bits = bits_of(two[h]);
+                if ((bits & 0x7f800000u) != 0x7f800000u) two[h] = 0.0f;
+                if (UNIT && (bits & 0x7fffffffu) == 0x7f800000u) two[h] = as_float((bits & 0x80000000u) | 0x3f800000u);
+            }
+            parts[j] = pair_f16(two[0], two[1]);
             parts[4 + j] = 0;
             continue;
         }
-        a *= down, b *= down;
+        float a = two[0] * down, b = two[1] * down;
         u32 near = pair_f16(a, b);
         parts[j] = near;
         parts[4 + j] = pair_f16((a - from_f16((u16)near)) * 2048.0f, (b - from_f16((u16)(near >> 16))) * 2048.0f);

@@ -100,11 +100,15 @@ template <class S> INLINE void fetch_groups(Packet<S> *packet, const Weight &w, 
     }
 }
 
-// Reads what `at` stands at, if anything, and goes on. What lies past the end of a row is left as it is: it meets zeros of x.
+// Reads what `at` stands at, if anything, and goes on. What lies past the end of a row meets zeros of x,
+// so it is left as it is unless it could be an infinity.
 template <class S> INLINE void fetch_packet(Packet<S> *packet, const Weight &w, const Share &share, Cursor *at) {
     if constexpr (S::form == BF16)
         UNROLL for (i32 r = 0; r < 2; r++)
-            UNROLL for (i32 i = 0; i < S::bytes / 4; i++) packet->words[r][i] = 0; // no infinity
+            UNROLL for (i32 i = 0; i < S::bytes / 4; i++) packet->words[r][i] = 0;
+    if constexpr (S::form == NF4)
+        UNROLL for (i32 r = 0; r < 2; r++)
+            UNROLL for (i32 i = 0; i < S::units; i++) packet->scales[r][i] = 0;
     if (is_there(w, share, at->tile) && at->step < share.steps) {
         i32 start = share.from + at->step * S::span, first = start + share.lane % 4 * S::columns;
         UNROLL for (i32 r = 0; r < 2; r++) {

@@ -4,6 +4,7 @@
 
 mod encode;
 mod failures;
+mod few_rows;
 mod library;
 mod memory;
 mod moe;
