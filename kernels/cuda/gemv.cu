@@ -90,7 +90,7 @@ template <class S> INLINE void stage_parts(u8 *staged, const float *x, i32 k, i3
 template <class S, i32 TILES, bool LOOP, bool LINES>
 INLINE void accumulate(float (*totals)[2], Packet<S> *packet, const Weight &w, const Share &share, const Rows &rows, const i32 *lines, i32 tile, i32 step) {
     constexpr bool half = S::form != BF16;
-    constexpr i32 together = LOOP ? 1 : S::units;
+    constexpr i32 together = !LOOP ? S::units : S::unit == 4 ? 2 : S::scales > 1 ? units_of_group<S>() : 1;
     i32 place = step * S::units * S::pieces * S::parts * 64;
     KEEP_LOOP for (i32 turn = 0; turn < S::units / together; turn++) {
         UNROLL for (i32 u = 0; u < together; u++) {
@@ -133,8 +133,8 @@ INLINE void accumulate(float (*totals)[2], Packet<S> *packet, const Weight &w, c
                 }
         }
         if constexpr (together < S::units) {
-            pass_unit(packet, turn);
-            place += S::pieces * S::parts * 64;
+            pass_units<S, together>(packet);
+            place += together * S::pieces * S::parts * 64;
         }
     }
 }
@@ -233,12 +233,10 @@ INLINE void few_rows(float *y, const float *x, const Weight &w, i32 m, float *pa
     KEEP_LOOP for (;;) {
         fetch_packet<S>(&next, w, share, &at);
         if (step < share.steps && some) {
-            // A warp's rows have integers together or not at all.
-            if (FORM != WINT2 || rows.factors[0] != 0) {
-                accumulate<S, tiles, (BATCH > 4), false>(totals, &packet, w, share, rows, lines, tile, step);
-            } else {
-                accumulate<S, tiles, true, true>(totals, &packet, w, share, rows, lines, tile, step);
-            }
+            bool formula = FORM == WINT2 && rows.factors[0] == 0; // of all rows of a warp or of none
+            if (!formula) accumulate<S, tiles, (BATCH > 4), false>(totals, &packet, w, share, rows, lines, tile, step);
+            if constexpr (FORM == WINT2)
+                if (formula) accumulate<S, tiles, true, true>(totals, &packet, w, share, rows, lines, tile, step);
         }
         packet = next;
         step += 1 << way_bits;

@@ -13,19 +13,22 @@ template <class S> struct Packet {
 // Units that share a scale.
 template <class S> INLINE constexpr i32 units_of_group() { return S::form == AFFINE && S::group > 0 ? S::group / (4 * S::columns) : 1; }
 
-// Brings unit `u + 1` to the front, where unit `u` is.
-template <class S> INLINE void pass_unit(Packet<S> *packet, i32 u) {
-    constexpr i32 by = S::unit / 4;
+// Brings the next COUNT units to the front: whole groups, or part of the only one.
+template <class S, i32 COUNT> INLINE void pass_units(Packet<S> *packet) {
+    constexpr i32 words = COUNT * S::unit / 4, groups = COUNT / units_of_group<S>(), kept = Packet<S>::kept;
     UNROLL for (i32 r = 0; r < 2; r++) {
-        UNROLL for (i32 i = 0; i + by < S::bytes / 4; i++) packet->words[r][i] = packet->words[r][i + by];
-        if constexpr (S::form == AFFINE && S::group > 0) {
-            if (u % units_of_group<S>() != units_of_group<S>() - 1) continue;
-            UNROLL for (i32 i = 0; i < Packet<S>::kept; i++)
-                packet->scales[r][i] = packet->scales[r][i] >> 16 | (i + 1 < Packet<S>::kept ? packet->scales[r][i + 1] << 16 : 0);
-            packet->zeros[r] >>= 4;
+        UNROLL for (i32 i = 0; i + words < S::bytes / 4; i++) packet->words[r][i] = packet->words[r][i + words];
+        if constexpr (groups == 0) {
+            static_assert(S::scales == 1);
+        } else if constexpr (S::form == AFFINE && S::group > 0 && groups == 1) {
+            UNROLL for (i32 i = 0; i < kept; i++)
+                packet->scales[r][i] = packet->scales[r][i] >> 16 | (i + 1 < kept ? packet->scales[r][i + 1] << 16 : 0);
+        } else if constexpr (S::form == AFFINE && S::group > 0) {
+            UNROLL for (i32 i = 0; i + groups / 2 < kept; i++) packet->scales[r][i] = packet->scales[r][i + groups / 2];
         } else {
-            UNROLL for (i32 i = 0; i + 1 < Packet<S>::kept; i++) packet->scales[r][i] = packet->scales[r][i + 1];
+            UNROLL for (i32 i = 0; i + COUNT < kept; i++) packet->scales[r][i] = packet->scales[r][i + COUNT];
         }
+        packet->zeros[r] >>= 4 * groups;
     }
 }
 
