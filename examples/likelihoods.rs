@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..Options::default()
     };
     if let Some(at) = flags.iter().position(|f| f == "--batch-tokens") {
-        options.batch_tokens = flags.get(at + 1).ok_or("--batch-tokens N")?.parse()?;
+        options.batch_tokens = Some(flags.get(at + 1).ok_or("--batch-tokens N")?.parse()?);
     }
     let questions: Vec<Question> = fs::read_to_string(questions)?
         .lines()

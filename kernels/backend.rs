@@ -152,6 +152,19 @@ pub struct Divergence {
     pub agreed: bool,
 }
 
+/// What the inputs of a layer add up to, rows (M, K).
+#[derive(Debug, Clone, PartialEq)]
+pub struct InputSums {
+    /// M.
+    pub rows: u64,
+    /// Largest magnitude of each column, (K).
+    pub tops: Vec<f32>,
+    /// x^T x, (K, K) and symmetric, or its diagonal alone, (K).
+    pub moment: Vec<f64>,
+    /// Whether all were finite.
+    pub finite: bool,
+}
+
 /// Why a device stopped computing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the device {device} failed to {what}: {reason}")]
@@ -172,6 +185,8 @@ pub trait Backend: Send + Sync {
     type Tensor: Send + Sync;
     /// A weight on the device.
     type Weight: Send + Sync;
+    /// [`InputSums`] that are being added up, where the device adds.
+    type Sums: Send;
 
     /// Waits for what was started. After a failure every result is meaningless, and this says what failed first.
     fn fault(&self) -> Result<(), Fault> {
@@ -184,8 +199,17 @@ pub trait Backend: Send + Sync {
         f()
     }
 
+    /// Rows of activations that are worth running together, when what a batch keeps at a time is about `bytes` a row.
+    fn rows_together(&self, _bytes: usize) -> usize {
+        1024
+    }
+
     /// `values` (rows, columns) to the device.
     fn upload(&self, values: &[f32], columns: usize) -> Self::Tensor;
+    /// (rows, columns) zeros.
+    fn zeros(&self, rows: usize, columns: usize) -> Self::Tensor {
+        self.upload(&vec![0.0; rows * columns], columns)
+    }
     /// All values of `x`, row-major.
     fn download(&self, x: &Self::Tensor) -> Vec<f32>;
     /// The same, after asking whether they mean anything.
@@ -266,4 +290,10 @@ pub trait Backend: Send + Sync {
     /// `moment` += x^T x, (K, K), the upper triangle and its mirror. Products of at most 512 rows are summed
     /// in f32, those sums in f64, in order.
     fn gram(&self, x: &Self::Tensor, moment: &mut [f64]);
+    /// Sums of no rows yet, of K columns, with all of x^T x or its diagonal alone.
+    fn sums(&self, columns: usize, full: bool) -> Self::Sums;
+    /// Adds the rows of x (M, K); x^T x as [`gram`](Self::gram) does, its diagonal alone in f64.
+    fn watch(&self, x: &Self::Tensor, sums: &mut Self::Sums);
+    /// What was added up.
+    fn summed(&self, sums: Self::Sums) -> Result<InputSums, Fault>;
 }

@@ -31,7 +31,7 @@
 //! | `cpu/matmul.rs`, `cpu/simd/tile.rs` | many rows of activations: tiles decoded into panels, multiplied in registers |
 //! | `cpu/gemv.rs` | up to eight rows: each packed byte read once, nothing decoded written back |
 //! | `cpu/attention.rs` | keys and values where they lie, a running softmax |
-//! | `cpu/norm.rs`, `cpu/elementwise.rs`, `cpu/functions.rs`, `cpu/embed.rs`, `cpu/gram.rs` | the rest of a block, and its second moments |
+//! | `cpu/norm.rs`, `cpu/elementwise.rs`, `cpu/functions.rs`, `cpu/embed.rs`, `cpu/gram.rs`, `cpu/sums.rs` | the rest of a block, and what its inputs add up to |
 //!
 //! # One result, whatever the machine
 //!

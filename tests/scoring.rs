@@ -167,7 +167,7 @@ fn tokens_across_the_border_belong_to_the_answer() {
 #[test]
 fn batches_prefixes_and_threads_change_nothing_but_rounding() {
     let options = |batch_tokens, share_prefixes| Options {
-        batch_tokens,
+        batch_tokens: Some(batch_tokens),
         share_prefixes,
         ..Options::default()
     };
@@ -270,7 +270,7 @@ fn windows_score_what_is_not_given() {
     let scorer = open(
         &sample("tiny-ernie45"),
         Options {
-            batch_tokens: 30,
+            batch_tokens: Some(30),
             ..Options::default()
         },
     );
@@ -311,7 +311,7 @@ fn replies_are_those_of_one_sequence_at_a_time() {
         let scorer = open(
             &folder,
             Options {
-                batch_tokens: 64,
+                batch_tokens: Some(64),
                 ..Options::default()
             },
         );
@@ -398,7 +398,7 @@ fn a_run_can_be_broken_off_and_keeps_what_was_answered() {
     let scorer = open(
         &sample("tiny-ernie45"),
         Options {
-            batch_tokens: 1,
+            batch_tokens: Some(1),
             ..Options::default()
         },
     );
@@ -421,7 +421,7 @@ fn a_run_can_be_broken_off_and_keeps_what_was_answered() {
 #[test]
 fn a_resumed_run_gives_the_same_bits() {
     let options = Options {
-        batch_tokens: 60,
+        batch_tokens: Some(60),
         ..Options::default()
     };
     let scorer = open(&sample("tiny-ernie45-moe"), options);

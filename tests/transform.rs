@@ -290,7 +290,7 @@ fn observed(model: &Model<CpuBackend>, corpus: &Corpus) -> Vec<BlockStatistics> 
             let block = model.block(number).unwrap();
             let mut recorder = Recorder::new(model.backend(), Evidence::Full);
             model.run(&block, &mut x, &place, Some(&mut recorder));
-            recorder.block
+            recorder.finish(Path::new("model")).unwrap()
         })
         .collect()
 }

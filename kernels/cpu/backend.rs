@@ -7,9 +7,12 @@ use super::gram::gram;
 use super::isa::Isa;
 use super::matmul::matmul;
 use super::simd::view::{View, ViewMut};
+use super::sums::CpuSums;
 use super::weight::CpuWeight;
 use super::{elementwise, embed, norm};
-use crate::backend::{Activation, Backend, Divergence, Heads, HostWeight, RopeTable, Segment};
+use crate::backend::{
+    Activation, Backend, Divergence, Fault, Heads, HostWeight, InputSums, RopeTable, Segment,
+};
 
 /// The processor, with the best instruction set it has.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +57,7 @@ impl Matrix {
 impl Backend for CpuBackend {
     type Tensor = Matrix;
     type Weight = CpuWeight;
+    type Sums = CpuSums;
 
     /// On a thread of the pool, which hands work to the others without waking up for each operation.
     fn within<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
@@ -189,5 +193,17 @@ impl Backend for CpuBackend {
     fn gram(&self, x: &Matrix, moment: &mut [f64]) {
         assert_eq!(moment.len(), x.columns * x.columns, "K x K");
         gram(&x.values, x.columns, moment);
+    }
+
+    fn sums(&self, columns: usize, full: bool) -> CpuSums {
+        CpuSums::new(columns, full)
+    }
+
+    fn watch(&self, x: &Matrix, sums: &mut CpuSums) {
+        sums.add(&x.values);
+    }
+
+    fn summed(&self, sums: CpuSums) -> Result<InputSums, Fault> {
+        Ok(sums.take())
     }
 }

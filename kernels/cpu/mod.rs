@@ -25,6 +25,7 @@ pub(crate) mod pack;
 pub(crate) mod round;
 mod scratch;
 pub(crate) mod simd;
+pub(crate) mod sums;
 pub(crate) mod weight;
 pub(crate) mod widen;
 mod wint25;

@@ -35,7 +35,7 @@ struct State {
 }
 
 /// Bytes of a block for `bytes`: rounded up by at most a sixteenth, so that sizes meet again.
-fn rounded(bytes: usize) -> usize {
+pub(super) fn rounded(bytes: usize) -> usize {
     let grain = (bytes.next_power_of_two() / 32).max(16);
     bytes.next_multiple_of(grain)
 }
@@ -150,6 +150,13 @@ fn mib(bytes: usize) -> usize {
     bytes.div_ceil(1 << 20)
 }
 
+/// Rows of `bytes` each that run together under a budget: a power of two, so that few budgets differ by it, and enough that starting
+/// kernels costs little and every multiprocessor has a tile; at most a sixteenth of the budget, but never fewer than on the processor.
+pub(super) fn rows_within(budget: usize, bytes: usize) -> usize {
+    let fits = |rows: &usize| rows * bytes <= budget / 16;
+    [8192, 4096, 2048].into_iter().find(fits).unwrap_or(1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,5 +171,22 @@ mod tests {
             );
             assert_eq!(rounded(block), block, "{bytes}");
         }
+    }
+
+    #[test]
+    fn a_batch_is_a_sixteenth_of_the_budget_and_no_smaller_than_on_the_processor() {
+        // A row of ERNIE-4.5-0.3B, about.
+        let bytes = 80_000;
+        for (budget, rows) in [
+            (1usize << 20, 1024),
+            (2 << 30, 1024),
+            (4 << 30, 2048),
+            (8 << 30, 4096),
+            (16 << 30, 8192),
+            (140 << 30, 8192),
+        ] {
+            assert_eq!(rows_within(budget, bytes), rows, "{budget}");
+        }
+        assert_eq!(rows_within(0, 0), 8192);
     }
 }

@@ -4,26 +4,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaSlice, CudaStream, DriverError, LaunchArgs, PushKernelArg};
 
+use super::arena::rows_within;
 use super::device::{Device, words};
 use super::launch::run;
+use super::sums::DeviceSums;
 use super::temporary::Temporary;
 use super::tensor::Precision;
 use super::weight::{DeviceWeight, WeightArgs};
 use crate::backend::{
-    Activation, Backend, Divergence, ExpertWeights, Fault, Heads, HostWeight, RopeStyle, RopeTable, Routing,
-    Segment,
+    Activation, Backend, Divergence, ExpertWeights, Fault, Heads, HostWeight, InputSums, RopeStyle,
+    RopeTable, Routing, Segment,
 };
 
 /// Rows up to which a product is done by `gemv`.
 pub(super) const FEW_ROWS: usize = 16;
-/// Outputs of a block of `gemm` on each side.
-const TILE: usize = 64;
 /// Threads of a block where nothing else is said.
 const THREADS: u32 = 256;
-/// Threads of a block of `attention`, which its kernel counts on.
-const ATTENTION_THREADS: u32 = 128;
-/// Largest head of `attention`: eight columns a thread.
-const LARGEST_HEAD: usize = 1024;
 
 /// A GPU.
 #[derive(Debug, Clone)]
@@ -124,8 +120,8 @@ impl CudaBackend {
         self.device.stream.launch_builder(function)
     }
 
-    /// Room for a tensor, filled by `fill`; nothing when it is empty.
-    fn filled(
+    /// Room for a tensor, all of which `fill` writes; nothing when it is empty.
+    pub(super) fn filled(
         &self,
         what: &'static str,
         (rows, columns): (usize, usize),
@@ -145,29 +141,14 @@ impl CudaBackend {
         }
     }
 
-    fn zeros(&self, rows: usize, columns: usize) -> DeviceTensor {
-        self.filled("allocate a tensor", (rows, columns), |values| {
-            self.device.stream.memset_zeros(values)
-        })
-    }
-
     /// What kernels are told of a weight, which is on the device then. Nothing may be allocated between this and the launch.
     pub(super) fn resident(&self, weight: &DeviceWeight) -> Result<WeightArgs, DriverError> {
         Ok(DeviceWeight::resident(&self.device, &[weight])?.swap_remove(0))
     }
 
-    /// A tensor that `work` fills, unless there is nothing to fill.
-    pub(super) fn made(
-        &self,
-        what: &'static str,
-        (rows, columns): (usize, usize),
-        work: impl FnOnce(&mut CudaSlice<f32>) -> Result<(), DriverError>,
-    ) -> DeviceTensor {
-        let mut out = self.zeros(rows, columns);
-        if let Some(values) = out.values_mut() {
-            self.attempt(what, || work(values));
-        }
-        out
+    /// Zeros for a result of operands that hold nothing.
+    pub(super) fn blank(&self, out: &mut CudaSlice<f32>) -> Result<(), DriverError> {
+        self.device.stream.memset_zeros(out)
     }
 
     fn norm(
@@ -178,9 +159,9 @@ impl CudaBackend {
         eps: f32,
     ) -> DeviceTensor {
         assert_eq!(x.columns % gain.columns.max(1), 0, "whole stretches");
-        self.made("normalise", (x.rows, x.columns), |out| {
+        self.filled("normalise", (x.rows, x.columns), |out| {
             let (Some(x_values), Some(gains)) = (x.values(), gain.values()) else {
-                return Ok(());
+                return self.blank(out);
             };
             let width = gain.columns as i32;
             let blocks = (x.rows * x.columns / gain.columns) as u32;
@@ -212,14 +193,8 @@ impl CudaBackend {
                 let room = self.room_for_few_rows(&w.args, m)?;
                 self.few_rows(y, x, &self.resident(w)?, m, room.as_deref())
             }
-            Precision::Bf16 => self.tensor_product(y, x, w, m),
-            Precision::F32 => {
-                let (rows, args) = (m as i32, self.resident(w)?);
-                let mut call = self.kernel("gemm");
-                call.arg(y).arg(x).arg(&args).arg(&rows);
-                let blocks = ((args.n as usize).div_ceil(TILE), m.div_ceil(TILE));
-                run(call, (blocks.0 as u32, blocks.1 as u32), THREADS)
-            }
+            Precision::Bf16 | Precision::Bf16Warpgroups => self.tensor_product(y, x, w, m),
+            Precision::F32 => self.exact_product(y, x, w, m),
         }
     }
 
@@ -227,6 +202,12 @@ impl CudaBackend {
     fn each(count: usize) -> (u32, u32) {
         (count.div_ceil(THREADS as usize) as u32, 1)
     }
+}
+
+/// Whether no two of these numbers below `height` are equal.
+fn all_differ(rows: &[usize], height: usize) -> bool {
+    let mut met = vec![false; height];
+    rows.iter().all(|&row| !std::mem::replace(&mut met[row], true))
 }
 
 pub(super) fn function(f: Activation) -> i32 {
@@ -242,11 +223,20 @@ pub(super) fn function(f: Activation) -> i32 {
 impl Backend for CudaBackend {
     type Tensor = DeviceTensor;
     type Weight = DeviceWeight;
+    type Sums = DeviceSums;
 
     fn fault(&self) -> Result<(), Fault> {
         self.attempt("finish what was started", || self.device.stream.synchronize());
         let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         fault.clone().map_or(Ok(()), Err)
+    }
+
+    fn rows_together(&self, bytes: usize) -> usize {
+        rows_within(self.device.memory().budget, bytes)
+    }
+
+    fn zeros(&self, rows: usize, columns: usize) -> DeviceTensor {
+        self.filled("allocate a tensor", (rows, columns), |out| self.blank(out))
     }
 
     fn upload(&self, values: &[f32], columns: usize) -> DeviceTensor {
@@ -291,7 +281,7 @@ impl Backend for CudaBackend {
     fn embed(&self, table: &DeviceWeight, ids: &[u32]) -> DeviceTensor {
         let rows = table.args.n as u32;
         assert!(ids.iter().all(|&id| id < rows), "ids within the table");
-        self.made("embed tokens", (ids.len(), table.args.k as usize), |out| {
+        self.filled("embed tokens", (ids.len(), table.args.k as usize), |out| {
             let rows = self.device.sent(ids)?;
             let args = self.resident(table)?;
             let mut call = self.kernel("decode");
@@ -302,8 +292,10 @@ impl Backend for CudaBackend {
 
     fn matmul(&self, x: &DeviceTensor, w: &DeviceWeight) -> DeviceTensor {
         assert_eq!(x.columns, w.args.k as usize, "columns of x and of w");
-        self.made("multiply by a weight", (x.rows, w.args.n as usize), |out| {
-            let Some(values) = x.values() else { return Ok(()) };
+        self.filled("multiply by a weight", (x.rows, w.args.n as usize), |out| {
+            let Some(values) = x.values() else {
+                return self.blank(out);
+            };
             self.product(out, values, w, x.rows)
         })
     }
@@ -344,15 +336,19 @@ impl Backend for CudaBackend {
         );
         let (columns, half) = (x.columns as i32, table.half as i32);
         let pairs = i32::from(table.style == RopeStyle::Pairs);
-        let count = (x.rows * x.columns / 2) as i64;
+        let blocks = (x.rows as u32, (x.columns / 2).div_ceil(THREADS as usize) as u32);
         if let Some(x) = x.values_mut() {
             self.attempt("turn heads", || {
-                let positions = self.device.sent(positions)?;
-                let (cos, sin) = (self.device.sent(&table.cos)?, self.device.sent(&table.sin)?);
+                // The same for every layer.
+                let positions = self.device.sent_once(positions)?;
+                let (cos, sin) = (
+                    self.device.sent_once(&table.cos)?,
+                    self.device.sent_once(&table.sin)?,
+                );
                 let mut call = self.kernel("rope");
-                call.arg(x).arg(&*positions).arg(&*cos).arg(&*sin);
-                call.arg(&count).arg(&columns).arg(&half).arg(&pairs);
-                run(call, Self::each(count as usize), THREADS)
+                call.arg(x).arg(&**positions).arg(&**cos).arg(&**sin);
+                call.arg(&columns).arg(&half).arg(&pairs);
+                run(call, blocks, THREADS)
             });
         }
     }
@@ -365,37 +361,12 @@ impl Backend for CudaBackend {
         segments: &[Segment],
         heads: Heads,
     ) -> DeviceTensor {
-        assert!(
-            heads.dim <= LARGEST_HEAD,
-            "heads of at most {LARGEST_HEAD} columns"
-        );
-        // First row and count of the prefix, first row and count of its own, for each query.
-        let mut spans = vec![[0i32; 4]; q.rows];
-        for segment in segments {
-            let (queries, own) = (segment.queries.len(), segment.own.len());
-            for (i, row) in segment.queries.clone().enumerate() {
-                let visible = if heads.causal { own + i + 1 - queries } else { own };
-                spans[row] = [
-                    segment.prefix.start,
-                    segment.prefix.len(),
-                    segment.own.start,
-                    visible,
-                ]
-                .map(|number| number as i32);
-            }
-        }
-        let spans = spans.as_flattened();
-        self.made("attend", (q.rows, q.columns), |out| {
+        self.filled("attend", (q.rows, q.columns), |out| {
             let (Some(q_values), Some(keys), Some(values)) = (q.values(), keys.values(), values.values())
             else {
-                return Ok(());
+                return self.blank(out);
             };
-            let spans = self.device.sent(spans)?;
-            let (query, kv, d) = (heads.query as i32, heads.kv as i32, heads.dim as i32);
-            let mut call = self.kernel("attention");
-            call.arg(out).arg(q_values).arg(keys).arg(values).arg(&*spans);
-            call.arg(&query).arg(&kv).arg(&d).arg(&heads.scale);
-            run(call, (q.rows as u32, heads.query as u32), ATTENTION_THREADS)
+            self.attend(out, [q_values, keys, values], segments, q.rows, heads)
         })
     }
 
@@ -424,8 +395,10 @@ impl Backend for CudaBackend {
 
     fn gather(&self, x: &DeviceTensor, rows: &[usize]) -> DeviceTensor {
         assert!(rows.iter().all(|&row| row < x.rows), "rows within the tensor");
-        self.made("gather rows", (rows.len(), x.columns), |out| {
-            let Some(values) = x.values() else { return Ok(()) };
+        self.filled("gather rows", (rows.len(), x.columns), |out| {
+            let Some(values) = x.values() else {
+                return self.blank(out);
+            };
             let from: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
             let (from, k) = (self.device.sent(&from)?, x.columns as i32);
             let mut call = self.kernel("gather");
@@ -441,15 +414,21 @@ impl Backend for CudaBackend {
             "a row and a weight each"
         );
         assert!(rows.iter().all(|&row| row < into.rows), "rows within the tensor");
-        let (count, k) = (x.rows as i32, x.columns as i32);
+        let (count, k, height) = (x.rows as i32, x.columns as i32, into.rows);
         if let (Some(into), Some(x)) = (into.values_mut(), x.values()) {
             self.attempt("add rows", || {
-                let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-                let (rows, weights) = (self.device.sent(&rows)?, self.device.sent(weights)?);
-                let mut call = self.kernel("scatter_add");
-                call.arg(into).arg(x).arg(&*rows).arg(&*weights);
+                let numbers: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+                let (there, weights) = (self.device.sent(&numbers)?, self.device.sent(weights)?);
+                let apart = all_differ(rows, height);
+                let mut call = self.kernel(if apart { "scatter_apart" } else { "scatter_add" });
+                call.arg(into).arg(x).arg(&*there).arg(&*weights);
                 call.arg(&count).arg(&k);
-                run(call, Self::each(k as usize), THREADS)
+                let blocks = if apart {
+                    (count as u32, 1)
+                } else {
+                    Self::each(k as usize)
+                };
+                run(call, blocks, THREADS)
             });
         }
     }
@@ -478,21 +457,19 @@ impl Backend for CudaBackend {
         self.routed(x, logits, routing, experts, f)
     }
 
+    fn sums(&self, columns: usize, full: bool) -> DeviceSums {
+        DeviceSums::new(columns, full)
+    }
+
+    fn watch(&self, x: &DeviceTensor, sums: &mut DeviceSums) {
+        self.add_to(sums, x);
+    }
+
+    fn summed(&self, sums: DeviceSums) -> Result<InputSums, Fault> {
+        self.take_sums(sums)
+    }
+
     fn gram(&self, x: &DeviceTensor, moment: &mut [f64]) {
-        let k = x.columns;
-        assert_eq!(moment.len(), k * k, "K x K");
-        let Some(values) = x.values() else { return };
-        let sums = self.attempt("sum products", || {
-            let mut out = self.device.zeros::<f64>(k * k)?;
-            self.sum_products(&mut out, values, x.rows, k)?;
-            self.device.stream.clone_dtoh(&*out)
-        });
-        let Some(sums) = sums else { return };
-        for i in 0..k {
-            for j in i..k {
-                moment[i * k + j] += sums[i * k + j];
-                moment[j * k + i] = moment[i * k + j];
-            }
-        }
+        self.add_moments(x, moment);
     }
 }

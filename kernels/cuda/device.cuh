@@ -19,9 +19,14 @@ typedef long long i64;
 #define __global__ __attribute__((global))
 #define __device__ __attribute__((device))
 #define __shared__ __attribute__((shared))
+// Keeps the compiler from working out what follows from a number before it is needed.
+#define FORGET(number) asm volatile("" : "+r"(number))
+// A kernel for blocks of so many threads, so many of them on a multiprocessor at a time: that bounds its registers.
+#define BOUNDS(threads, blocks) __attribute__((launch_bounds(threads, blocks)))
 #define INLINE __attribute__((device)) inline __attribute__((always_inline))
 // Before a loop whose arrays must stay in registers.
 #define UNROLL _Pragma("unroll")
+#define UNROLL_4 _Pragma("unroll 4")
 // Before one that would only make the code long.
 #define KEEP_LOOP _Pragma("nounroll")
 
@@ -32,6 +37,8 @@ INLINE i32 threads_x() { return __nvvm_read_ptx_sreg_ntid_x(); }
 INLINE i32 blocks_x() { return __nvvm_read_ptx_sreg_nctaid_x(); }
 INLINE i32 blocks_y() { return __nvvm_read_ptx_sreg_nctaid_y(); }
 INLINE void barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
+// What the threads of a warp wrote to shared memory before, all of them see after.
+INLINE void warp_barrier() { asm volatile("bar.warp.sync 0xffffffff;" ::: "memory"); }
 INLINE float shuffle_xor(float v, i32 lane) {
     float r;
     asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(r) : "f"(v), "r"(lane));
@@ -120,6 +127,13 @@ INLINE i32 dot_high(u32 a, u32 b, i32 c) {
     return r;
 }
 #endif
+
+// Loaded and stored as one; of an address that is a multiple of their size.
+typedef float Four __attribute__((vector_size(16)));
+typedef float Two __attribute__((vector_size(8)));
+
+// As `fma_`, and no block of text to the compiler: for loops that are written out, whose PTX is a third as long.
+INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 INLINE float as_float(u32 bits) { return __builtin_bit_cast(float, bits); }
 INLINE float from_bf16(u16 bits) { return as_float((u32)bits << 16); }

@@ -2,17 +2,19 @@
 //! answers each. [`Device`] holds the context, its one stream, and the kernels.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute, CUresult};
+use cudarc::driver::sys::{CUdevice_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DriverError, result};
 use thiserror::Error;
 
 use super::arena::Arena;
-use super::launch::order_by_hand;
+use super::launch::{order_by_hand, shared_limit};
 use super::library::{Library, NoLibrary};
 use super::residency::Residency;
-use super::{gemv, gram, tensor};
+use super::sent::Sent;
+use super::warpgroup::{NoWarpgroups, Warpgroups};
+use super::{attention, gemv, gram, tensor};
 
 /// Least driver, as `cuDriverGetVersion` counts: CUDA 12.0, which the bindings are made for.
 const LEAST_DRIVER: i32 = 12_000;
@@ -24,14 +26,43 @@ const RESERVE: usize = 256 << 20;
 
 /// The kernels: a PTX page and the names it holds.
 const KERNELS: &[(&str, &[&str])] = &[
-    (include_str!("ptx/matmul.ptx"), &["gemv", "gemm", "decode"]),
-    (include_str!("ptx/attention.ptx"), &["attention"]),
+    (
+        include_str!("ptx/matmul.ptx"),
+        &[
+            "gemv",
+            "decode",
+            "exact_any",
+            "exact_f32",
+            "exact_bf16",
+            "exact_int8",
+            "exact_int4",
+            "exact_wint2",
+            "exact_nf4",
+        ],
+    ),
+    (
+        include_str!("ptx/attention.ptx"),
+        &[
+            "attention_64",
+            "attention_96",
+            "attention_128",
+            "attention_256",
+            "attention_few_64",
+            "attention_few_96",
+            "attention_few_128",
+            "attention_few_256",
+        ],
+    ),
+    (include_str!("ptx/attention_any.ptx"), &["attention_any"]),
     (include_str!("ptx/norm.ptx"), &["rms_norm", "layer_norm"]),
     (
         include_str!("ptx/elementwise.ptx"),
         &["add", "activate", "gate", "rope"],
     ),
-    (include_str!("ptx/rows.ptx"), &["gather", "scatter_add", "place"]),
+    (
+        include_str!("ptx/rows.ptx"),
+        &["gather", "scatter_add", "scatter_apart", "place"],
+    ),
     (
         include_str!("ptx/gemv.ptx"),
         &[
@@ -86,9 +117,22 @@ const KERNELS: &[(&str, &[&str])] = &[
     ),
     (
         include_str!("ptx/moe.ptx"),
-        &["route", "group_entries", "gemm_grouped", "combine"],
+        &["route", "count_entries", "group_entries", "combine"],
+    ),
+    (
+        include_str!("ptx/exact_grouped.ptx"),
+        &[
+            "exact_grouped_any",
+            "exact_grouped_f32",
+            "exact_grouped_bf16",
+            "exact_grouped_int8",
+            "exact_grouped_int4",
+            "exact_grouped_wint2",
+            "exact_grouped_nf4",
+        ],
     ),
     (include_str!("ptx/gram.ptx"), &["gram", "split", "gram_split"]),
+    (include_str!("ptx/sums.ptx"), &["watch_columns", "mirror"]),
     (include_str!("ptx/scores.ptx"), &["log_p", "divergence"]),
     (include_str!("ptx/encode_affine.ptx"), &["encode_affine"]),
     (
@@ -171,6 +215,10 @@ fn failed(what: &'static str) -> impl Fn(DriverError) -> Unavailable {
 pub struct Device {
     /// Looked for when it could first be used; ends before the context does.
     pub(super) library: OnceLock<Result<Library, NoLibrary>>,
+    /// The same.
+    pub(super) warpgroups: OnceLock<Result<Warpgroups, NoWarpgroups>>,
+    /// Major and minor.
+    pub(super) capability: (i32, i32),
     name: String,
     ordinal: usize,
     pub(super) stream: Arc<CudaStream>,
@@ -181,6 +229,8 @@ pub struct Device {
     /// How many blocks of a product of few rows have left their sums, of each that others wait for; zeros between products.
     pub(super) arrived: CudaSlice<u32>,
     functions: HashMap<&'static str, CudaFunction>,
+    /// What was sent to be read again.
+    pub(super) sent: Mutex<Sent>,
 }
 
 impl std::fmt::Debug for Device {
@@ -206,7 +256,7 @@ impl Device {
         let (fetched, foreseen) = self.residency.fetched();
         MemoryUse {
             budget: self.arena.budget(),
-            used,
+            used: used.saturating_sub(self.kept_for_later()),
             most,
             fetched,
             foreseen,
@@ -224,7 +274,7 @@ impl Device {
 pub struct MemoryUse {
     /// Most bytes that may be taken.
     pub budget: usize,
-    /// Bytes taken.
+    /// Bytes taken, without copies that are let go when somebody needs their room.
     pub used: usize,
     /// Most bytes taken at any time.
     pub most: usize,
@@ -281,12 +331,9 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
         }
     }
     let large = tensor::shared_memory().chain(gemv::shared_memory());
+    let large = large.chain(attention::shared_memory());
     for (name, bytes) in large.chain([gram::SPLIT_SHARED]) {
-        // More than the 48 KiB that a kernel gets without asking.
-        let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        functions[name]
-            .set_attribute(most, bytes as i32)
-            .map_err(failed("reserve shared memory"))?;
+        shared_limit(&functions[name], bytes).map_err(failed("reserve shared memory"))?;
     }
     order_by_hand(&context);
     let processors = context
@@ -311,5 +358,8 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
         arrived,
         functions,
         library: OnceLock::new(),
+        warpgroups: OnceLock::new(),
+        capability,
+        sent: Mutex::default(),
     }))
 }

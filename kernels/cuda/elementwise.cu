@@ -19,7 +19,7 @@ INLINE float apply(i32 f, float x) {
 // x (count) += y, which is repeated every `period` values: a bias, or a tensor of the same size.
 extern "C" __global__ void add(float *x /* (count) */, const float *y /* (period) */, i64 count, i64 period) {
     i64 i = (i64)block_x() * threads_x() + thread_x();
-    if (i < count) x[i] += y[i % period];
+    if (i < count) x[i] += y[period == count ? i : i % period];
 }
 
 extern "C" __global__ void activate(float *x /* (count) */, i64 count, i32 f) {
@@ -35,16 +35,15 @@ extern "C" __global__ void gate(float *x /* (count) */, const float *up /* (coun
 // Turns pairs of columns of each head: (a, b) -> (a cos - b sin, b cos + a sin). Columns (i, i + half) of a head when
 // `pairs` is 0, (2i, 2i + 1) when it is 1. cos and sin are (positions, half).
 extern "C" __global__ void rope(float *x /* (M, heads * 2 half) */, const u32 *positions /* (M) */,
-                                const float *cos /* (positions, half) */, const float *sin /* (positions, half) */,
-                                i64 count /* M * heads * half */, i32 columns, i32 half, i32 pairs) {
-    i64 i = (i64)block_x() * threads_x() + thread_x();
-    if (i >= count) return;
-    i64 in_row = columns / 2, row = i / in_row;
-    i32 head = (i32)(i % in_row) / half, j = (i32)(i % in_row) % half;
-    float *at = x + row * columns + (i64)head * 2 * half;
+                                const float *cos /* (positions, half) */, const float *sin /* (positions, half) */, i32 columns,
+                                i32 half, i32 pairs) {
+    i32 i = block_y() * threads_x() + thread_x(); // a block for a row, and so many of its pairs
+    if (i >= columns / 2) return;
+    i32 head = i / half, j = i % half;
+    float *at = x + (i64)block_x() * columns + (i64)head * 2 * half;
     i32 a = pairs ? 2 * j : j, b = pairs ? 2 * j + 1 : j + half;
-    float c = cos[(i64)positions[row] * half + j], s = sin[(i64)positions[row] * half + j];
-    float u = at[a], v = at[b];
+    i64 angle = (i64)positions[block_x()] * half + j;
+    float c = cos[angle], s = sin[angle], u = at[a], v = at[b];
     at[a] = u * c - v * s;
     at[b] = v * c + u * s;
 }

@@ -18,7 +18,7 @@ INLINE void tile_of(i32 number, i32 tiles, i32 *row, i32 *column) {
     *column = r + number;
 }
 
-extern "C" __global__ void gram(double *moment /* (K, K) */, const float *x /* (M, K) */, i32 m, i32 k) {
+extern "C" __global__ void gram(double *moment /* (K, K), added to */, const float *x /* (M, K) */, i32 m, i32 k) {
     __shared__ float left[16][GRAM_TILE + 4], right[16][GRAM_TILE + 4]; // (row, column)
     i32 row, column;
     tile_of(block_x(), (k + GRAM_TILE - 1) / GRAM_TILE, &row, &column);
@@ -50,7 +50,7 @@ extern "C" __global__ void gram(double *moment /* (K, K) */, const float *x /* (
     UNROLL for (i32 i = 0; i < 4; i++)
         UNROLL for (i32 j = 0; j < 4; j++) {
             i32 a = row * GRAM_TILE + ty * 4 + i, b = column * GRAM_TILE + tx * 4 + j;
-            if (a <= b && b < k) moment[(i64)a * k + b] = totals[i][j];
+            if (a <= b && b < k) moment[(i64)a * k + b] += totals[i][j];
         }
 }
 
@@ -79,7 +79,7 @@ INLINE void copy_slice(u8 *to, const u16 *x, i32 from, i32 m, i32 column, i32 pa
     }
 }
 
-extern "C" __global__ void gram_split(double *moment /* (K, K), zeros before */, const u16 *x /* (2, M, padded) */, i32 m, i32 k,
+extern "C" __global__ void gram_split(double *moment /* (K, K), added to */, const u16 *x /* (2, M, padded) */, i32 m, i32 k,
                                       i32 padded /* a multiple of 128 */) {
     const i32 part = SPLIT_SLICE * 256, stage = 4 * part; // left high, left low, right high, right low
     const u16 *low = x + (i64)m * padded;

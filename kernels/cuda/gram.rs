@@ -2,7 +2,7 @@
 
 use cudarc::driver::{CudaSlice, DriverError, PushKernelArg};
 
-use super::backend::CudaBackend;
+use super::backend::{CudaBackend, DeviceTensor};
 use super::launch::{run, run_with_shared};
 use super::tensor::Precision;
 
@@ -21,7 +21,26 @@ fn triangle(tiles: usize) -> u32 {
 }
 
 impl CudaBackend {
-    /// The upper triangle of x^T x (K, K) for x (M, K), into zeros: in f32, or with [`Precision::Bf16`] on tensor cores with each
+    /// `moment` (K, K) += x^T x, both triangles, on the host.
+    pub(super) fn add_moments(&self, x: &DeviceTensor, moment: &mut [f64]) {
+        let k = x.size().1;
+        assert_eq!(moment.len(), k * k, "K x K");
+        let Some(values) = x.values() else { return };
+        let sums = self.attempt("sum products", || {
+            let mut out = self.device().zeros::<f64>(k * k)?;
+            self.sum_products(&mut out, values, x.size().0, k)?;
+            self.device().stream.clone_dtoh(&*out)
+        });
+        let Some(sums) = sums else { return };
+        for i in 0..k {
+            for j in i..k {
+                moment[i * k + j] += sums[i * k + j];
+                moment[j * k + i] = moment[i * k + j];
+            }
+        }
+    }
+
+    /// Adds the upper triangle of x^T x (K, K) for x (M, K): in f32, or with [`Precision::Bf16`] on tensor cores with each
     /// number as two of bf16, off by at most 3 * 2^-18 of the sum of the products' magnitudes. Either way at most 512 products
     /// are added in f32, and those sums in f64.
     pub(super) fn sum_products(
@@ -36,6 +55,9 @@ impl CudaBackend {
             let mut call = self.kernel("gram");
             call.arg(out).arg(x).arg(&rows).arg(&columns);
             return run(call, (triangle(k.div_ceil(TILE)), 1), THREADS);
+        }
+        if self.moments_by_warpgroups(out, x, (m, k))? {
+            return Ok(());
         }
         let padded = k.next_multiple_of(SPLIT_TILE);
         let pairs = m * padded / 2;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUresult;
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchArgs, LaunchConfig, PinnedHostSlice,
-    sys,
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchArgs, LaunchConfig,
+    PinnedHostSlice, sys,
 };
 
 use super::encode::{AffineArgs, Wint2Args};
@@ -56,6 +56,12 @@ pub fn run_with_shared(
     };
     // SAFETY: see the module's text; the borrowed buffers outlive the launch on the one stream that also frees them.
     unsafe { call.launch(config) }.map(|_| ())
+}
+
+/// Lets a kernel have more shared memory than the 48 KiB that it gets without asking.
+pub fn shared_limit(kernel: &CudaFunction, bytes: usize) -> Result<(), DriverError> {
+    let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    kernel.set_attribute(most, bytes as i32)
 }
 
 /// Leaves the order of streams to `residency.rs`: everything but its copies goes through one stream.

@@ -8,10 +8,13 @@
 //! | [`backend`] | which kernel does each operation |
 //! | `arena` | device memory under a budget |
 //! | `temporary` | memory that an operation needs while it runs |
+//! | `sent` | small operands that many operations read, sent once |
 //! | `turns` | threads that encode take turns in it |
 //! | `residency` | which weights lie on the device, and how the others get there in time |
 //! | `codewords` | codewords of WINT2 by integers, found when a weight is taken in |
+//! | `attention` | tiles of queries, and which kernel takes them |
 //! | `gemv` | which kernel multiplies by few rows |
+//! | `exact` | products of many rows in f32 |
 //! | [`tensor`] | products on tensor cores, where their rounding is allowed |
 //! | [`library`] | NVIDIA's product of plain BF16 weights, where it is installed |
 //! | `gram` | second moments, exact or on tensor cores |
@@ -30,10 +33,12 @@
 //! results asks for it first.
 
 mod arena;
+mod attention;
 pub mod backend;
 mod codewords;
 pub mod device;
 pub mod encode;
+mod exact;
 mod gemv;
 mod gram;
 mod launch;
@@ -42,9 +47,12 @@ mod moe;
 mod rates;
 mod residency;
 pub mod scores;
+mod sent;
+mod sums;
 mod temporary;
 pub mod tensor;
 mod turns;
+pub mod warpgroup;
 pub mod weight;
 
 pub use backend::CudaBackend;
@@ -52,3 +60,4 @@ pub use device::{Device, MemoryUse, Unavailable, open, probe};
 pub use encode::Encoder;
 pub use library::NoLibrary;
 pub use tensor::Precision;
+pub use warpgroup::NoWarpgroups;

@@ -52,72 +52,49 @@ extern "C" __global__ void route(i32 *chosen /* (M, top) */, float *weights /* (
     for (i32 j = lane; j < top; j += 32) weights[(i64)block_x() * top + j] = p[mine[j]] / max_(sum, least);
 }
 
-// Entries grouped by expert, in one block; a thread an expert. `tiles` are runs of at most `size` entries of one expert.
-extern "C" __global__ void group_entries(i32 *grouped /* (entries): the entry at each place */, i32 *place /* (entries): its inverse */,
-                                         i32 *starts /* (E + 1) */, ExpertTile *tiles /* (count) */, const i32 *chosen /* (entries) */,
-                                         i32 entries, i32 experts, i32 count, i32 size) {
-    for (i32 e = thread_x(); e < experts; e += threads_x()) {
-        i32 here = 0;
-        for (i32 i = 0; i < entries; i++) here += chosen[i] == e;
-        starts[e + 1] = here;
-    }
+// Sum over a block of 256 threads; `scratch` (8) is shared and free again afterwards.
+INLINE i32 block_count(i32 v, i32 *scratch) {
+    for (i32 lane = 16; lane > 0; lane >>= 1) v += (i32)shuffle_xor((u32)v, lane);
+    if (thread_x() % 32 == 0) scratch[thread_x() / 32] = v;
     barrier();
-    if (thread_x() == 0) {
-        i32 tile = 0;
-        starts[0] = 0;
-        for (i32 e = 0; e < experts; e++) {
-            i32 here = starts[e + 1];
-            for (i32 first = 0; first < here; first += size) {
-                tiles[tile].expert = e;
-                tiles[tile++].first = starts[e] + first;
-            }
-            starts[e + 1] = starts[e] + here;
-        }
-        for (; tile < count; tile++) tiles[tile].expert = -1;
-    }
+    i32 total = 0;
+    for (i32 i = 0; i < 8; i++) total += scratch[i];
     barrier();
-    for (i32 e = thread_x(); e < experts; e += threads_x()) {
-        i32 at = starts[e];
-        for (i32 i = 0; i < entries; i++)
-            if (chosen[i] == e) grouped[at] = i, place[i] = at++;
-    }
+    return total;
 }
 
-// y (entries, N) = rows of x times the transpose of their expert's weight (N, K). Row of x of the entry at place i: the token of
-// entry grouped[i], or i itself when `top` is 0. Tiles of 64 x 64 in f32, as `gemm`; of experts `first`... before `last`, the only
-// ones whose weights are there.
-extern "C" __global__ void gemm_grouped(float *y /* (entries, N) */, const float *x /* (M or entries, K) */,
-                                        const Weight *experts /* first ... last - 1 */,
-                                        const ExpertTile *tiles /* (count) */, const i32 *starts /* (E + 1) */, const i32 *grouped /* (entries) */,
-                                        i32 top, i32 first, i32 last) {
-    __shared__ float left[16][64 + 4], right[16][64 + 4]; // (k, row)
-    ExpertTile tile = tiles[block_y()];
-    if (tile.expert < first || tile.expert >= last) return; // the whole block
-    const Weight w = experts[tile.expert - first];
-    i32 end = starts[tile.expert + 1], column = block_x() * 64;
-    i32 ty = thread_x() / 16, tx = thread_x() % 16; // 256 threads
-    float sums[4][4];
-    UNROLL for (i32 i = 0; i < 4; i++)
-        UNROLL for (i32 j = 0; j < 4; j++) sums[i][j] = 0.0f;
-    for (i32 k0 = 0; k0 < w.k; k0 += 16) {
-        for (i32 i = thread_x(); i < 16 * 64; i += 256) {
-            i32 k = i % 16, r = i / 16, at = tile.first + r;
-            bool inside = k0 + k < w.k;
-            i64 from = at < end ? (top > 0 ? grouped[at] / top : at) : 0;
-            left[k][r] = inside && at < end ? x[from * w.k + k0 + k] : 0.0f;
-            right[k][r] = inside && column + r < w.n ? weight_at(w, column + r, k0 + k) : 0.0f;
-        }
-        barrier();
-        for (i32 k = 0; k < 16; k++)
-            UNROLL for (i32 i = 0; i < 4; i++)
-                UNROLL for (i32 j = 0; j < 4; j++) sums[i][j] = fma_(left[k][ty * 4 + i], right[k][tx * 4 + j], sums[i][j]);
-        barrier();
-    }
-    UNROLL for (i32 i = 0; i < 4; i++)
-        UNROLL for (i32 j = 0; j < 4; j++) {
-            i32 at = tile.first + ty * 4 + i, n = column + tx * 4 + j;
-            if (at < end && n < w.n) y[(i64)at * w.n + n] = sums[i][j];
-        }
+// How many entries each expert has, a block of 256 threads for each.
+extern "C" __global__ void count_entries(i32 *counts /* (E) */, const i32 *chosen /* (entries) */, i32 entries) {
+    __shared__ i32 scratch[8];
+    i32 here = 0, expert = block_x();
+    for (i32 i = thread_x(); i < entries; i += 256) here += chosen[i] == expert;
+    here = block_count(here, scratch);
+    if (thread_x() == 0) counts[expert] = here;
+}
+
+// Entries grouped by expert, a block of 256 threads for each, of which each looks at a run of entries. `tiles` are runs of at most
+// `size` entries of one expert.
+extern "C" __global__ void group_entries(i32 *grouped /* (entries): the entry at each place */, i32 *place /* (entries): its inverse */,
+                                         i32 *starts /* (E + 1) */, ExpertTile *tiles /* (count) */, const i32 *chosen /* (entries) */,
+                                         const i32 *counts /* (E) */, i32 entries, i32 experts, i32 count, i32 size) {
+    __shared__ i32 scratch[8], before[256];
+    i32 thread = thread_x(), expert = block_x(), start = 0, tile = 0, here = 0;
+    for (i32 e = thread; e < expert; e += 256) start += counts[e], tile += (counts[e] + size - 1) / size;
+    start = block_count(start, scratch), tile = block_count(tile, scratch);
+    i32 run = (entries + 255) / 256, from = thread * run, end = from + run < entries ? from + run : entries;
+    for (i32 i = from; i < end; i++) here += chosen[i] == expert;
+    before[thread] = here;
+    barrier();
+    i32 at = start;
+    for (i32 i = 0; i < thread; i++) at += before[i];
+    for (i32 i = from; i < end; i++)
+        if (chosen[i] == expert) grouped[at] = i, place[i] = at++;
+    i32 all = counts[expert], mine = (all + size - 1) / size;
+    for (i32 i = thread; i < mine; i += 256) tiles[tile + i].expert = expert, tiles[tile + i].first = start + i * size;
+    if (thread == 0) starts[expert] = start;
+    if (expert + 1 < experts) return;
+    if (thread == 0) starts[experts] = start + all;
+    for (i32 i = tile + mine + thread; i < count; i += 256) tiles[i].expert = -1;
 }
 
 // into (M, K) += each token's entries times their weights, experts rising.

@@ -3,16 +3,15 @@
 use cudarc::driver::{CudaSlice, DriverError, PushKernelArg};
 
 use super::backend::{CudaBackend, DeviceTensor, FEW_ROWS, function};
+use super::exact;
 use super::launch::{run, run_with_shared};
 use super::temporary::Temporary;
-use super::tensor::{self, Precision, TensorKernel};
+use super::tensor::{self, TensorKernel};
 use super::weight::{DeviceWeight, WeightArgs};
 use crate::backend::{Activation, ExpertWeights, Routing};
 
 /// Most experts that `route` holds.
 const MOST_EXPERTS: usize = 1024;
-/// Entries and outputs of a tile of `gemm_grouped`.
-const TILE: usize = 64;
 /// Threads of a block where nothing else is said.
 const THREADS: u32 = 256;
 
@@ -60,7 +59,8 @@ impl CudaBackend {
         {
             return None;
         }
-        Some(self.made("send tokens to experts", (m, k), |out| {
+        Some(self.filled("send tokens to experts", (m, k), |out| {
+            self.blank(out)?; // to be added to
             let (Some(x), Some(logits)) = (x.values(), logits.values()) else {
                 return Ok(());
             };
@@ -96,8 +96,9 @@ impl CudaBackend {
         call.arg(&all).arg(&top).arg(&routing.least_sum);
         run(call, (m as u32, 1), 32)?;
         // As for other products: few rows are exact.
-        let tensor = self.precision() == Precision::Bf16 && m > FEW_ROWS;
-        let groups = self.group(&chosen, entries, count, if tensor { tensor::TILE } else { TILE })?;
+        let tensor = self.precision().on_tensor_cores() && m > FEW_ROWS;
+        let tile = if tensor { tensor::TILE } else { exact::TILE };
+        let groups = self.group(&chosen, entries, count, tile)?;
         let by = |x: &CudaSlice<f32>, rows, weights: &[&DeviceWeight], top| {
             if tensor {
                 let (narrow, padded) = self.narrowed(x, rows, weights[0].args.k as usize)?;
@@ -110,7 +111,8 @@ impl CudaBackend {
                     top,
                 )
             } else {
-                self.grouped(Left::Plain(x), weights, &groups, entries, top)
+                let kernel = exact::grouped_kernel(weights);
+                self.grouped(Left::Plain(x, kernel), weights, &groups, entries, top)
             }
         };
         let (mut hidden, up) = (by(x, m, &experts.gate, top)?, by(x, m, &experts.up, top)?);
@@ -147,13 +149,18 @@ impl CudaBackend {
             count,
         };
         let (number, all, tiles, size) = (entries as i32, experts as i32, count as i32, size as i32);
+        let mut counts = device.room::<i32>(experts)?;
+        let mut call = self.kernel("count_entries");
+        call.arg(&mut *counts).arg(chosen).arg(&number);
+        run(call, (experts as u32, 1), THREADS)?;
         let mut call = self.kernel("group_entries");
         call.arg(&mut *groups.grouped)
             .arg(&mut *groups.place)
             .arg(&mut *groups.starts)
             .arg(&mut *groups.tiles);
-        call.arg(chosen).arg(&number).arg(&all).arg(&tiles).arg(&size);
-        run(call, (1, 1), THREADS)?;
+        call.arg(chosen).arg(&*counts);
+        call.arg(&number).arg(&all).arg(&tiles).arg(&size);
+        run(call, (experts as u32, 1), THREADS)?;
         Ok(groups)
     }
 
@@ -184,12 +191,12 @@ impl CudaBackend {
             let (from, to) = (first as i32, last as i32);
             let blocks = |tile: usize| (n.div_ceil(tile) as u32, groups.count as u32);
             match x {
-                Left::Plain(x) => {
-                    let mut call = self.kernel("gemm_grouped");
+                Left::Plain(x, kernel) => {
+                    let mut call = self.kernel(kernel);
                     call.arg(&mut *y).arg(x).arg(&*there).arg(&*groups.tiles);
                     call.arg(&*groups.starts).arg(&*groups.grouped);
                     call.arg(&top).arg(&from).arg(&to);
-                    run(call, blocks(TILE), THREADS)?;
+                    run(call, blocks(exact::TILE), THREADS)?;
                 }
                 Left::Narrow(x, padded, kernel) => {
                     let width = padded as i32;
@@ -209,8 +216,8 @@ impl CudaBackend {
 /// The rows that are multiplied.
 #[derive(Clone, Copy)]
 enum Left<'a> {
-    /// In f32.
-    Plain(&'a CudaSlice<f32>),
+    /// In f32, with the kernel.
+    Plain(&'a CudaSlice<f32>, &'static str),
     /// In bf16 for tensor cores, with the width of a row and the kernel.
     Narrow(&'a CudaSlice<u32>, usize, TensorKernel),
 }

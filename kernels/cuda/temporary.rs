@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, DeviceRepr, DriverError, ValidAsZeroBits};
 
-use super::arena::Arena;
+use super::arena::{Arena, rounded};
 use super::device::Device;
 use super::launch::out_of_memory;
 
@@ -17,6 +17,13 @@ pub(super) struct Temporary<T: DeviceRepr> {
     arena: Arc<Arena>,
     /// There until the drop.
     block: Option<CudaSlice<T>>,
+}
+
+impl<T: DeviceRepr> Temporary<T> {
+    /// Bytes it takes of the budget.
+    pub(super) fn bytes(&self) -> usize {
+        rounded(self.len() * size_of::<T>())
+    }
 }
 
 impl<T: DeviceRepr> Deref for Temporary<T> {
@@ -45,7 +52,11 @@ impl Device {
     /// Room for `len` values with whatever was there before, if need be in the place of weights: none may be told to a
     /// kernel before this that starts after it.
     pub(super) fn room<T: DeviceRepr>(&self, len: usize) -> Result<Temporary<T>, DriverError> {
-        let block = self.residency.room(len.max(1))?.ok_or_else(out_of_memory)?;
+        let mut block = self.residency.room(len.max(1))?;
+        if block.is_none() && self.forget_sent() {
+            block = self.residency.room(len.max(1))?;
+        }
+        let block = block.ok_or_else(out_of_memory)?;
         Ok(Temporary {
             arena: Arc::clone(&self.arena),
             block: Some(block),

@@ -19,6 +19,15 @@ pub enum Precision {
     F32,
     /// Factors in bf16 on tensor cores, sums in f32.
     Bf16,
+    /// The same by warpgroups, see [`warpgroup`](super::warpgroup), where the device has them and the weight lies as they need it.
+    Bf16Warpgroups,
+}
+
+impl Precision {
+    /// Whether factors are bf16.
+    pub fn on_tensor_cores(self) -> bool {
+        self != Self::F32
+    }
 }
 
 /// Outputs of a block on each side.
@@ -127,9 +136,13 @@ impl CudaBackend {
         m: usize,
     ) -> Result<(), DriverError> {
         let (n, k) = (w.args.n as usize, w.args.k as usize);
-        let (narrow, padded) = self.narrowed(x, m, k)?;
         let kernel = TensorKernel::of(&w.args);
-        if kernel == BF16 && self.by_library(y, &narrow, w, [m, n, k, padded])? {
+        let library = kernel == BF16 && self.library && self.library().is_ok();
+        if !library && self.by_warpgroups(y, x, w, m)? {
+            return Ok(());
+        }
+        let (narrow, padded) = self.narrowed(x, m, k)?;
+        if library && self.by_library(y, &narrow, w, [m, n, k, padded])? {
             return Ok(());
         }
         let (rows, width, args) = (m as i32, padded as i32, self.resident(w)?);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::DriverError;
+use cudarc::driver::sys::CUresult;
 use qtool_formats::{FloatDtype, QuantizedWeight, Scheme};
 
 use super::codewords::with_integers;
@@ -138,7 +139,12 @@ impl DeviceWeight {
             .iter()
             .filter_map(|weight| weight.held.as_ref().map(|(_, slot)| slot))
             .collect();
-        let pointers = device.residency.use_all(&slots)?;
+        let pointers = match device.residency.use_all(&slots) {
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) if device.forget_sent() => {
+                device.residency.use_all(&slots)
+            }
+            found => found,
+        }?;
         let args = weights
             .iter()
             .zip(pointers)

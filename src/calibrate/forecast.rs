@@ -94,17 +94,17 @@ fn forecast_on<B: Backend>(
         for (number, blocks) in samples {
             let block = model.layer(number, model.source())?;
             let mut recorder = Recorder::new(model.backend(), evidence);
-            let mut observed = model.backend().gather(&x, &all);
+            let mut copy = model.backend().gather(&x, &all);
             let started = Instant::now();
-            model.run(&block, &mut observed, &batch, Some(&mut recorder));
-            model.backend().fault()?;
+            model.run(&block, &mut copy, &batch, Some(&mut recorder));
+            let observed = recorder.finish(model.source().path())?;
             let with = started.elapsed().as_secs_f64();
             let started = Instant::now();
             model.run(&block, &mut x, &batch, None);
             // Also waits, where a device works while we go on.
             model.backend().fault()?;
             let plain = started.elapsed().as_secs_f64();
-            let stats = recorder.block.inputs.into_iter().map(|i| i.stats);
+            let stats = observed.inputs.into_iter().map(|i| i.stats);
             let before = seen.len();
             seen.extend(stats);
             let bytes = seen[before..]

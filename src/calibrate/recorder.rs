@@ -2,12 +2,13 @@
 //! sums of the block at hand; what becomes of them is [`super::statistics`].
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use qtool_calib::stats::{LayerStats, Moment};
 use qtool_calib::{Evidence, Observer};
-use qtool_kernels::{Backend, first_non_finite};
+use qtool_kernels::Backend;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// One input of a block, shared by one or more linear layers.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,11 +72,10 @@ fn raise(tops: &mut [f32], values: impl Iterator<Item = f32>) {
 pub struct Recorder<'a, B: Backend> {
     backend: &'a B,
     evidence: Evidence,
-    /// What was seen.
-    pub block: BlockStatistics,
+    /// Layers that share an input, and what it adds up to, in the order in which the model uses them.
+    inputs: Vec<(Vec<String>, B::Sums)>,
     by_name: HashMap<String, usize>,
-    /// First input that was not finite.
-    pub fault: Option<String>,
+    keys_and_values: Option<[B::Sums; 2]>,
 }
 
 impl<'a, B: Backend> Recorder<'a, B> {
@@ -84,51 +84,62 @@ impl<'a, B: Backend> Recorder<'a, B> {
         Self {
             backend,
             evidence,
-            block: BlockStatistics::default(),
+            inputs: Vec::new(),
             by_name: HashMap::new(),
-            fault: None,
+            keys_and_values: None,
         }
+    }
+
+    /// What was seen. Fails when the device did, or when an input was not finite, of a layer of the model at `model`.
+    pub fn finish(self, model: &Path) -> Result<BlockStatistics> {
+        let mut block = BlockStatistics::default();
+        for (tensors, sums) in self.inputs {
+            let sums = self.backend.summed(sums)?;
+            if !sums.finite {
+                return Err(Error::NonFiniteActivation {
+                    path: model.to_owned(),
+                    layer: tensors.into_iter().next().unwrap_or_default(),
+                });
+            }
+            let moment = match self.evidence {
+                Evidence::Full => Moment::Full(sums.moment),
+                _ => Moment::Diagonal(sums.moment),
+            };
+            let stats = LayerStats::new(sums.tops.len(), sums.rows, moment, sums.tops);
+            block.inputs.push(Input {
+                tensors,
+                stats: stats.map_err(Error::Option)?,
+            });
+        }
+        if let Some([keys, values]) = self.keys_and_values {
+            block.magnitudes = Some(KeyValueMagnitudes {
+                keys: self.backend.summed(keys)?.tops,
+                values: self.backend.summed(values)?.tops,
+            });
+        }
+        Ok(block)
     }
 }
 
-impl<B: Backend> Observer for Recorder<'_, B> {
-    fn linear_input(&mut self, weights: &[&str], x: &[f32], columns: usize) {
+impl<B: Backend> Observer<B> for Recorder<'_, B> {
+    fn linear_input(&mut self, weights: &[&str], x: &B::Tensor) {
         let Some(&name) = weights.first() else { return };
-        if self.fault.is_none() && first_non_finite(x).is_some() {
-            self.fault = Some(name.to_owned());
-        }
+        let (_, columns) = self.backend.dims(x);
         let index = *self.by_name.entry(name.to_owned()).or_insert_with(|| {
-            self.block.inputs.push(Input {
-                tensors: weights.iter().map(|&w| w.to_owned()).collect(),
-                stats: LayerStats::empty(columns, self.evidence == Evidence::Full),
-            });
-            self.block.inputs.len() - 1
+            let tensors = weights.iter().map(|&w| w.to_owned()).collect();
+            let full = self.evidence == Evidence::Full;
+            self.inputs.push((tensors, self.backend.sums(columns, full)));
+            self.inputs.len() - 1
         });
-        let stats = &mut self.block.inputs[index].stats;
-        stats.count(x);
-        match stats.moment_mut() {
-            Moment::Full(moment) if !x.is_empty() => {
-                self.backend.gram(&self.backend.upload(x, columns), moment);
-            }
-            Moment::Full(_) => {}
-            Moment::Diagonal(sums) => {
-                for row in x.chunks_exact(columns) {
-                    sums.iter_mut()
-                        .zip(row)
-                        .for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
-                }
-            }
-        }
+        self.backend.watch(x, &mut self.inputs[index].1);
     }
 
-    fn keys_and_values(&mut self, _layer: usize, keys: &[f32], values: &[f32], columns: usize) {
-        let tops = self.block.magnitudes.get_or_insert_with(|| KeyValueMagnitudes {
-            keys: vec![0.0; columns],
-            values: vec![0.0; columns],
-        });
-        for (tops, x) in [(&mut tops.keys, keys), (&mut tops.values, values)] {
-            x.chunks_exact(columns)
-                .for_each(|row| raise(tops, row.iter().copied()));
+    fn keys_and_values(&mut self, _layer: usize, keys: &B::Tensor, values: &B::Tensor) {
+        let (_, columns) = self.backend.dims(keys);
+        let tops = || self.backend.sums(columns, false);
+        let sums = self.keys_and_values.get_or_insert_with(|| [tops(), tops()]);
+        for (sums, x) in sums.iter_mut().zip([keys, values]) {
+            self.backend.watch(x, sums);
         }
     }
 }

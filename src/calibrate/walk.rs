@@ -88,7 +88,8 @@ impl<'a, B: Backend> Walk<'a, B> {
     ) -> Result<()> {
         let backend = self.model.backend();
         let columns = self.activations.columns();
-        let mut listening = evidence.map(|(evidence, seen)| Listening::new(backend, evidence, seen));
+        let path = self.model.source().path();
+        let mut listening = evidence.map(|(evidence, seen)| Listening::new(backend, path, evidence, seen));
         for group in 0..self.groups.len() {
             interrupt::check()?;
             let (batch, at) = self.batch(group);
@@ -99,9 +100,6 @@ impl<'a, B: Backend> Walk<'a, B> {
                 Some(listening) => {
                     let recorder = listening.turn_to(self.groups[group].slice)?;
                     self.model.run(block, &mut x, &batch, Some(recorder));
-                    // Of a device that failed nothing was seen, whatever the recorder holds.
-                    backend.fault()?;
-                    self.check(recorder)?;
                 }
                 None => self.model.run(block, &mut x, &batch, None),
             }
@@ -123,7 +121,8 @@ impl<'a, B: Backend> Walk<'a, B> {
             return Ok(());
         };
         let columns = self.activations.columns();
-        let mut listening = Listening::new(backend, evidence, seen);
+        let path = self.model.source().path();
+        let mut listening = Listening::new(backend, path, evidence, seen);
         for group in 0..self.groups.len() {
             interrupt::check()?;
             let (batch, at) = self.batch(group);
@@ -133,21 +132,9 @@ impl<'a, B: Backend> Walk<'a, B> {
                 continue;
             };
             let recorder = listening.turn_to(self.groups[group].slice)?;
-            recorder.linear_input(&[head], &backend.read(&normed)?, columns);
-            backend.fault()?;
-            self.check(recorder)?;
+            recorder.linear_input(&[head], &normed);
         }
         listening.finish()
-    }
-
-    fn check(&self, recorder: &mut Recorder<'_, B>) -> Result<()> {
-        match recorder.fault.take() {
-            None => Ok(()),
-            Some(layer) => Err(Error::NonFiniteActivation {
-                path: self.model.source().path().to_owned(),
-                layer,
-            }),
-        }
     }
 }
 
@@ -191,15 +178,17 @@ impl Seen {
 /// A recorder for the slice at hand, and what the slices before it gave.
 struct Listening<'a, B: Backend> {
     backend: &'a B,
+    path: &'a Path,
     evidence: Evidence,
     seen: &'a mut Seen,
     now: Option<(usize, Recorder<'a, B>)>,
 }
 
 impl<'a, B: Backend> Listening<'a, B> {
-    fn new(backend: &'a B, evidence: Evidence, seen: &'a mut Seen) -> Self {
+    fn new(backend: &'a B, path: &'a Path, evidence: Evidence, seen: &'a mut Seen) -> Self {
         Self {
             backend,
+            path,
             evidence,
             seen,
             now: None,
@@ -211,7 +200,7 @@ impl<'a, B: Backend> Listening<'a, B> {
         if self.now.as_ref().is_some_and(|(s, _)| *s != slice)
             && let Some((_, done)) = self.now.take()
         {
-            self.seen.take(done.block)?;
+            self.seen.take(done.finish(self.path)?)?;
         }
         let fresh = || (slice, Recorder::new(self.backend, self.evidence));
         Ok(&mut self.now.get_or_insert_with(fresh).1)
@@ -219,7 +208,7 @@ impl<'a, B: Backend> Listening<'a, B> {
 
     fn finish(mut self) -> Result<()> {
         match self.now.take() {
-            Some((_, done)) => self.seen.take(done.block),
+            Some((_, done)) => self.seen.take(done.finish(self.path)?),
             None => Ok(()),
         }
     }

@@ -14,6 +14,8 @@ enum PrecisionArg {
     F32,
     /// Factors rounded to bf16, sums in f32
     Bf16,
+    /// The same by instructions that compute capability 9.0 alone has; no GPU has run these yet
+    Bf16Warpgroups,
 }
 
 /// What was typed.
@@ -39,6 +41,7 @@ impl DeviceArgs {
             match self.device_precision {
                 PrecisionArg::F32 => Precision::F32,
                 PrecisionArg::Bf16 => Precision::Bf16,
+                PrecisionArg::Bf16Warpgroups => Precision::Bf16Warpgroups,
             },
         )
     }

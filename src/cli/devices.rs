@@ -128,6 +128,7 @@ impl Args {
             found.insert("most_bytes".to_owned(), json!(memory.map(|m| m.most)));
             if let Some(gpu) = gpu {
                 found.insert("bf16_products".to_owned(), json!(products(gpu)));
+                found.insert("warpgroups".to_owned(), json!(warpgroups(gpu)));
             }
             return print_json(&found);
         }
@@ -140,8 +141,9 @@ impl Args {
         });
         let by = gpu.map_or(String::new(), |gpu| {
             format!(
-                "Plain BF16 products with --device-precision bf16: {}\n",
-                products(gpu)
+                "Plain BF16 products with --device-precision bf16: {}\nProducts with bf16-warpgroups: {}\n",
+                products(gpu),
+                warpgroups(gpu)
             )
         });
         print(&format!(
@@ -156,6 +158,14 @@ fn products(gpu: &CudaBackend) -> String {
     match gpu.library() {
         Ok(library) => library,
         Err(why) => format!("own kernel; {why}"),
+    }
+}
+
+/// Whether products of warpgroups can be used.
+fn warpgroups(gpu: &CudaBackend) -> String {
+    match gpu.warpgroups() {
+        Ok(()) => "usable".to_owned(),
+        Err(why) => format!("not used; {why}"),
     }
 }
 

@@ -128,6 +128,7 @@ fn products(
     };
     let tensor = gpu.clone().with_precision(Precision::Bf16);
     let own = tensor.clone().without_library();
+    let warpgroups = own.clone().with_precision(Precision::Bf16Warpgroups);
     let (mut plain, mut plain_of) = (None, None);
     for (name, options) in FORMS {
         let host = repeated(options, n, k)?;
@@ -159,6 +160,9 @@ fn products(
             if library.is_some() {
                 ways.push(("tensor cores, own kernel".to_owned(), &own));
             }
+            if warpgroups.warpgroups().is_ok() {
+                ways.push(("tensor cores by warpgroups".to_owned(), &warpgroups));
+            }
             for (precision, backend) in ways {
                 let seconds = asked(gpu, backend.product_seconds(&x, &weights, times))?;
                 let rate = 2.0 * (m * k * n) as f64 / seconds;
@@ -188,7 +192,13 @@ fn moments(
     figures: &mut Vec<Figure>,
 ) -> Result<()> {
     let x = gpu.upload(&numbers(1, rows * k), k);
-    for (how, precision) in [("f32", Precision::F32), ("tensor cores", Precision::Bf16)] {
+    let ways = [
+        ("f32", Precision::F32),
+        ("tensor cores", Precision::Bf16),
+        ("tensor cores by warpgroups", Precision::Bf16Warpgroups),
+    ];
+    let some = if gpu.warpgroups().is_ok() { 3 } else { 2 };
+    for (how, precision) in ways.into_iter().take(some) {
         let backend = gpu.clone().with_precision(precision);
         let times = if rows > MADE { TIMES } else { 2 };
         let seconds = asked(&backend, backend.gram_seconds(&x, times))?;

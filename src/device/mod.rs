@@ -144,6 +144,7 @@ fn rounding(gpu: &CudaBackend) -> &'static str {
     match gpu.precision() {
         Precision::F32 => "",
         Precision::Bf16 => ", bf16 products",
+        Precision::Bf16Warpgroups => ", bf16 products by warpgroups",
     }
 }
 

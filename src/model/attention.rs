@@ -127,9 +127,9 @@ impl<B: Backend> Attention<B> {
         x: &B::Tensor,
         place: &Place,
         memory: Memory<'_, B>,
-        mut observer: Option<&mut (dyn Observer + '_)>,
+        mut observer: Option<&mut (dyn Observer<B> + '_)>,
     ) -> B::Tensor {
-        observe(backend, observer.as_deref_mut(), &[&self.q, &self.k, &self.v], x);
+        observe(observer.as_deref_mut(), &[&self.q, &self.k, &self.v], x);
         let project = |linear: &Linear<B>, norm: &Option<B::Tensor>| {
             let y = linear.run(backend, x);
             match norm {
@@ -142,8 +142,7 @@ impl<B: Backend> Attention<B> {
         backend.rope(&mut q, &place.rows, &place.table);
         backend.rope(&mut k, &place.rows, &place.table);
         if let Some(observer) = observer.as_deref_mut() {
-            let columns = backend.dims(&k).1;
-            observer.keys_and_values(self.layer, &backend.download(&k), &backend.download(&v), columns);
+            observer.keys_and_values(self.layer, &k, &v);
         }
         let seen = match memory {
             Memory::Own => None,
@@ -164,7 +163,7 @@ impl<B: Backend> Attention<B> {
                 backend.attention(&q, &seen.keys, &seen.values, &place.segments, decoder.heads)
             }
         };
-        observe(backend, observer, &[&self.o], &y);
+        observe(observer, &[&self.o], &y);
         self.o.run(backend, &y)
     }
 }

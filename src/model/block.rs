@@ -49,7 +49,7 @@ impl<B: Backend> Block<B> {
         x: &mut B::Tensor,
         place: &Place,
         memory: Memory<'_, B>,
-        mut observer: Option<&mut (dyn Observer + '_)>,
+        mut observer: Option<&mut (dyn Observer<B> + '_)>,
     ) {
         let normed = backend.rms_norm(x, &self.attention_norm, decoder.eps);
         let y = self

@@ -45,6 +45,18 @@ pub struct Decoder {
     pub names: Names,
 }
 
+impl Decoder {
+    /// Bytes of activations that are alive together for each token of a batch, about: the residual stream and its like, the MLP or
+    /// the experts a token is sent to, queries and what they find, keys and values of one block.
+    pub fn bytes_a_token(&self) -> usize {
+        let routed = self.moe.as_ref().map_or(0, |moe| {
+            moe.top * (2 * moe.intermediate + self.hidden) + 3 * moe.shared
+        });
+        let heads = 2 * (self.heads.query + 2 * self.heads.kv) * self.heads.dim;
+        4 * (6 * self.hidden + routed.max(3 * self.intermediate) + heads)
+    }
+}
+
 /// Routed experts of a decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moe {

@@ -84,14 +84,12 @@ impl<B: Backend> Linear<B> {
 
 /// Tells `observer` that `x` enters these layers.
 pub fn observe<B: Backend>(
-    backend: &B,
-    observer: Option<&mut (dyn Observer + '_)>,
+    observer: Option<&mut (dyn Observer<B> + '_)>,
     layers: &[&Linear<B>],
     x: &B::Tensor,
 ) {
     let Some(observer) = observer else { return };
     let mut names: Vec<&str> = layers.iter().map(|l| l.tensor.as_str()).collect();
     names.dedup();
-    let (_, columns) = backend.dims(x);
-    observer.linear_input(&names, &backend.download(x), columns);
+    observer.linear_input(&names, x);
 }

@@ -64,12 +64,12 @@ impl<B: Backend> Mlp<B> {
         &self,
         backend: &B,
         x: &B::Tensor,
-        mut observer: Option<&mut (dyn Observer + '_)>,
+        mut observer: Option<&mut (dyn Observer<B> + '_)>,
     ) -> B::Tensor {
-        observe(backend, observer.as_deref_mut(), &[&self.gate, &self.up], x);
+        observe(observer.as_deref_mut(), &[&self.gate, &self.up], x);
         let mut gate = self.gate.run(backend, x);
         backend.gate(&mut gate, &self.up.run(backend, x), self.activation);
-        observe(backend, observer, &[&self.down], &gate);
+        observe(observer, &[&self.down], &gate);
         self.down.run(backend, &gate)
     }
 
@@ -142,7 +142,12 @@ impl<B: Backend> Feed<B> {
     }
 
     /// x (M, K) to (M, K).
-    pub fn run(&self, backend: &B, x: &B::Tensor, observer: Option<&mut (dyn Observer + '_)>) -> B::Tensor {
+    pub fn run(
+        &self,
+        backend: &B,
+        x: &B::Tensor,
+        observer: Option<&mut (dyn Observer<B> + '_)>,
+    ) -> B::Tensor {
         match self {
             Self::Dense(mlp) => mlp.run(backend, x, observer),
             Self::Routed(experts) => experts.run(backend, x, observer),
@@ -164,7 +169,12 @@ impl<B: Backend> Feed<B> {
 }
 
 impl<B: Backend> Experts<B> {
-    fn run(&self, backend: &B, x: &B::Tensor, mut observer: Option<&mut (dyn Observer + '_)>) -> B::Tensor {
+    fn run(
+        &self,
+        backend: &B,
+        x: &B::Tensor,
+        mut observer: Option<&mut (dyn Observer<B> + '_)>,
+    ) -> B::Tensor {
         let (rows, columns) = backend.dims(x);
         let logits = self.router.run(backend, x);
         if observer.is_none()
@@ -182,7 +192,7 @@ impl<B: Backend> Experts<B> {
         }
         let mut out = match &self.shared {
             Some(shared) => shared.run(backend, x, observer.as_deref_mut()),
-            None => backend.upload(&vec![0.0; rows * columns], columns),
+            None => backend.zeros(rows, columns),
         };
         for (mlp, (rows, weights)) in self.experts.iter().zip(&sent) {
             if rows.is_empty() && observer.is_none() {

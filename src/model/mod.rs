@@ -174,7 +174,7 @@ impl<B: Backend> Model<B> {
         block: &Block<B>,
         x: &mut B::Tensor,
         place: &Place,
-        observer: Option<&mut (dyn Observer + '_)>,
+        observer: Option<&mut (dyn Observer<B> + '_)>,
     ) {
         block.run(&self.backend, &self.decoder, x, place, Memory::Own, observer);
     }
@@ -216,7 +216,7 @@ impl<B: Backend> Model<B> {
     /// Keys and values of `rows` tokens for one block, all zeros.
     fn room(&self, rows: usize) -> KeysValues<B> {
         let width = self.decoder.heads.kv * self.decoder.heads.dim;
-        let zeros = || self.backend.upload(&vec![0.0; rows * width], width);
+        let zeros = || self.backend.zeros(rows, width);
         KeysValues {
             keys: zeros(),
             values: zeros(),

@@ -111,7 +111,7 @@ impl<B: Backend> Stack<B> {
         layer: &StackLayer<B>,
         x: &mut B::Tensor,
         batch: &Batch,
-        observer: Option<&mut (dyn Observer + '_)>,
+        observer: Option<&mut (dyn Observer<B> + '_)>,
     ) {
         match (self, layer) {
             (Self::Decoder(model), StackLayer::Block(block)) => {

@@ -60,7 +60,12 @@ impl<B: Backend> EncoderScorer<B> {
         let cut = rows.iter().filter(|row| row.cut > 0).count();
         self.cut.fetch_add(cut as u64, Ordering::Relaxed);
         let all: Vec<usize> = (0..rows.len()).collect();
-        let budget = self.options.batch_tokens;
+        let suits = || {
+            self.model
+                .backend()
+                .rows_together(self.model.shape().bytes_a_token())
+        };
+        let budget = self.options.batch_tokens.unwrap_or_else(suits);
         for batch in batches(&all, |i| rows[i].ids.len(), budget, MOST) {
             let together = Batch::of_rows(batch.iter().map(|&i| &rows[i]));
             self.tokens

@@ -210,7 +210,7 @@ fn run<B: Backend>(
         let order: Vec<usize> = (0..next.len()).collect();
         let vocabulary = model.decoder().vocabulary;
         let mut logits = vec![Vec::new(); next.len()];
-        for part in batches(&order, |i| lengths[i], scorer.options().batch_tokens, TOGETHER) {
+        for part in batches(&order, |i| lengths[i], scorer.batch_tokens(), TOGETHER) {
             let tokens = part.iter().map(|&i| (next[i].0, next[i].1.as_slice()));
             let tokens: Vec<(usize, &[u32])> = tokens.collect();
             scorer.count(part.iter().map(|&i| lengths[i]).sum());

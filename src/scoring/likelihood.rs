@@ -83,7 +83,7 @@ pub fn likelihoods<B: Backend>(
         let prefix = scorer.prefix(&contexts[group.items[0]][..group.prefix])?;
         let planted = |i: usize| Planted::new(asked[i].1, group.prefix);
         let rows = |i: usize| planted(i).tree().rows();
-        for batch in batches(&group.items, rows, scorer.options().batch_tokens, MOST) {
+        for batch in batches(&group.items, rows, scorer.batch_tokens(), MOST) {
             if !batch.iter().any(|&i| is_open(asked[i].0)) {
                 continue;
             }
@@ -196,7 +196,7 @@ pub fn windows<B: Backend>(
         }
     }
     let rows = |i: usize| windows[i].ids.len() - 1;
-    for batch in batches(&asked, rows, scorer.options().batch_tokens, MOST) {
+    for batch in batches(&asked, rows, scorer.batch_tokens(), MOST) {
         let trees: Vec<Tree<'_>> = batch.iter().map(|&i| trunk(&windows[i])).collect();
         let x = scorer.run(None, &trees)?;
         let mut wants = Vec::new();

@@ -25,8 +25,8 @@ use crate::{Error, Result};
 /// How questions run. None of it changes an answer by more than rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Tokens that run through the model together; a longer question runs alone.
-    pub batch_tokens: usize,
+    /// Tokens that run through the model together; a longer question runs alone. Without it as many as suit the device.
+    pub batch_tokens: Option<usize>,
     /// Whether prefixes that questions share run once.
     pub share_prefixes: bool,
     /// Most tokens of prompt and answer together, if fewer than the model was made for.
@@ -38,7 +38,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            batch_tokens: 1024,
+            batch_tokens: None,
             share_prefixes: true,
             context: None,
             reply_bytes: 256 << 20,
@@ -55,6 +55,7 @@ pub struct LocalScorer<B: Backend> {
     tokenizer: Tokenizer,
     options: Options,
     stops: Vec<u32>,
+    batch_tokens: usize,
     last: Mutex<Option<Run<B>>>,
     tokens: AtomicU64,
 }
@@ -70,7 +71,9 @@ impl<B: Backend> LocalScorer<B> {
     /// Of a loaded model. Fails when its `generation_config.json` is damaged.
     pub fn new(model: Model<B>, tokenizer: Tokenizer, options: Options) -> Result<Self> {
         let stops = greedy::stop_ids(&model, &tokenizer)?;
+        let suits = || model.backend().rows_together(model.decoder().bytes_a_token());
         Ok(Self {
+            batch_tokens: options.batch_tokens.unwrap_or_else(suits),
             model,
             tokenizer,
             options,
@@ -93,6 +96,11 @@ impl<B: Backend> LocalScorer<B> {
     /// How questions run.
     pub fn options(&self) -> Options {
         self.options
+    }
+
+    /// Tokens that run through the model together.
+    pub fn batch_tokens(&self) -> usize {
+        self.batch_tokens
     }
 
     /// Ids that end a reply.

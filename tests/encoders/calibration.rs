@@ -13,6 +13,7 @@ use qtool::tokenizer::Tokenizer;
 use qtool_calib::{Evidence, Observer};
 use qtool_formats::artifact::{Artifact, Stored};
 use qtool_formats::checkpoint::Checkpoint;
+use qtool_kernels::{Backend, CpuBackend, Isa, Matrix};
 use serde_json::Value;
 
 use super::{folder, open};
@@ -53,8 +54,10 @@ fn corpus(dir: &Path) -> Corpus {
 #[derive(Default)]
 struct Sums(BTreeMap<String, Vec<f64>>);
 
-impl Observer for Sums {
-    fn linear_input(&mut self, weights: &[&str], x: &[f32], columns: usize) {
+impl Observer<CpuBackend> for Sums {
+    fn linear_input(&mut self, weights: &[&str], x: &Matrix) {
+        let backend = CpuBackend::new(Isa::best());
+        let (columns, x) = (backend.dims(x).1, backend.download(x));
         for name in weights {
             let sums = self
                 .0
@@ -68,7 +71,7 @@ impl Observer for Sums {
         }
     }
 
-    fn keys_and_values(&mut self, _: usize, _: &[f32], _: &[f32], _: usize) {
+    fn keys_and_values(&mut self, _: usize, _: &Matrix, _: &Matrix) {
         unreachable!("an encoder has no cache")
     }
 }

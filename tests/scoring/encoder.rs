@@ -32,7 +32,7 @@ fn encoders_classify_and_embed_as_scorers() {
     }
     for (name, labels) in [("bert", 3), ("bert-bare", 0)] {
         let options = Options {
-            batch_tokens: 12,
+            batch_tokens: Some(12),
             context: Some(9),
             ..Options::default()
         };

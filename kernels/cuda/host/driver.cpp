@@ -5,9 +5,11 @@
 // there at the end. QTOOL_FAKE_CUDA_MEMORY=BYTES is how much device memory there is. Streams are those of streams.h. PTX is looked at only so far as to see that it is PTX.
 #define HOST_SHIM
 #include "../attention.cu"
+#include "../attention_any.cu"
 #include "../elementwise.cu"
 #include "../encode_affine.cu"
 #include "../encode_wint2.cu"
+#include "../exact_grouped.cu"
 #include "../gemv.cu"
 #include "../gram.cu"
 #include "../matmul.cu"
@@ -15,8 +17,11 @@
 #include "../norm.cu"
 #include "../rows.cu"
 #include "../scores.cu"
+#include "../sums.cu"
 #include "../tensor_gemm.cu"
 #include "../tensor_grouped.cu"
+#include "../warpgroup_gemm.cu"
+#include "../warpgroup_gram.cu"
 #include "streams.h"
 
 #include <array>
@@ -49,12 +54,19 @@ template <class... Arguments, void (*kernel)(Arguments...)> struct Entry<kernel>
 
 #define KERNEL(name) {#name, {Entry<name>::bound}}
 const std::map<std::string, Kernel> kernels = {
-    KERNEL(gemv),       KERNEL(gemm),     KERNEL(decode), KERNEL(attention), KERNEL(rms_norm),
+    KERNEL(gemv),       KERNEL(decode), KERNEL(attention_any), KERNEL(rms_norm),
     KERNEL(layer_norm), KERNEL(add),      KERNEL(gate),   KERNEL(activate),  KERNEL(rope),
-    KERNEL(gather),     KERNEL(scatter_add), KERNEL(place), KERNEL(gram),
-    KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(encode_wint2_weighted), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(group_entries), KERNEL(gemm_grouped), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
+    KERNEL(gather),     KERNEL(scatter_add), KERNEL(scatter_apart), KERNEL(place), KERNEL(gram),
+    KERNEL(encode_affine), KERNEL(encode_wint2), KERNEL(encode_wint2_weighted), KERNEL(split), KERNEL(gram_split), KERNEL(route), KERNEL(count_entries), KERNEL(group_entries), KERNEL(combine), KERNEL(log_p), KERNEL(divergence), KERNEL(narrow), KERNEL(gemm_any), KERNEL(gemm_bf16),
     KERNEL(gemm_int8),  KERNEL(gemm_int4), KERNEL(gemm_wint2), KERNEL(gemm_nf4),
     KERNEL(grouped_any), KERNEL(grouped_bf16), KERNEL(grouped_int8), KERNEL(grouped_int4), KERNEL(grouped_wint2), KERNEL(grouped_nf4),
+    KERNEL(watch_columns), KERNEL(mirror), KERNEL(narrow_turned), KERNEL(split_turned), KERNEL(gram_wide),
+    KERNEL(wide_bf16_128), KERNEL(wide_int8_128), KERNEL(wide_int4_128), KERNEL(wide_wint2_128), KERNEL(wide_nf4_128),
+    KERNEL(wide_bf16_256), KERNEL(wide_int8_256), KERNEL(wide_int4_256), KERNEL(wide_wint2_256), KERNEL(wide_nf4_256),
+    KERNEL(exact_any), KERNEL(exact_f32), KERNEL(exact_bf16), KERNEL(exact_int8), KERNEL(exact_int4), KERNEL(exact_wint2), KERNEL(exact_nf4),
+    KERNEL(exact_grouped_any), KERNEL(exact_grouped_f32), KERNEL(exact_grouped_bf16), KERNEL(exact_grouped_int8), KERNEL(exact_grouped_int4), KERNEL(exact_grouped_wint2), KERNEL(exact_grouped_nf4),
+    KERNEL(attention_64), KERNEL(attention_96), KERNEL(attention_128), KERNEL(attention_256),
+    KERNEL(attention_few_64), KERNEL(attention_few_96), KERNEL(attention_few_128), KERNEL(attention_few_256),
     KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_8), KERNEL(gemv_bf16_16),
     KERNEL(gemv_int8_4), KERNEL(gemv_int8_8), KERNEL(gemv_int8_16),
     KERNEL(gemv_int4_4), KERNEL(gemv_int4_8), KERNEL(gemv_int4_16),
@@ -124,9 +136,10 @@ CALL cuDeviceGet(int *device, int ordinal) { MAY_FAIL; *device = ordinal; return
 CALL cuDeviceGetName(char *name, int size, int) { strncpy(name, "host shim", (size_t)size); return 0; }
 CALL cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = memory(); return 0; }
 CALL cuDeviceGetAttribute(int *value, int attribute, int) {
-    // Compute capability 8.0, memory pools (allocation in the order of a stream), and few multiprocessors, so that blocks have
-    // several tiles.
-    *value = attribute == 16 ? (int)setting("QTOOL_FAKE_CUDA_PROCESSORS", 5) : attribute == 75 ? (int)setting("QTOOL_FAKE_CUDA_MAJOR", 8) : attribute == 115 ? 1 : 0;
+    // Compute capability 9.0 unless told otherwise, memory pools (allocation in the order of a stream), and few multiprocessors, so
+    // that blocks have several tiles.
+    *value = attribute == 75 ? (int)setting("QTOOL_FAKE_CUDA_MAJOR", 9) : attribute == 115 ? 1 : 0;
+    if (attribute == 16) *value = (int)setting("QTOOL_FAKE_CUDA_PROCESSORS", 5);
     return 0;
 }
 CALL cuDevicePrimaryCtxRetain(void **context, int) { MAY_FAIL; *context = &here; return 0; }
@@ -233,6 +246,7 @@ CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsig
         ASAN_UNPOISON_MEMORY_REGION(shared_bytes, SHARED_BYTES);
 #endif
         memset(shared_bytes, 0xff, shared); // not what the launch before left there
+        memset(shared_seen, 0xff, shared);
 #ifdef __SANITIZE_ADDRESS__
         ASAN_POISON_MEMORY_REGION(shared_bytes + shared, SHARED_BYTES - shared);
 #endif

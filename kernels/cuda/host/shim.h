@@ -1,6 +1,6 @@
 // Kernels on the processor: every CUDA thread of a block is a fiber; barriers and what a warp does together hand the processor to the next.
-// One block runs at a time. Which fiber goes first is drawn anew at every turn from a seed (QTOOL_SHIM_SEED), so a missing
-// barrier shows up as a wrong result under some seed. A barrier or shuffle that not all threads reach ends the program.
+// One block runs at a time. Which fiber goes first is drawn anew at every turn from a seed (QTOOL_SHIM_SEED), and in two of three blocks a
+// warp, or four, go only when no other can, so a missing barrier shows up as a wrong result under some seed. A barrier or shuffle that not all threads reach ends the program.
 //
 // It checks indexing, barriers and arithmetic as written. It is no race detector, and says nothing of real hardware.
 #pragma once
@@ -24,18 +24,28 @@
 #define __global__
 #define __device__
 #define __shared__ static
+#define BOUNDS(threads, blocks)
+#define FORGET(number)
 #define INLINE static inline
 #define UNROLL
+#define UNROLL_4
 #define KEEP_LOOP
 
 namespace shim {
-enum class At { Running, Barrier, Warp, Done };
+enum class At { Running, Barrier, Warp, Group, Done };
 struct Fiber;
-typedef void (*Together)(Fiber *warp); // what the 32 threads of a warp do as one
+typedef void (*Together)(Fiber *warp); // what the 32 threads of a warp, or the 128 of a warpgroup, do as one
 struct Copy {
     void *to;
     const void *from;
     int size, bytes;
+};
+// A thread's part of a warpgroup's product.
+struct Product {
+    float *c;
+    const uint32_t *a; // or else
+    uint64_t left, right;
+    int columns;
 };
 struct Fiber {
     ucontext_t context; // where it begins, and with AddressSanitizer where it is
@@ -51,6 +61,10 @@ struct Fiber {
     const void *pointer = nullptr;
     std::vector<Copy> open; // copies of the group that is being filled
     std::deque<std::vector<Copy>> closed;
+    std::vector<Copy> written; // copies that have arrived and were not shown to products of warpgroups
+    bool products_begun = false;
+    std::vector<Product> products;
+    std::deque<std::vector<Product>> products_closed;
 };
 inline std::vector<Fiber> fibers;
 inline ucontext_t scheduler;
@@ -110,24 +124,30 @@ inline void enter() {
     abort();
 }
 
-// Does the work of the warps whose 32 threads have all come for it; true when there was one.
-inline bool exchange() {
+// Does the work of the warps, or warpgroups, whose threads have all come for it, or leaves one waiting now and then, so that they drift
+// apart as on a device; true when there was one.
+inline bool exchange(At what, int size) {
     bool any = false;
-    for (int warp = 0; warp < threads; warp += 32) {
+    for (int first = 0; first + size <= threads; first += size) {
         int here = 0;
-        for (int i = warp; i < warp + 32; i++) here += fibers[i].at == At::Warp;
-        if (here != 32) continue;
-        for (int i = warp; i < warp + 32; i++)
-            if (fibers[i].work != fibers[warp].work) fail("threads of a warp that do different things together");
-        fibers[warp].work(&fibers[warp]);
-        for (int i = warp; i < warp + 32; i++) fibers[i].at = At::Running;
+        for (int i = first; i < first + size; i++) here += fibers[i].at == what;
+        if (here != size) continue;
         any = true;
+        if (threads > size && draw(4) == 0) continue;
+        for (int i = first; i < first + size; i++)
+            if (fibers[i].work != fibers[first].work) fail("threads that do different things together");
+        fibers[first].work(&fibers[first]);
+        for (int i = first; i < first + size; i++) fibers[i].at = At::Running;
     }
     return any;
 }
 inline void together(Together work) {
     fibers[current].work = work;
     wait(At::Warp);
+}
+inline void all_of_group(Together work) {
+    fibers[current].work = work;
+    wait(At::Group);
 }
 
 inline void run_block() {
@@ -137,22 +157,28 @@ inline void run_block() {
         fiber.begun = false;
         fiber.open.clear();
         fiber.closed.clear();
+        fiber.written.clear();
+        fiber.products_begun = false;
+        fiber.products.clear();
+        fiber.products_closed.clear();
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
         fiber.context.uc_stack.ss_size = fiber.stack.size();
         fiber.context.uc_link = &scheduler;
         makecontext(&fiber.context, enter, 0);
     }
-    for (;;) {
+    int slow = (int)draw((uint32_t)threads) / 32 * 32, slow_end = slow + (int[]){0, 32, 128}[draw(3)];
+    for (bool hurried = false;;) {
         int running = 0, done = 0, barrier = 0;
         for (int i = 0, first = (int)draw((uint32_t)threads); i < threads; i++) {
             current = (first + i) % threads;
-            if (fibers[current].at == At::Running) {
+            bool waits = current >= slow && current < slow_end && !hurried;
+            if (fibers[current].at == At::Running && !waits) {
                 resume(fibers[current]);
                 running++;
             }
         }
-        bool went = exchange();
+        bool went = exchange(At::Warp, 32), products = exchange(At::Group, 128);
         for (int i = 0; i < threads; i++) {
             done += fibers[i].at == At::Done;
             barrier += fibers[i].at == At::Barrier;
@@ -162,8 +188,13 @@ inline void run_block() {
             for (int i = 0; i < threads; i++) fibers[i].at = At::Running;
             continue;
         }
+        if (!running && !went && !products && !hurried) {
+            hurried = true; // nobody else can go on
+            continue;
+        }
+        hurried = false;
         if (barrier && done) fail("a barrier that threads have passed by ending");
-        if (!running && !went) fail("threads wait for each other at a barrier and at a shuffle or product");
+        if (!running && !went && !products) fail("threads wait for each other at a barrier and at a shuffle or product");
     }
 }
 
@@ -188,6 +219,7 @@ static inline int threads_x() { return shim::threads; }
 static inline int blocks_x() { return shim::blocks[0]; }
 static inline int blocks_y() { return shim::blocks[1]; }
 static inline void barrier() { shim::wait(shim::At::Barrier); }
+static inline void warp_barrier() { shim::together([](shim::Fiber *) {}); }
 static inline uint32_t shuffle_bits(uint32_t value, int lane) {
     shim::Fiber &fiber = shim::fibers[shim::current];
     fiber.in[0] = value;

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <functional>
 #include <map>
@@ -105,7 +106,7 @@ inline void *take(size_t bytes, size_t most) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     if (taken + bytes > most) return nullptr;
     void *block = malloc(bytes ? bytes : 1);
-    if (block) blocks[(uintptr_t)block] = bytes, taken += bytes;
+    if (block) memset(block, 0xff, bytes), blocks[(uintptr_t)block] = bytes, taken += bytes; // NaN, until it is written
     return block;
 }
 inline void give_back(void *block) {

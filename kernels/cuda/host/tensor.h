@@ -1,12 +1,14 @@
-// What tensor.cuh has, on the processor: `ldmatrix` and `mma.sync` by the layouts of the PTX manual, and copies that arrive
-// when they are waited for and no sooner, so a missing wait shows up as old bytes.
+// What tensor.cuh has, on the processor: `ldmatrix` and `mma.sync` by the layouts of the PTX manual, and copies that arrive, by a
+// draw, at once or when they are waited for and no sooner, so a missing wait shows up as old bytes, and a place that is copied
+// over too early as new ones.
 //
 // A product's sums are taken in f64 and rounded once: hardware rounds otherwise, in an order that is not told.
 #pragma once
 #include "shim.h"
 
 inline constexpr size_t SHARED_BYTES = 228 << 10;
-alignas(128) inline unsigned char shared_bytes[SHARED_BYTES];
+alignas(1024) inline unsigned char shared_bytes[SHARED_BYTES];
+alignas(1024) inline unsigned char shared_seen[SHARED_BYTES]; // by products of warpgroups, see warpgroup.h
 
 static inline float bf16_of(uint32_t pair, int which) { return std::bit_cast<float>((which ? pair >> 16 : pair & 0xffffu) << 16); }
 
@@ -72,7 +74,10 @@ static inline void multiply_add_f16(float *c, const uint32_t *a, const uint32_t 
 static inline void copy_later(void *to, const void *from, int size, int bytes) {
     if ((uintptr_t)to % size || (uintptr_t)from % size) shim::fail("a copy that is not aligned to its size");
     if (bytes < 0 || bytes > size) shim::fail("a copy of more than its size");
-    shim::fibers[shim::current].open.push_back({to, from, size, bytes});
+    if (shim::draw(4)) return shim::fibers[shim::current].open.push_back({to, from, size, bytes});
+    memset(to, 0, size);
+    memcpy(to, from, bytes);
+    memcpy(shared_seen + ((unsigned char *)to - shared_bytes), to, size);
 }
 static inline void copy_16(void *to, const void *from, int bytes) { copy_later(to, from, 16, bytes); }
 static inline void copy_8(void *to, const void *from, int bytes) { copy_later(to, from, 8, bytes); }
@@ -87,6 +92,7 @@ template <int N> static inline void wait_copies() {
         for (const shim::Copy &copy : fiber.closed.front()) {
             memset(copy.to, 0, copy.size);
             memcpy(copy.to, copy.from, copy.bytes);
+            fiber.written.push_back(copy);
         }
         fiber.closed.pop_front();
     }

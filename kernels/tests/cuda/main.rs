@@ -2,6 +2,7 @@
 //! library that `kernels/cuda/host/build` makes. Without one these tests say that they were skipped; with
 //! QTOOL_REQUIRE_CUDA=1 that is a failure.
 
+mod attention;
 mod encode;
 mod failures;
 mod few_rows;

@@ -97,6 +97,7 @@ fn experts_together_are_experts_one_by_one() {
             (33, 8, 2, 64, 64),
             (130, 3, 2, 128, 64),
             (7, 64, 6, 64, 64),
+            (200, 2, 2, 64, 64), // more than a tile for each expert
         ] {
             let whole = [
                 make(2 * count * width, k),
@@ -155,7 +156,7 @@ fn experts_together_are_experts_one_by_one() {
             }
         }
     }
-    assert_eq!(cases, 30);
+    assert_eq!(cases, 36);
     // Experts over the budget are brought in some at a time, and one that does not fit at all is refused.
     scarce_memory_changes_nothing(&gpu);
     // The processor leaves it to its other operations.

@@ -105,6 +105,12 @@ fn norms_sums_and_rows() {
                 b.scatter_add(&mut y, &[4, 1, 4], &part, &[0.5, -2.0, 0.25]);
                 values(b, &y)
             });
+            same!(check, format!("scatter rows of {k}, none twice"), CLOSE, |b| {
+                let mut y = b.upload(&x, k);
+                let part = b.gather(&b.upload(&x, k), &[0, 1, 2]);
+                b.scatter_add(&mut y, &[4, 1, 0], &part, &[0.5, -2.0, 0.25]);
+                values(b, &y)
+            });
             same!(check, format!("place rows of {k}"), 0.0, |b| {
                 let mut y = b.upload(&vec![0.0; (rows + 3) * k], k);
                 b.place(&mut y, 2, &b.upload(&x, k));
@@ -178,6 +184,69 @@ fn heads_turned_and_attended() {
                     values(b, &y)
                 });
             }
+        }
+    });
+}
+
+/// Tables and positions that are sent once are told apart by what they hold, not by where they lie.
+#[test]
+fn a_table_that_changed_is_sent_again() {
+    compare("a_table_that_changed_is_sent_again", |check| {
+        let (rows, half) = (5, 4);
+        let x = numbers(3, rows * 16);
+        let angles = numbers(8, 12 * half);
+        let mut table = RopeTable {
+            style: RopeStyle::Halves,
+            half,
+            cos: angles.iter().map(|a| a.cos()).collect(),
+            sin: angles.iter().map(|a| a.sin()).collect(),
+        };
+        let mut positions: Vec<u32> = (0..rows as u32).collect();
+        // More tables than are kept; the last of them is the first again.
+        for round in 0..24 {
+            if round < 23 {
+                table.cos[round % half] = 0.01 * round as f32;
+                positions[round % rows] = (round % 12) as u32;
+            }
+            same!(check, format!("round {round}"), CLOSE, |b| {
+                let mut y = b.upload(&x, 16);
+                b.rope(&mut y, &positions, &table);
+                b.rope(&mut y, &positions, &table);
+                values(b, &y)
+            });
+        }
+    });
+}
+
+/// Results take the place of others, so what a kernel does not write shows.
+#[test]
+fn every_number_of_a_result_is_written() {
+    compare("every_number_of_a_result_is_written", |check| {
+        for (rows, k) in [(3usize, 65usize), (40, 130)] {
+            let (x, gain) = (numbers(1, rows * k), numbers(2, k));
+            let weight = crate::products::dense(qtool_formats::FloatDtype::Bf16, 33, k);
+            let ids: Vec<u32> = (0..rows as u32).map(|i| i % 33).collect();
+            same!(check, format!("{rows} x {k}"), 4.0 * CLOSE, |b| {
+                let leave = |rows: usize, columns: usize| {
+                    drop([0; 3].map(|_| b.upload(&vec![f32::NAN; rows * columns], columns)));
+                };
+                let there = b.weight(&weight);
+                let mut all = Vec::new();
+                leave(rows, k);
+                let normed = b.rms_norm(&b.upload(&x, k), &b.upload(&gain, k), 1e-5);
+                leave(rows, k);
+                let embedded = b.embed(&there, &ids);
+                leave(rows, 33);
+                let product = b.matmul(&normed, &there);
+                leave(rows, 33);
+                let gathered = b.gather(&product, &vec![0; rows]);
+                leave(rows + 1, k);
+                let zeros = b.zeros(rows + 1, k);
+                for tensor in [normed, embedded, product, gathered, zeros] {
+                    all.extend(values(b, &tensor));
+                }
+                all
+            });
         }
     });
 }

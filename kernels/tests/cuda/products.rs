@@ -8,11 +8,12 @@ use qtool_formats::packing::{LSB_ROWS, Packing};
 use qtool_formats::scheme::AffineScheme;
 use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight, Nf4Weight};
 use qtool_formats::{FloatDtype, QuantizedWeight};
-use qtool_kernels::Backend;
 use qtool_kernels::backend::{Form, HostWeight, Storage};
 use qtool_kernels::cuda::Precision;
 use qtool_kernels::reference::forward::{decode, matmul};
+use qtool_kernels::{Backend, CudaBackend};
 
+use crate::tensor::warpgroups;
 use crate::{CLOSE, SIZES, assert_close, both, numbers, values};
 
 pub fn dense(dtype: FloatDtype, n: usize, k: usize) -> HostWeight {
@@ -186,6 +187,55 @@ fn products_are_the_processors() {
     }
 }
 
+/// Sums in f32 have one order, whatever kernel and tile does them: fused, k rising, from zero. The weights' own values are compared in
+/// `decoded_rows_are_the_processors_bit_for_bit`.
+#[test]
+fn products_with_many_rows_are_sums_in_rising_order_bit_for_bit() {
+    let Some((gpu, _)) = both("products_with_many_rows_are_sums_in_rising_order_bit_for_bit") else {
+        return;
+    };
+    let mut all = weights();
+    all.extend(long_weights());
+    for (n, k) in [(129, 136), (127, 24), (256, 8), (132, 512)] {
+        all.push((format!("bf16 {n} x {k}"), dense(FloatDtype::Bf16, n, k)));
+        all.push((format!("f32 {n} x {k}"), dense(FloatDtype::F32, n, k)));
+        all.push((format!("int8 {n} x {k}"), affine("w8-sym-row-bf16", n, k)));
+        all.push((format!("int4 {n} x {k}"), affine("w4-narrow-row-f16", n, k)));
+    }
+    for (n, k) in [(129, 192), (130, 64), (256, 128)] {
+        all.push((format!("wint2 {n} x {k}"), ccq(n, k)));
+        all.push((format!("nf4 {n} x {k}"), nf4(n, k)));
+    }
+    let (mut compared, mut telling) = (0, 0);
+    for (name, weight) in all {
+        let (there, exact) = (gpu.weight(&weight), decode(&weight));
+        for m in [17, 128, 131] {
+            let k = weight.k;
+            let x = numbers(m as u64, m * k);
+            let got = values(&gpu, &gpu.matmul(&gpu.upload(&x, k), &there));
+            assert_eq!(got.len(), m * weight.n);
+            for (i, got) in got.iter().enumerate() {
+                let (x, w) = (&x[i / weight.n * k..][..k], &exact[i % weight.n * k..][..k]);
+                let rising = x.iter().zip(w).fold(0.0f32, |sum, (x, w)| x.mul_add(*w, sum));
+                assert_eq!(
+                    got.to_bits(),
+                    (rising + 0.0).to_bits(),
+                    "{m} rows times {name}, value {i}"
+                );
+                if i % 16 == 0 {
+                    let falling = x.iter().zip(w).rev();
+                    telling += usize::from(falling.fold(0.0f32, |sum, (x, w)| x.mul_add(*w, sum)) != rising);
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(
+        telling * 2 > compared,
+        "{telling} of {compared} tell orders apart"
+    );
+}
+
 #[test]
 fn decoded_rows_are_the_processors_bit_for_bit() {
     let Some((gpu, cpu)) = both("decoded_rows_are_the_processors_bit_for_bit") else {
@@ -223,7 +273,18 @@ fn second_moments_on_tensor_cores_are_within_their_bound() {
     let Some((gpu, _)) = both("second_moments_on_tensor_cores_are_within_their_bound") else {
         return;
     };
-    let gpu = gpu.with_precision(Precision::Bf16);
+    within_bound(&gpu.with_precision(Precision::Bf16));
+}
+
+#[test]
+fn second_moments_by_warpgroups_are_within_their_bound() {
+    if let Some(gpu) = warpgroups("second_moments_by_warpgroups_are_within_their_bound") {
+        within_bound(&gpu);
+    }
+}
+
+/// Second moments of columns of many sizes, beside sums in f64.
+fn within_bound(gpu: &CudaBackend) {
     for (m, k) in [(1, 1), (31, 17), (33, 130), (65, 300), (513, 129), (1100, 40)] {
         let mut x = numbers(k as u64, m * k);
         // Columns of many sizes.
@@ -251,4 +312,62 @@ fn second_moments_on_tensor_cores_are_within_their_bound() {
             }
         }
     }
+}
+
+/// Sums of inputs that stay on the device over batches, beside the processor's.
+#[test]
+fn what_inputs_add_up_to() {
+    let Some((gpu, cpu)) = both("what_inputs_add_up_to") else {
+        return;
+    };
+    let small = probe_with(500 << 10); // beside the largest batch, no room for 130 x 130
+    for full in [true, false] {
+        for k in [1, 31, 33, 64, 130] {
+            for gpu in [&gpu, &small] {
+                let (mut there, mut here) = (gpu.sums(k, full), cpu.sums(k, full));
+                for (batch, m) in [5usize, 0, 1, 600, 33].into_iter().enumerate() {
+                    let x = numbers((batch * 1000 + k) as u64, m * k);
+                    gpu.watch(&gpu.upload(&x, k), &mut there);
+                    cpu.watch(&cpu.upload(&x, k), &mut here);
+                }
+                let (there, here) = (gpu.summed(there).unwrap(), cpu.summed(here).unwrap());
+                assert_eq!((there.rows, there.finite), (639, true));
+                assert_eq!(
+                    (&there.tops, here.rows, here.finite),
+                    (&here.tops, 639, true),
+                    "{k}"
+                );
+                assert_eq!(there.moment.len(), if full { k * k } else { k });
+                let top = here.moment.iter().fold(0f64, |top, x| top.max(x.abs()));
+                let bound = if full { 2e-6 } else { 1e-13 };
+                for (i, (l, r)) in there.moment.iter().zip(&here.moment).enumerate() {
+                    assert!(
+                        (l - r).abs() <= bound * top,
+                        "{k} {full}, value {i}: {l}, expected {r}"
+                    );
+                }
+            }
+        }
+    }
+    // Nothing seen, and something that is no number.
+    let nothing = gpu.summed(gpu.sums(3, true)).unwrap();
+    assert_eq!(
+        (nothing.rows, nothing.moment, nothing.finite),
+        (0, vec![0.0; 9], true)
+    );
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let x = [1.0, 2.0, bad, 4.0];
+        let (mut there, mut here) = (gpu.sums(2, false), cpu.sums(2, false));
+        gpu.watch(&gpu.upload(&x, 2), &mut there);
+        cpu.watch(&cpu.upload(&x, 2), &mut here);
+        assert!(
+            !gpu.summed(there).unwrap().finite && !cpu.summed(here).unwrap().finite,
+            "{bad}"
+        );
+    }
+}
+
+/// A device that may use so much memory; too little for second moments to stay there.
+fn probe_with(budget: usize) -> CudaBackend {
+    CudaBackend::new(qtool_kernels::cuda::open(0, Some(budget)).expect("a device"))
 }

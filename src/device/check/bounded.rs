@@ -53,6 +53,10 @@ fn products(checks: &mut Checks, cores: &CudaBackend, size: Size) -> Result<()> 
         if options.is_none() && cores.library().is_ok() {
             ways.push(("library", cores.clone()));
         }
+        if cores.warpgroups().is_ok() {
+            let by = cores.clone().without_library();
+            ways.push(("warpgroups", by.with_precision(Precision::Bf16Warpgroups)));
+        }
         for (way, gpu) in ways {
             let there = gpu.read(&gpu.matmul(&gpu.upload(&x, k), &gpu.weight(&host)))?;
             let off = (0..SAMPLED).map(|i| {
@@ -77,13 +81,21 @@ fn moments(checks: &mut Checks, cores: &CudaBackend, size: Size) -> Result<()> {
         Size::Toy => (48, 40),
     };
     let x = numbers(10, m * k);
-    let (mut there, mut here) = (vec![0.0; k * k], vec![0.0; k * k]);
-    cores.gram(&cores.upload(&x, k), &mut there);
-    cores.fault()?;
+    let mut here = vec![0.0; k * k];
     checks.cpu.gram(&checks.cpu.upload(&x, k), &mut here);
-    let there: Vec<f32> = there.into_iter().map(|x| x as f32).collect();
-    let what = format!("second moments, {m} x {k}, tensor cores");
-    checks.made.push(judged(what, &there, &here, MOMENTS));
+    let mut ways = vec![("tensor cores", cores.clone())];
+    if cores.warpgroups().is_ok() {
+        let by = cores.clone().with_precision(Precision::Bf16Warpgroups);
+        ways.push(("warpgroups", by));
+    }
+    for (way, gpu) in ways {
+        let mut there = vec![0.0; k * k];
+        gpu.gram(&gpu.upload(&x, k), &mut there);
+        gpu.fault()?;
+        let there: Vec<f32> = there.into_iter().map(|x| x as f32).collect();
+        let what = format!("second moments, {m} x {k}, {way}");
+        checks.made.push(judged(what, &there, &here, MOMENTS));
+    }
     Ok(())
 }
 

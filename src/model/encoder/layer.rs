@@ -65,14 +65,9 @@ impl<B: Backend> Layer<B> {
         shape: &Shape,
         x: &mut B::Tensor,
         sequences: &[Range<usize>],
-        mut observer: Option<&mut (dyn Observer + '_)>,
+        mut observer: Option<&mut (dyn Observer<B> + '_)>,
     ) {
-        observe(
-            backend,
-            observer.as_deref_mut(),
-            &[&self.query, &self.key, &self.value],
-            x,
-        );
+        observe(observer.as_deref_mut(), &[&self.query, &self.key, &self.value], x);
         let segments: Vec<Segment> = sequences
             .iter()
             .map(|rows| Segment {
@@ -88,13 +83,13 @@ impl<B: Backend> Layer<B> {
             &segments,
             shape.heads,
         );
-        observe(backend, observer.as_deref_mut(), &[&self.dense], &y);
+        observe(observer.as_deref_mut(), &[&self.dense], &y);
         backend.add(x, &self.dense.run(backend, &y));
         *x = self.attention_norm.run(backend, x, shape.eps);
-        observe(backend, observer.as_deref_mut(), &[&self.intermediate], x);
+        observe(observer.as_deref_mut(), &[&self.intermediate], x);
         let mut y = self.intermediate.run(backend, x);
         backend.activate(&mut y, shape.activation);
-        observe(backend, observer, &[&self.output], &y);
+        observe(observer, &[&self.output], &y);
         backend.add(x, &self.output.run(backend, &y));
         *x = self.output_norm.run(backend, x, shape.eps);
     }

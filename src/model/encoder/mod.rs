@@ -101,7 +101,7 @@ impl<B: Backend> Encoder<B> {
         layer: &Layer<B>,
         x: &mut B::Tensor,
         batch: &Batch,
-        observer: Option<&mut (dyn Observer + '_)>,
+        observer: Option<&mut (dyn Observer<B> + '_)>,
     ) {
         layer.run(&self.backend, &self.shape, x, batch.sequences(), observer);
     }
@@ -138,7 +138,7 @@ impl<B: Backend> Encoder<B> {
     pub fn embed(&self, batch: &Batch) -> Result<B::Tensor> {
         let x = self.hidden(batch)?;
         let (hidden, sequences) = (self.shape.hidden, batch.sequences());
-        let mut means = self.backend.upload(&vec![0.0; sequences.len() * hidden], hidden);
+        let mut means = self.backend.zeros(sequences.len(), hidden);
         let mut rows = Vec::with_capacity(batch.ids().len());
         let mut weights = Vec::with_capacity(batch.ids().len());
         for (number, tokens) in sequences.iter().enumerate() {

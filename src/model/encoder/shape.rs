@@ -73,6 +73,12 @@ impl HeadForm {
 }
 
 impl Shape {
+    /// Bytes of activations that are alive together for each token of a batch, about.
+    pub fn bytes_a_token(&self) -> usize {
+        let heads = (2 * self.heads.query + 2 * self.heads.kv) * self.heads.dim;
+        4 * (6 * self.hidden + 2 * self.intermediate + heads)
+    }
+
     /// The stem of layer `layer`, ending in a dot.
     pub fn layer(&self, layer: usize) -> String {
         format!("{}encoder.layer.{layer}.", self.prefix)
