@@ -68,11 +68,14 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(exact_grouped_any), KERNEL(exact_grouped_f32), KERNEL(exact_grouped_bf16), KERNEL(exact_grouped_int8), KERNEL(exact_grouped_int4), KERNEL(exact_grouped_wint2), KERNEL(exact_grouped_nf4),
     KERNEL(attention_64), KERNEL(attention_96), KERNEL(attention_128), KERNEL(attention_256),
     KERNEL(attention_few_64), KERNEL(attention_few_96), KERNEL(attention_few_128), KERNEL(attention_few_256),
-    KERNEL(gemv_bf16_1), KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_16),
-    KERNEL(gemv_int8_1), KERNEL(gemv_int8_4), KERNEL(gemv_int8_16),
-    KERNEL(gemv_int4_1), KERNEL(gemv_int4_4), KERNEL(gemv_int4_16),
-    KERNEL(gemv_wint2_1), KERNEL(gemv_wint2_4), KERNEL(gemv_wint2_16),
-    KERNEL(gemv_nf4_1), KERNEL(gemv_nf4_4), KERNEL(gemv_nf4_16),
+    KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_8), KERNEL(gemv_bf16_16),
+    KERNEL(gemv_int8_4), KERNEL(gemv_int8_8), KERNEL(gemv_int8_16),
+    KERNEL(gemv_int4_4), KERNEL(gemv_int4_8), KERNEL(gemv_int4_16),
+    KERNEL(gemv_int4_128_4), KERNEL(gemv_int4_128_8), KERNEL(gemv_int4_128_16),
+    KERNEL(gemv_int4_64_4), KERNEL(gemv_int4_64_8), KERNEL(gemv_int4_64_16),
+    KERNEL(gemv_int4_32_4), KERNEL(gemv_int4_32_8), KERNEL(gemv_int4_32_16),
+    KERNEL(gemv_wint2_4), KERNEL(gemv_wint2_8), KERNEL(gemv_wint2_16),
+    KERNEL(gemv_nf4_4), KERNEL(gemv_nf4_8), KERNEL(gemv_nf4_16),
 };
 
 long setting(const char *name, long otherwise) {
@@ -134,8 +137,10 @@ CALL cuDeviceGet(int *device, int ordinal) { MAY_FAIL; *device = ordinal; return
 CALL cuDeviceGetName(char *name, int size, int) { strncpy(name, "host shim", (size_t)size); return 0; }
 CALL cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = memory(); return 0; }
 CALL cuDeviceGetAttribute(int *value, int attribute, int) {
-    // Compute capability 9.0 unless told otherwise, and memory pools: allocation in the order of a stream.
+    // Compute capability 9.0 unless told otherwise, memory pools (allocation in the order of a stream), and few multiprocessors, so
+    // that blocks have several tiles.
     *value = attribute == 75 ? (int)setting("QTOOL_FAKE_CUDA_MAJOR", 9) : attribute == 115 ? 1 : 0;
+    if (attribute == 16) *value = (int)setting("QTOOL_FAKE_CUDA_PROCESSORS", 5);
     return 0;
 }
 CALL cuDevicePrimaryCtxRetain(void **context, int) { MAY_FAIL; *context = &here; return 0; }
