@@ -81,7 +81,9 @@ impl TensorKernel {
 
     /// That multiplies by this weight.
     pub(super) fn of(w: &WeightArgs) -> Self {
-        let whole = w.k % SLICE as i32 == 0;
+        // A thread decodes 16 neighbouring columns under one scale, and finds its group by a multiplication of 32 bits.
+        let near = w.group == w.k || (i64::from(w.group) * i64::from(w.k)) < 1 << 32;
+        let whole = w.k % SLICE as i32 == 0 && w.group % 16 == 0 && near;
         match (w.form, w.bits) {
             (1, _) if w.k % 8 == 0 => BF16,
             (3, 8) if whole => INT8,

@@ -59,8 +59,11 @@ template <i32 FORM, i32 BITS> INLINE void copy_right(u8 *to, const Weight &w, i3
     }
 }
 
+// 2^32 / group, rounded up, so that its upper half times k is k / group for any k below 2^32 / group; 0 for a group that is a row.
+INLINE u32 share_of(const Weight &w) { return w.group == w.k ? 0 : 0xffffffffu / (u32)w.group + 1u; }
+
 // Decodes a slice: thread t the columns 16 (t%2) ... of row t/2, by the formulas of `weight_at`.
-template <i32 FORM, i32 BITS> INLINE void decode_right(u8 *to, const u8 *packed, const Weight &w, i32 row, i32 k) {
+template <i32 FORM, i32 BITS> INLINE void decode_right(u8 *to, const u8 *packed, const Weight &w, u32 share, i32 row, i32 k) {
     i32 r = thread_x() / 2, half = thread_x() % 2, n = row + r, from = k + 16 * half;
     u32 pairs[8];
     bool inside = n < w.n;
@@ -72,15 +75,20 @@ template <i32 FORM, i32 BITS> INLINE void decode_right(u8 *to, const u8 *packed,
     } else if (!inside) {
         UNROLL for (i32 i = 0; i < 8; i++) pairs[i] = 0;
     } else if (FORM == AFFINE) {
-        i32 groups = w.k / w.group, g = from / w.group;
+        i32 groups = w.k / w.group, g = (i32)((u64)(u32)from * share >> 32);
         float scale = float_at(w.parts[1], w.scale, (i64)n * groups + g);
         i32 zero = w.zero;
         if (zero < 0) zero = code_at(w.parts[2] + (i64)n * ((groups * BITS + 7) / 8), g, BITS);
         const u32 *words = (const u32 *)(packed + r * (SLICE * BITS / 8) + half * (2 * BITS));
+        float from_zero = 8388608.0f + (float)zero;
         UNROLL for (i32 i = 0; i < 8; i++) {
-            u32 word = words[i * 2 * BITS / 32] >> (i * 2 * BITS % 32);
-            i32 a = (i32)(word & ((1u << BITS) - 1)), b = (i32)((word >> BITS) & ((1u << BITS) - 1));
-            pairs[i] = pair_bf16((float)(a - zero) * scale, (float)(b - zero) * scale);
+            float a, b;
+            if constexpr (BITS == 8) {
+                a = above_8388608(words[i / 2], i % 2 * 2), b = above_8388608(words[i / 2], i % 2 * 2 + 1);
+            } else {
+                a = above_8388608(words[i / 4] & 0x0f0f0f0fu, i % 4), b = above_8388608((words[i / 4] >> 4) & 0x0f0f0f0fu, i % 4);
+            }
+            pairs[i] = pair_bf16((a - from_zero) * scale, (b - from_zero) * scale);
         }
     } else if (FORM == WINT2) {
         u8 both = w.parts[1][(i64)n * ((w.k / 64 + 1) / 2) + from / 128];
@@ -113,6 +121,7 @@ INLINE void tensor_gemm(float *y, Left x, const Weight &w, i32 row, i32 end, i32
     const i32 left_bytes = TILE * 64, raw_bytes = FORM == BF16 ? left_bytes : TILE * packed_bytes(FORM, BITS);
     u8 *left = shared_bytes, *raw = left + STAGES * left_bytes, *right = raw + STAGES * raw_bytes; // right: two slices
     i32 slices = padded / SLICE;
+    u32 share = FORM == AFFINE ? share_of(w) : 0;
     i32 warp = thread_x() / 32, lane = thread_x() % 32, wm = warp / 4 * 64, wn = warp % 4 * 32;
     float sums[4][4][4];
     UNROLL for (i32 i = 0; i < 4; i++)
@@ -130,7 +139,7 @@ INLINE void tensor_gemm(float *y, Left x, const Weight &w, i32 row, i32 end, i32
             wait_copies<STAGES - 2>();
             barrier();
         }
-        decode_right<FORM, BITS>(right, raw, w, column, 0);
+        decode_right<FORM, BITS>(right, raw, w, share, column, 0);
     }
     for (i32 t = 0; t < slices; t++) {
         wait_copies<STAGES - 3>(); // this slice and the next are there
@@ -142,7 +151,7 @@ INLINE void tensor_gemm(float *y, Left x, const Weight &w, i32 row, i32 end, i32
         }
         close_copies();
         if (FORM != BF16 && t + 1 < slices)
-            decode_right<FORM, BITS>(right + (t + 1) % 2 * left_bytes, raw + (t + 1) % STAGES * raw_bytes, w, column, (t + 1) * SLICE);
+            decode_right<FORM, BITS>(right + (t + 1) % 2 * left_bytes, raw + (t + 1) % STAGES * raw_bytes, w, share, column, (t + 1) * SLICE);
         const u8 *a_slice = left + t % STAGES * left_bytes;
         const u8 *b_slice = FORM == BF16 ? raw + t % STAGES * raw_bytes : right + t % 2 * left_bytes;
         UNROLL for (i32 step = 0; step < 2; step++) {
