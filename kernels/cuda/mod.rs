@@ -13,7 +13,7 @@
 //! | `residency` | which weights lie on the device, and how the others get there in time |
 //! | `attention` | tiles of queries, and which kernel takes them |
 //! | `gemv` | which kernel multiplies by few rows |
-//! | `exact` | products of many rows in f32 |
+//! | [`exact`] | products of many rows in f32 |
 //! | [`tensor`] | products on tensor cores, where their rounding is allowed |
 //! | [`library`] | NVIDIA's product of plain BF16 weights, where it is installed |
 //! | `gram` | second moments, exact or on tensor cores |
@@ -36,7 +36,7 @@ mod attention;
 pub mod backend;
 pub mod device;
 pub mod encode;
-mod exact;
+pub mod exact;
 mod gemv;
 mod gram;
 mod launch;
@@ -56,6 +56,7 @@ pub mod weight;
 pub use backend::CudaBackend;
 pub use device::{Device, MemoryUse, Unavailable, open, probe};
 pub use encode::Encoder;
+pub use exact::Tiles;
 pub use library::NoLibrary;
 pub use tensor::Precision;
 pub use warpgroup::NoWarpgroups;
