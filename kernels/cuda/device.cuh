@@ -35,6 +35,7 @@ INLINE i32 block_x() { return __nvvm_read_ptx_sreg_ctaid_x(); }
 INLINE i32 block_y() { return __nvvm_read_ptx_sreg_ctaid_y(); }
 INLINE i32 threads_x() { return __nvvm_read_ptx_sreg_ntid_x(); }
 INLINE i32 blocks_x() { return __nvvm_read_ptx_sreg_nctaid_x(); }
+INLINE i32 blocks_y() { return __nvvm_read_ptx_sreg_nctaid_y(); }
 INLINE void barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
 // What the threads of a warp wrote to shared memory before, all of them see after.
 INLINE void warp_barrier() { asm volatile("bar.warp.sync 0xffffffff;" ::: "memory"); }
@@ -95,6 +96,25 @@ INLINE float above_8388608(u32 word, i32 i) {
     asm("prmt.b32 %0, %1, 0x4b000000, %2;" : "=f"(r) : "r"(word), "r"(0x7440 | i));
     return r;
 }
+// Four bytes of a (0 to 3) and b (4 to 7), the lowest named by the lowest four bits of BYTES.
+template <u32 BYTES> INLINE u32 pick(u32 a, u32 b) {
+    u32 r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "n"(BYTES));
+    return r;
+}
+// The same number, which the compiler does not know to be the same.
+INLINE i32 anew(i32 x) {
+    asm volatile("mov.b32 %0, %0;" : "+r"(x));
+    return x;
+}
+// Adds and gives what was there before.
+INLINE u32 add_atomically(u32 *at, u32 value) {
+    u32 r;
+    asm volatile("atom.global.add.u32 %0, [%1], %2;" : "=r"(r) : "l"(at), "r"(value) : "memory");
+    return r;
+}
+// What this thread has written is seen by whoever sees what it writes later; what it reads later is no older.
+INLINE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 // c + a.low16 * b.byte0 + a.high16 * b.byte1, all signed; `high`: bytes 2 and 3.
 INLINE i32 dot_low(u32 a, u32 b, i32 c) {
     i32 r;

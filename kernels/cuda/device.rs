@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use cudarc::driver::sys::CUresult;
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, result};
+use cudarc::driver::sys::{CUdevice_attribute, CUresult};
+use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DriverError, result};
 use thiserror::Error;
 
 use super::arena::Arena;
@@ -66,20 +66,29 @@ const KERNELS: &[(&str, &[&str])] = &[
     (
         include_str!("ptx/gemv.ptx"),
         &[
-            "gemv_bf16_1",
             "gemv_bf16_4",
+            "gemv_bf16_8",
             "gemv_bf16_16",
-            "gemv_int8_1",
             "gemv_int8_4",
+            "gemv_int8_8",
             "gemv_int8_16",
-            "gemv_int4_1",
             "gemv_int4_4",
+            "gemv_int4_8",
             "gemv_int4_16",
-            "gemv_wint2_1",
+            "gemv_int4_128_4",
+            "gemv_int4_128_8",
+            "gemv_int4_128_16",
+            "gemv_int4_64_4",
+            "gemv_int4_64_8",
+            "gemv_int4_64_16",
+            "gemv_int4_32_4",
+            "gemv_int4_32_8",
+            "gemv_int4_32_16",
             "gemv_wint2_4",
+            "gemv_wint2_8",
             "gemv_wint2_16",
-            "gemv_nf4_1",
             "gemv_nf4_4",
+            "gemv_nf4_8",
             "gemv_nf4_16",
         ],
     ),
@@ -227,6 +236,10 @@ pub struct Device {
     pub(super) stream: Arc<CudaStream>,
     pub(super) arena: Arc<Arena>,
     pub(super) residency: Residency,
+    /// Multiprocessors.
+    pub(super) processors: usize,
+    /// How many blocks of a product of few rows have left their sums, of each that others wait for; zeros between products.
+    pub(super) arrived: CudaSlice<u32>,
     functions: HashMap<&'static str, CudaFunction>,
     /// What was sent to be read again.
     pub(super) sent: Mutex<Sent>,
@@ -334,9 +347,15 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
     for (name, bytes) in large.chain([gram::SPLIT_SHARED]) {
         shared_limit(&functions[name], bytes).map_err(failed("reserve shared memory"))?;
     }
-    let (free, _) = context.mem_get_info().map_err(failed("tell its free memory"))?;
     order_by_hand(&context);
+    let processors = context
+        .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+        .map_err(failed("count the GPU's multiprocessors"))?;
     let stream = context.default_stream();
+    let arrived = stream
+        .alloc_zeros(gemv::MOST_BLOCKS)
+        .map_err(failed("reserve memory"))?;
+    let (free, _) = context.mem_get_info().map_err(failed("tell its free memory"))?;
     let arena = Arc::new(Arena::new(
         Arc::clone(&stream),
         budget.unwrap_or_else(|| budget_of(free)),
@@ -347,6 +366,8 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
         residency: Residency::new(Arc::clone(&arena), Arc::clone(&stream)),
         arena,
         stream,
+        processors: usize::try_from(processors).unwrap_or(1),
+        arrived,
         functions,
         library: OnceLock::new(),
         warpgroups: OnceLock::new(),

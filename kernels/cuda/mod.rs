@@ -11,6 +11,7 @@
 //! | `sent` | small operands that many operations read, sent once |
 //! | `turns` | threads that encode take turns in it |
 //! | `residency` | which weights lie on the device, and how the others get there in time |
+//! | `codewords` | codewords of WINT2 by integers, found when a weight is taken in |
 //! | `attention` | tiles of queries, and which kernel takes them |
 //! | `gemv` | which kernel multiplies by few rows |
 //! | [`exact`] | products of many rows in f32 |
@@ -34,6 +35,7 @@
 mod arena;
 mod attention;
 pub mod backend;
+mod codewords;
 pub mod device;
 pub mod encode;
 pub mod exact;
@@ -44,6 +46,7 @@ pub mod library;
 mod moe;
 mod rates;
 mod residency;
+mod rows;
 pub mod scores;
 mod sent;
 mod sums;

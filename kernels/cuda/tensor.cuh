@@ -31,6 +31,12 @@ INLINE void multiply_add(float *c /* (4) */, const u32 *a /* (4) */, const u32 *
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// The same with f16.
+INLINE void multiply_add_f16(float *c /* (4) */, const u32 *a /* (4) */, const u32 *b /* (2) */) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 // Starts a copy of 16 or 8 bytes to shared memory, of which the first `bytes` are read and the others become zero. Both ends
 // are aligned to its size.
 INLINE void copy_16(void *to, const void *from, i32 bytes) {
@@ -47,6 +53,28 @@ template <i32 N> INLINE void wait_copies() { asm volatile("cp.async.wait_group %
 INLINE u32 pair_bf16(float low, float high) {
     u32 r;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+// The same of f16, and sums of such pairs, half by half.
+INLINE u32 pair_f16(float low, float high) {
+    u32 r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+// 1024 plus those bits of each half that MASK has, of the lowest ten: they are the lowest of its mantissa.
+template <u32 MASK> INLINE u32 above_1024(u32 x) {
+    u32 r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(x), "n"(MASK * 0x00010001u), "r"(0x64006400u));
+    return r;
+}
+INLINE u32 add_halves(u32 a, u32 b) {
+    u32 r;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+INLINE u32 fma_halves(u32 a, u32 b, u32 c) {
+    u32 r;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
     return r;
 }
 extern __shared__ __attribute__((aligned(128))) u8 shared_bytes[]; // as many as the launch asks for

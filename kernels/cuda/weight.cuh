@@ -7,7 +7,7 @@ enum Form { F32 = 0, BF16 = 1, F16 = 2, AFFINE = 3, WINT2 = 4, WINT25 = 5, NF4 =
 
 // Mirrors `WeightArgs` in weight.rs, field by field.
 struct Weight {
-    const u8 *parts[5]; // dense values; or codes and scales
+    const u8 *parts[5]; // dense values; or codes and scales. WINT2: behind the slopes (N) lie whole numbers, see codewords.rs
     i32 form;           // of `Form`
     i32 n, k;
     i32 bits;           // AFFINE: of a code

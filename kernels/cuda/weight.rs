@@ -6,6 +6,7 @@ use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 use qtool_formats::{FloatDtype, QuantizedWeight, Scheme};
 
+use super::codewords::with_integers;
 use super::device::Device;
 use super::residency::Slot;
 use crate::backend::{Form, HostWeight, Storage};
@@ -24,7 +25,7 @@ pub struct WeightArgs {
     pub(super) bits: i32,
     pub(super) group: i32,
     zero: i32,
-    scale: i32,
+    pub(super) scale: i32,
     padding: i32,
 }
 
@@ -107,6 +108,20 @@ impl DeviceWeight {
                 let form = Form::Dense {
                     dtype: FloatDtype::F32,
                     bytes,
+                };
+                device.residency.admit(&HostWeight { form, ..*weight })?
+            }
+            Form::Packed {
+                scheme: Scheme::Ccq,
+                parts,
+            } => {
+                let mut parts = parts.clone();
+                if let [.., slopes, offsets] = parts.as_mut_slice() {
+                    *slopes = with_integers(slopes.bytes(), offsets.bytes());
+                }
+                let form = Form::Packed {
+                    scheme: Scheme::Ccq,
+                    parts,
                 };
                 device.residency.admit(&HostWeight { form, ..*weight })?
             }

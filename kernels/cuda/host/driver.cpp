@@ -2,7 +2,8 @@
 // over the kernels compiled for the processor by shim.h. Device memory is heap memory of its own, so that AddressSanitizer
 // sees a kernel that leaves its buffers. QTOOL_FAKE_CUDA_FAIL=N makes the Nth call that may fail do so, QTOOL_FAKE_CUDA_CODE says with
 // which CUresult (2, out of memory, if it is not set); QTOOL_FAKE_CUDA_COUNT=FILE has the number of such calls written
-// there at the end. QTOOL_FAKE_CUDA_MEMORY=BYTES is how much device memory there is. Streams are those of streams.h. PTX is looked at only so far as to see that it is PTX.
+// there at the end. QTOOL_FAKE_CUDA_IDLE=1 runs no kernel, and memory is zeros: for looking at many failures in turn.
+// QTOOL_FAKE_CUDA_MEMORY=BYTES is how much device memory there is. Streams are those of streams.h. PTX is looked at only so far as to see that it is PTX.
 #define HOST_SHIM
 #include "../attention.cu"
 #include "../attention_any.cu"
@@ -69,11 +70,14 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(exact_low_any), KERNEL(exact_low_f32), KERNEL(exact_low_bf16), KERNEL(exact_low_int8), KERNEL(exact_low_int4), KERNEL(exact_low_wint2), KERNEL(exact_low_nf4),
     KERNEL(attention_64), KERNEL(attention_96), KERNEL(attention_128), KERNEL(attention_256),
     KERNEL(attention_few_64), KERNEL(attention_few_96), KERNEL(attention_few_128), KERNEL(attention_few_256),
-    KERNEL(gemv_bf16_1), KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_16),
-    KERNEL(gemv_int8_1), KERNEL(gemv_int8_4), KERNEL(gemv_int8_16),
-    KERNEL(gemv_int4_1), KERNEL(gemv_int4_4), KERNEL(gemv_int4_16),
-    KERNEL(gemv_wint2_1), KERNEL(gemv_wint2_4), KERNEL(gemv_wint2_16),
-    KERNEL(gemv_nf4_1), KERNEL(gemv_nf4_4), KERNEL(gemv_nf4_16),
+    KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_8), KERNEL(gemv_bf16_16),
+    KERNEL(gemv_int8_4), KERNEL(gemv_int8_8), KERNEL(gemv_int8_16),
+    KERNEL(gemv_int4_4), KERNEL(gemv_int4_8), KERNEL(gemv_int4_16),
+    KERNEL(gemv_int4_128_4), KERNEL(gemv_int4_128_8), KERNEL(gemv_int4_128_16),
+    KERNEL(gemv_int4_64_4), KERNEL(gemv_int4_64_8), KERNEL(gemv_int4_64_16),
+    KERNEL(gemv_int4_32_4), KERNEL(gemv_int4_32_8), KERNEL(gemv_int4_32_16),
+    KERNEL(gemv_wint2_4), KERNEL(gemv_wint2_8), KERNEL(gemv_wint2_16),
+    KERNEL(gemv_nf4_4), KERNEL(gemv_nf4_8), KERNEL(gemv_nf4_16),
 };
 
 long setting(const char *name, long otherwise) {
@@ -135,8 +139,10 @@ CALL cuDeviceGet(int *device, int ordinal) { MAY_FAIL; *device = ordinal; return
 CALL cuDeviceGetName(char *name, int size, int) { strncpy(name, "host shim", (size_t)size); return 0; }
 CALL cuDeviceTotalMem_v2(size_t *bytes, int) { *bytes = memory(); return 0; }
 CALL cuDeviceGetAttribute(int *value, int attribute, int) {
-    // Compute capability 9.0 unless told otherwise, and memory pools: allocation in the order of a stream.
+    // Compute capability 9.0 unless told otherwise, memory pools (allocation in the order of a stream), and few multiprocessors, so
+    // that blocks have several tiles.
     *value = attribute == 75 ? (int)setting("QTOOL_FAKE_CUDA_MAJOR", 9) : attribute == 115 ? 1 : 0;
+    if (attribute == 16) *value = (int)setting("QTOOL_FAKE_CUDA_PROCESSORS", 5);
     return 0;
 }
 CALL cuDevicePrimaryCtxRetain(void **context, int) { MAY_FAIL; *context = &here; return 0; }
@@ -165,6 +171,8 @@ CALL cuFuncSetAttribute(void *, int attribute, int value) {
 CALL cuMemAlloc_v2(Pointer *pointer, size_t bytes) {
     MAY_FAIL;
     *pointer = (Pointer)streams::take(bytes, memory());
+    static const bool idle = setting("QTOOL_FAKE_CUDA_IDLE", 0) == 1;
+    if (*pointer && idle) memset((void *)*pointer, 0, bytes);
     return *pointer ? 0 : 2;
 }
 CALL cuMemAllocAsync(Pointer *pointer, size_t bytes, void *) { return cuMemAlloc_v2(pointer, bytes); }
@@ -236,6 +244,8 @@ CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsig
                     void *stream, void **arguments, void **) {
     MAY_FAIL;
     if (shared > SHARED_BYTES) return 1;
+    static const bool idle = setting("QTOOL_FAKE_CUDA_IDLE", 0) == 1;
+    if (idle) return 0;
     unsigned grid[3] = {gx, gy, gz}, size[3] = {bx, by, bz};
     auto work = static_cast<Kernel *>(function)->bind(grid, size, arguments);
     streams::give(streams::named(stream), [=] {

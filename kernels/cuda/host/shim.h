@@ -217,6 +217,7 @@ static inline int block_x() { return shim::block[0]; }
 static inline int block_y() { return shim::block[1]; }
 static inline int threads_x() { return shim::threads; }
 static inline int blocks_x() { return shim::blocks[0]; }
+static inline int blocks_y() { return shim::blocks[1]; }
 static inline void barrier() { shim::wait(shim::At::Barrier); }
 static inline void warp_barrier() { shim::together([](shim::Fiber *) {}); }
 static inline uint32_t shuffle_bits(uint32_t value, int lane) {
@@ -257,3 +258,16 @@ static inline int dot_pairs(uint32_t a, int first, int second, int c) {
 static inline int dot_low(uint32_t a, uint32_t b, int c) { return dot_pairs(a, (int8_t)b, (int8_t)(b >> 8), c); }
 static inline int dot_high(uint32_t a, uint32_t b, int c) { return dot_pairs(a, (int8_t)(b >> 16), (int8_t)(b >> 24), c); }
 static inline float above_8388608(uint32_t word, int i) { return std::bit_cast<float>(0x4b000000u | ((word >> (8 * i)) & 255u)); }
+template <unsigned BYTES> static inline uint32_t pick(uint32_t a, uint32_t b) {
+    uint32_t r = 0;
+    uint64_t both = (uint64_t)b << 32 | a;
+    for (int i = 0; i < 4; i++) r |= (uint32_t)((both >> (8 * ((BYTES >> (4 * i)) & 7))) & 255u) << (8 * i);
+    return r;
+}
+static inline uint32_t add_atomically(uint32_t *at, uint32_t value) {
+    uint32_t before = *at;
+    *at += value;
+    return before;
+}
+static inline void fence() {}
+static inline int anew(int x) { return x; }

@@ -39,7 +39,9 @@ static inline void load_transposed(uint32_t *r, const void *row) {
     memcpy(r, shim::fibers[shim::current].out, 16);
 }
 
-static inline void multiply_add(float *c, const uint32_t *a, const uint32_t *b) {
+static inline float f16_of(uint32_t pair, int which) { return from_f16((uint16_t)(which ? pair >> 16 : pair & 0xffffu)); }
+
+template <float number(uint32_t, int)> static inline void multiply_add_by(float *c, const uint32_t *a, const uint32_t *b) {
     shim::Fiber &fiber = shim::fibers[shim::current];
     memcpy(fiber.in, a, 16);
     memcpy(fiber.in + 4, b, 8);
@@ -49,12 +51,12 @@ static inline void multiply_add(float *c, const uint32_t *a, const uint32_t *b) 
         for (int t = 0; t < 32; t++)
             for (int half = 0; half < 2; half++) {
                 int k = 2 * (t % 4) + half;
-                left[t / 4][k] = bf16_of(warp[t].in[0], half);
-                left[t / 4 + 8][k] = bf16_of(warp[t].in[1], half);
-                left[t / 4][k + 8] = bf16_of(warp[t].in[2], half);
-                left[t / 4 + 8][k + 8] = bf16_of(warp[t].in[3], half);
-                right[k][t / 4] = bf16_of(warp[t].in[4], half);
-                right[k + 8][t / 4] = bf16_of(warp[t].in[5], half);
+                left[t / 4][k] = number(warp[t].in[0], half);
+                left[t / 4 + 8][k] = number(warp[t].in[1], half);
+                left[t / 4][k + 8] = number(warp[t].in[2], half);
+                left[t / 4 + 8][k + 8] = number(warp[t].in[3], half);
+                right[k][t / 4] = number(warp[t].in[4], half);
+                right[k + 8][t / 4] = number(warp[t].in[5], half);
             }
         for (int t = 0; t < 32; t++)
             for (int i = 0; i < 4; i++) {
@@ -66,6 +68,8 @@ static inline void multiply_add(float *c, const uint32_t *a, const uint32_t *b) 
     });
     memcpy(c, shim::fibers[shim::current].out, 16);
 }
+static inline void multiply_add(float *c, const uint32_t *a, const uint32_t *b) { multiply_add_by<bf16_of>(c, a, b); }
+static inline void multiply_add_f16(float *c, const uint32_t *a, const uint32_t *b) { multiply_add_by<f16_of>(c, a, b); }
 
 static inline void copy_later(void *to, const void *from, int size, int bytes) {
     if ((uintptr_t)to % size || (uintptr_t)from % size) shim::fail("a copy that is not aligned to its size");
@@ -100,3 +104,18 @@ static inline uint32_t pair_bf16(float low, float high) {
     };
     return round(low) | round(high) << 16;
 }
+static inline uint32_t pair_f16(float low, float high) { return to_f16(low) | (uint32_t)to_f16(high) << 16; }
+// In f64, which holds a sum or product of two halves as it is, and rounded once.
+static inline uint32_t half_of(double x) {
+    _Float16 half = (_Float16)x;
+    uint16_t bits;
+    memcpy(&bits, &half, 2);
+    return bits;
+}
+static inline uint32_t add_halves(uint32_t a, uint32_t b) {
+    return half_of((double)f16_of(a, 0) + f16_of(b, 0)) | half_of((double)f16_of(a, 1) + f16_of(b, 1)) << 16;
+}
+static inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+    return half_of((double)f16_of(a, 0) * f16_of(b, 0) + f16_of(c, 0)) | half_of((double)f16_of(a, 1) * f16_of(b, 1) + f16_of(c, 1)) << 16;
+}
+template <uint32_t MASK> static inline uint32_t above_1024(uint32_t x) { return (x & (MASK * 0x00010001u)) | 0x64006400u; }

@@ -5,6 +5,7 @@
 mod attention;
 mod encode;
 mod failures;
+mod few_rows;
 mod library;
 mod memory;
 mod moe;

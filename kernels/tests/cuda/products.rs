@@ -35,7 +35,7 @@ pub fn dense(dtype: FloatDtype, n: usize, k: usize) -> HostWeight {
     }
 }
 
-fn packed(weight: &QuantizedWeight) -> HostWeight {
+pub fn packed(weight: &QuantizedWeight) -> HostWeight {
     let (n, k) = weight.dims();
     let parts = weight.encode(&|b, k, c, o| LSB_ROWS.pack(b, k, c, o)).unwrap();
     let storage = |part| -> Arc<dyn Storage> { Arc::new(part) };
@@ -76,7 +76,7 @@ pub fn ccq(n: usize, k: usize) -> HostWeight {
     packed(&QuantizedWeight::Ccq(weight))
 }
 
-fn ccq25(n: usize, k: usize) -> HostWeight {
+pub fn ccq25(n: usize, k: usize) -> HostWeight {
     let words = (0..n * k / 64 * 10).map(|i| (i * 40503 + 977) as u16).collect();
     let scales = (0..n)
         .map(|i| bf16::from_f32(1e-5 * (1 + i % 7) as f32))
