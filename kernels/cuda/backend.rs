@@ -6,6 +6,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DriverError, LaunchArgs, PushKernelA
 
 use super::arena::rows_within;
 use super::device::{Device, words};
+use super::exact::Tiles;
 use super::launch::run;
 use super::sums::DeviceSums;
 use super::temporary::Temporary;
@@ -29,6 +30,7 @@ pub struct CudaBackend {
     precision: Precision,
     /// Whether NVIDIA's library is used where it can be.
     pub(super) library: bool,
+    pub(super) tiles: Tiles,
 }
 
 /// (rows, columns) of f32 on the device, row-major; without values when it is empty or the device has failed.
@@ -63,12 +65,18 @@ impl CudaBackend {
             fault: Arc::default(),
             precision: Precision::default(),
             library: true,
+            tiles: Tiles::default(),
         }
     }
 
     /// The same, with products of many rows computed so.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// The same, with products of many rows in f32 cut so.
+    pub fn with_tiles(self, tiles: Tiles) -> Self {
+        Self { tiles, ..self }
     }
 
     /// How products of many rows are computed.

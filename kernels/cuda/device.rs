@@ -120,6 +120,18 @@ const KERNELS: &[(&str, &[&str])] = &[
         &["route", "count_entries", "group_entries", "combine"],
     ),
     (
+        include_str!("ptx/exact_low.ptx"),
+        &[
+            "exact_low_any",
+            "exact_low_f32",
+            "exact_low_bf16",
+            "exact_low_int8",
+            "exact_low_int4",
+            "exact_low_wint2",
+            "exact_low_nf4",
+        ],
+    ),
+    (
         include_str!("ptx/exact_grouped.ptx"),
         &[
             "exact_grouped_any",

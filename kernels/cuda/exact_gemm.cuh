@@ -69,43 +69,43 @@ template <i32 FORM, i32 BITS> INLINE void fetch_right(Piece &piece, const Weight
 }
 
 // Its values to a row's place in a half slice, column after column.
-INLINE void store_plain(float *to, const Piece &piece) {
-    UNROLL for (i32 i = 0; i < 8; i++) to[i * EXACT_PITCH] = as_float(piece.words[i]);
+template <i32 PITCH = EXACT_PITCH> INLINE void store_plain(float *to, const Piece &piece) {
+    UNROLL for (i32 i = 0; i < 8; i++) to[i * PITCH] = as_float(piece.words[i]);
 }
 
 // The same of w, by the formulas of `weight_at`.
-template <i32 FORM, i32 BITS> INLINE void store_right(float *to, const Piece &piece, const Weight &w, i32 n, i32 k, const float *levels) {
+template <i32 FORM, i32 BITS, i32 PITCH = EXACT_PITCH> INLINE void store_right(float *to, const Piece &piece, const Weight &w, i32 n, i32 k, const float *levels) {
     float scale = as_float(piece.words[7]);
     i32 zero = (i32)piece.words[6];
     if (k >= w.k) {
-        UNROLL for (i32 i = 0; i < 8; i++) to[i * EXACT_PITCH] = 0.0f;
+        UNROLL for (i32 i = 0; i < 8; i++) to[i * PITCH] = 0.0f;
     } else if (FORM == F32) {
-        store_plain(to, piece);
+        store_plain<PITCH>(to, piece);
     } else if (FORM == BF16) {
         UNROLL for (i32 i = 0; i < 8; i++)
-            to[i * EXACT_PITCH] = as_float(i % 2 == 0 ? piece.words[i / 2] << 16 : piece.words[i / 2] & 0xffff0000u);
+            to[i * PITCH] = as_float(i % 2 == 0 ? piece.words[i / 2] << 16 : piece.words[i / 2] & 0xffff0000u);
     } else if (FORM == AFFINE && BITS == 8) {
         UNROLL for (i32 i = 0; i < 8; i++)
-            to[i * EXACT_PITCH] = (float)((i32)((piece.words[i / 4] >> (i % 4 * 8)) & 255u) - zero) * scale;
+            to[i * PITCH] = (float)((i32)((piece.words[i / 4] >> (i % 4 * 8)) & 255u) - zero) * scale;
     } else if (FORM == AFFINE) {
         UNROLL for (i32 i = 0; i < 8; i++)
-            to[i * EXACT_PITCH] = (float)((i32)((piece.words[0] >> (4 * i)) & 15u) - zero) * scale;
+            to[i * PITCH] = (float)((i32)((piece.words[0] >> (4 * i)) & 15u) - zero) * scale;
     } else if (FORM == WINT2) {
         float slope = ((const float *)w.parts[3])[n], offset = ((const float *)w.parts[4])[n];
         UNROLL for (i32 v = 0; v < 2; v++) {
             float line = (float)((piece.words[0] >> (8 * v)) & 255u) * slope + offset;
             i32 code = (i32)floor_(line + 0.5f);
             UNROLL for (i32 i = 0; i < 4; i++)
-                to[(4 * v + i) * EXACT_PITCH] = (float)(((code >> (9 - 3 * i)) & 63) - 32) * scale;
+                to[(4 * v + i) * PITCH] = (float)(((code >> (9 - 3 * i)) & 63) - 32) * scale;
         }
     } else {
-        UNROLL for (i32 i = 0; i < 8; i++) to[i * EXACT_PITCH] = levels[(piece.words[0] >> (4 * i)) & 15u] * scale;
+        UNROLL for (i32 i = 0; i < 8; i++) to[i * PITCH] = levels[(piece.words[0] >> (4 * i)) & 15u] * scale;
     }
 }
 
 // Of any other w, from where it lies.
-INLINE void decode_right(float *to, const Weight &w, i32 n, i32 k) {
-    KEEP_LOOP for (i32 i = 0; i < 8; i++) to[i * EXACT_PITCH] = k + i < w.k ? weight_at(w, n, k + i) : 0.0f;
+template <i32 PITCH = EXACT_PITCH> INLINE void decode_right(float *to, const Weight &w, i32 n, i32 k) {
+    KEEP_LOOP for (i32 i = 0; i < 8; i++) to[i * PITCH] = k + i < w.k ? weight_at(w, n, k + i) : 0.0f;
 }
 
 // Outputs of rows `row`... below `end` and columns `column`... Row i of the left side is row i of x; or, for entries grouped by

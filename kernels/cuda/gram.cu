@@ -32,7 +32,8 @@ INLINE void copy_columns(float *to, const float *x, i32 from, i32 end, i32 colum
 }
 
 extern "C" __global__ BOUNDS(256, 2) void gram(double *moment /* (K, K), added to */, const float *x /* (M, K) */, i32 m, i32 k) {
-    __shared__ __attribute__((aligned(16))) float slices[2][2][EXACT_SLICE * EXACT_PITCH]; // (left or right; row, column)
+    typedef float Slice[EXACT_SLICE * EXACT_PITCH]; // (row, column)
+    Slice(*slices)[2] = (Slice(*)[2])shared_bytes;  // (now and next, left and right)
     i32 row, column;
     tile_of(block_x(), (k + EXACT_TILE - 1) / EXACT_TILE, &row, &column);
     row *= EXACT_TILE, column *= EXACT_TILE;

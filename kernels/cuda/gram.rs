@@ -11,6 +11,9 @@ const TILE: usize = 128;
 /// Threads of a block.
 const THREADS: u32 = 256;
 
+/// Shared memory of `gram`: two slices of 16 rows on two sides, 132 numbers apart.
+const EXACT_SHARED: usize = 2 * 2 * 16 * 132 * 4;
+
 /// `gram_split` and its shared memory: three slices of 32 rows, two tiles wide, in two halves of bf16.
 pub(super) const SPLIT_SHARED: (&str, usize) = ("gram_split", 3 * 4 * 32 * TILE * 2);
 
@@ -53,7 +56,8 @@ impl CudaBackend {
         if self.precision() == Precision::F32 {
             let mut call = self.kernel("gram");
             call.arg(out).arg(x).arg(&rows).arg(&columns);
-            return run(call, (triangle(k.div_ceil(TILE)), 1), THREADS);
+            let blocks = (triangle(k.div_ceil(TILE)), 1);
+            return run_with_shared(call, blocks, THREADS, EXACT_SHARED);
         }
         if self.moments_by_warpgroups(out, x, (m, k))? {
             return Ok(());

@@ -14,7 +14,7 @@
 //! | `codewords` | codewords of WINT2 by integers, found when a weight is taken in |
 //! | `attention` | tiles of queries, and which kernel takes them |
 //! | `gemv` | which kernel multiplies by few rows |
-//! | `exact` | products of many rows in f32 |
+//! | [`exact`] | products of many rows in f32 |
 //! | [`tensor`] | products on tensor cores, where their rounding is allowed |
 //! | [`library`] | NVIDIA's product of plain BF16 weights, where it is installed |
 //! | `gram` | second moments, exact or on tensor cores |
@@ -38,7 +38,7 @@ pub mod backend;
 mod codewords;
 pub mod device;
 pub mod encode;
-mod exact;
+pub mod exact;
 mod gemv;
 mod gram;
 mod launch;
@@ -59,6 +59,7 @@ pub mod weight;
 pub use backend::CudaBackend;
 pub use device::{Device, MemoryUse, Unavailable, open, probe};
 pub use encode::Encoder;
+pub use exact::Tiles;
 pub use library::NoLibrary;
 pub use tensor::Precision;
 pub use warpgroup::NoWarpgroups;

@@ -11,6 +11,7 @@
 #include "../encode_affine.cu"
 #include "../encode_wint2.cu"
 #include "../exact_grouped.cu"
+#include "../exact_low.cu"
 #include "../gemv.cu"
 #include "../gram.cu"
 #include "../matmul.cu"
@@ -66,6 +67,7 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(wide_bf16_256), KERNEL(wide_int8_256), KERNEL(wide_int4_256), KERNEL(wide_wint2_256), KERNEL(wide_nf4_256),
     KERNEL(exact_any), KERNEL(exact_f32), KERNEL(exact_bf16), KERNEL(exact_int8), KERNEL(exact_int4), KERNEL(exact_wint2), KERNEL(exact_nf4),
     KERNEL(exact_grouped_any), KERNEL(exact_grouped_f32), KERNEL(exact_grouped_bf16), KERNEL(exact_grouped_int8), KERNEL(exact_grouped_int4), KERNEL(exact_grouped_wint2), KERNEL(exact_grouped_nf4),
+    KERNEL(exact_low_any), KERNEL(exact_low_f32), KERNEL(exact_low_bf16), KERNEL(exact_low_int8), KERNEL(exact_low_int4), KERNEL(exact_low_wint2), KERNEL(exact_low_nf4),
     KERNEL(attention_64), KERNEL(attention_96), KERNEL(attention_128), KERNEL(attention_256),
     KERNEL(attention_few_64), KERNEL(attention_few_96), KERNEL(attention_few_128), KERNEL(attention_few_256),
     KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_8), KERNEL(gemv_bf16_16),

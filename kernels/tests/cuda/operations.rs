@@ -123,7 +123,7 @@ fn norms_sums_and_rows() {
 #[test]
 fn heads_turned_and_attended() {
     compare("heads_turned_and_attended", |check| {
-        for (query, kv, dim) in [(1, 1, 2), (4, 2, 34), (6, 1, 64), (2, 2, 130)] {
+        for (query, kv, dim) in [(1, 1, 2), (4, 2, 34), (6, 1, 64), (2, 2, 130), (9, 3, 64)] {
             let (rows, half) = (9, dim / 2);
             let x = numbers(dim as u64, rows * query * dim);
             let angles = numbers(7, 40 * half);

@@ -9,7 +9,7 @@ use qtool_formats::scheme::AffineScheme;
 use qtool_formats::weight::{AffineWeight, Ccq25Weight, CcqWeight, Nf4Weight};
 use qtool_formats::{FloatDtype, QuantizedWeight};
 use qtool_kernels::backend::{Form, HostWeight, Storage};
-use qtool_kernels::cuda::Precision;
+use qtool_kernels::cuda::{Precision, Tiles};
 use qtool_kernels::reference::forward::{decode, matmul};
 use qtool_kernels::{Backend, CudaBackend};
 
@@ -212,7 +212,12 @@ fn products_with_many_rows_are_sums_in_rising_order_bit_for_bit() {
         for m in [17, 128, 131] {
             let k = weight.k;
             let x = numbers(m as u64, m * k);
-            let got = values(&gpu, &gpu.matmul(&gpu.upload(&x, k), &there));
+            let tiles = |tiles| {
+                let gpu = gpu.clone().with_tiles(tiles);
+                values(&gpu, &gpu.matmul(&gpu.upload(&x, k), &there))
+            };
+            let got = tiles(Tiles::Large);
+            assert!(got == tiles(Tiles::Small), "{m} rows times {name}");
             assert_eq!(got.len(), m * weight.n);
             for (i, got) in got.iter().enumerate() {
                 let (x, w) = (&x[i / weight.n * k..][..k], &exact[i % weight.n * k..][..k]);
