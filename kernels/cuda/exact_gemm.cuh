@@ -6,10 +6,11 @@
 // memory. A thread brings 8 neighbouring columns of one row of x and of one row of w, which share a scale, so that nothing is
 // divided for each number. Forms and sizes without such runs are decoded number by number.
 #pragma once
+#include "exact_tile.cuh"
 #include "weight.cuh"
 
 // The 16 columns of a slice lie as two halves of 8, rows of 128 (and 4) numbers each: half 1 in the other banks.
-enum { EXACT_TILE = 128, EXACT_SLICE = 16, EXACT_PITCH = 132, EXACT_HALF = 8 * EXACT_PITCH + 16, EXACT_SIDE = 2 * EXACT_HALF };
+enum { EXACT_HALF = 8 * EXACT_PITCH + 16, EXACT_SIDE = 2 * EXACT_HALF };
 
 // Eight numbers of a row as they lie; of packed ones the scale in the last word, and the zero point in the one before.
 struct Piece {
@@ -105,23 +106,6 @@ template <i32 FORM, i32 BITS> INLINE void store_right(float *to, const Piece &pi
 // Of any other w, from where it lies.
 INLINE void decode_right(float *to, const Weight &w, i32 n, i32 k) {
     KEEP_LOOP for (i32 i = 0; i < 8; i++) to[i * EXACT_PITCH] = k + i < w.k ? weight_at(w, n, k + i) : 0.0f;
-}
-
-// A thread's rows of a tile: four from here, and four from 16 further; its columns, and those 32 further.
-INLINE i32 first_row(i32 t) { return t / 32 % 4 * 32 + t % 32 / 8 * 4; }
-INLINE i32 first_column(i32 t) { return t / 128 * 64 + t % 8 * 4; }
-
-// Adds the products of eight columns.
-INLINE void multiply_half(float (&sums)[8][8], const float *left, const float *right) {
-    UNROLL for (i32 c = 0; c < 8; c++) {
-        Four a[2], b[2];
-        UNROLL for (i32 i = 0; i < 2; i++) {
-            a[i] = *(const Four *)(left + c * EXACT_PITCH + 16 * i);
-            b[i] = *(const Four *)(right + c * EXACT_PITCH + 32 * i);
-        }
-        UNROLL for (i32 i = 0; i < 8; i++)
-            UNROLL for (i32 j = 0; j < 8; j++) sums[i][j] = fused(a[i / 4][i % 4], b[j / 4][j % 4], sums[i][j]);
-    }
 }
 
 // Outputs of rows `row`... below `end` and columns `column`... Row i of the left side is row i of x; or, for entries grouped by

@@ -2,13 +2,14 @@
 //
 //   moment[i][j] = sum over rows r of x[r][i] * x[r][j],   at most 512 products in f32, those sums in f64, rows rising
 //
-// `gram` multiplies in f32: a block of 256 threads computes 64 x 64 moments, 4 x 4 a thread. `gram_split` does so on tensor cores,
+// `gram` multiplies in f32: a block of 256 threads computes 128 x 128 moments, 8 x 8 a thread. `gram_split` does so on tensor cores,
 // 128 x 128 a block: each number is the sum of two of bf16, high + low, and high high + high low + low high is added up. What is left
 // out, low low and the rest behind low, is below 3 * 2^-18 of the sum of the products' magnitudes. A moment belongs to one
 // block, so nothing is added by two at a time.
+#include "exact_tile.cuh"
 #include "tensor.cuh"
 
-enum { GRAM_ROWS = 512, GRAM_TILE = 64, SPLIT_TILE = 128, SPLIT_SLICE = 32, SPLIT_STAGES = 3 };
+enum { GRAM_ROWS = 512, SPLIT_TILE = 128, SPLIT_SLICE = 32, SPLIT_STAGES = 3 };
 
 // Row and column of tile number `number` on and above the diagonal of `tiles` x `tiles`, row after row.
 INLINE void tile_of(i32 number, i32 tiles, i32 *row, i32 *column) {
@@ -18,40 +19,52 @@ INLINE void tile_of(i32 number, i32 tiles, i32 *row, i32 *column) {
     *column = r + number;
 }
 
-extern "C" __global__ void gram(double *moment /* (K, K), added to */, const float *x /* (M, K) */, i32 m, i32 k) {
-    __shared__ float left[16][GRAM_TILE + 4], right[16][GRAM_TILE + 4]; // (row, column)
-    i32 row, column;
-    tile_of(block_x(), (k + GRAM_TILE - 1) / GRAM_TILE, &row, &column);
-    i32 ty = thread_x() / 16, tx = thread_x() % 16; // 256 threads
-    double totals[4][4];
-    UNROLL for (i32 i = 0; i < 4; i++)
-        UNROLL for (i32 j = 0; j < 4; j++) totals[i][j] = 0.0;
-    for (i32 block = 0; block < m; block += GRAM_ROWS) {
-        float sums[4][4];
-        UNROLL for (i32 i = 0; i < 4; i++)
-            UNROLL for (i32 j = 0; j < 4; j++) sums[i][j] = 0.0f;
-        i32 end = m < block + GRAM_ROWS ? m : block + GRAM_ROWS;
-        for (i32 from = block; from < end; from += 16) {
-            for (i32 i = thread_x(); i < 16 * GRAM_TILE; i += 256) {
-                i32 c = i % GRAM_TILE, r = i / GRAM_TILE, a = row * GRAM_TILE + c, b = column * GRAM_TILE + c;
-                const float *at = x + (i64)(from + r) * k;
-                left[r][c] = from + r < end && a < k ? at[a] : 0.0f;
-                right[r][c] = from + r < end && b < k ? at[b] : 0.0f;
-            }
-            barrier();
-            for (i32 r = 0; r < 16; r++)
-                UNROLL for (i32 i = 0; i < 4; i++)
-                    UNROLL for (i32 j = 0; j < 4; j++) sums[i][j] = fma_(left[r][ty * 4 + i], right[r][tx * 4 + j], sums[i][j]);
-            barrier();
-        }
-        UNROLL for (i32 i = 0; i < 4; i++)
-            UNROLL for (i32 j = 0; j < 4; j++) totals[i][j] += (double)sums[i][j];
+// Starts copying 16 rows from row `from` of x, those below `end`, of 128 columns from `column` on.
+INLINE void copy_columns(float *to, const float *x, i32 from, i32 end, i32 column, i32 k) {
+    UNROLL for (i32 t = 0; t < 2; t++) {
+        i32 i = t * 256 + thread_x(), r = i / 32, c = i % 32 * 4, left = k - column - c;
+        bool inside = from + r < end && left > 0;
+        const float *at = x + (inside ? (i64)(from + r) * k + column + c : 0);
+        float *place = to + r * EXACT_PITCH + c;
+        if (k % 4 == 0) copy_16(place, at, inside ? 16 : 0);
+        else UNROLL for (i32 e = 0; e < 4; e++) place[e] = inside && e < left ? at[e] : 0.0f;
     }
-    UNROLL for (i32 i = 0; i < 4; i++)
-        UNROLL for (i32 j = 0; j < 4; j++) {
-            i32 a = row * GRAM_TILE + ty * 4 + i, b = column * GRAM_TILE + tx * 4 + j;
-            if (a <= b && b < k) moment[(i64)a * k + b] += totals[i][j];
+}
+
+extern "C" __global__ BOUNDS(256, 2) void gram(double *moment /* (K, K), added to */, const float *x /* (M, K) */, i32 m, i32 k) {
+    __shared__ __attribute__((aligned(16))) float slices[2][2][EXACT_SLICE * EXACT_PITCH]; // (left or right; row, column)
+    i32 row, column;
+    tile_of(block_x(), (k + EXACT_TILE - 1) / EXACT_TILE, &row, &column);
+    row *= EXACT_TILE, column *= EXACT_TILE;
+    copy_columns(slices[0][0], x, 0, m, row, k);
+    copy_columns(slices[0][1], x, 0, m, column, k);
+    close_copies();
+    float sums[8][8];
+    UNROLL for (i32 i = 0; i < 8; i++)
+        UNROLL for (i32 j = 0; j < 8; j++) sums[i][j] = 0.0f;
+    i32 now = 0;
+    KEEP_LOOP for (i32 from = 0; from < m; from += EXACT_SLICE) {
+        i32 t = thread_x(), next = from + EXACT_SLICE;
+        wait_copies<0>();
+        barrier(); // this slice is there for all, and the one before is done with
+        if (next < m) {
+            copy_columns(slices[now ^ 1][0], x, next, m, row, k);
+            copy_columns(slices[now ^ 1][1], x, next, m, column, k);
         }
+        close_copies();
+        KEEP_LOOP for (i32 half = 0; half < EXACT_SLICE; half += 8) {
+            i32 at = half * EXACT_PITCH;
+            multiply_half(sums, slices[now][0] + at + first_row(t), slices[now][1] + at + first_column(t));
+        }
+        now ^= 1;
+        if (next % GRAM_ROWS != 0 && next < m) continue;
+        UNROLL for (i32 i = 0; i < 8; i++)
+            UNROLL for (i32 j = 0; j < 8; j++) {
+                i32 a = row + first_row(t) + i / 4 * 16 + i % 4, b = column + first_column(t) + j / 4 * 32 + j % 4;
+                if (a <= b && b < k) moment[(i64)a * k + b] += (double)sums[i][j];
+                sums[i][j] = 0.0f;
+            }
+    }
 }
 
 // x (M, K) to its high and low halves, rows of `padded` bf16 with zeros behind the K-th: y (2, M, padded).

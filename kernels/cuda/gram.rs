@@ -6,14 +6,13 @@ use super::backend::{CudaBackend, DeviceTensor};
 use super::launch::{run, run_with_shared};
 use super::tensor::Precision;
 
-/// Columns of a tile of `gram`, and of `gram_split`.
-const TILE: usize = 64;
-const SPLIT_TILE: usize = 128;
+/// Columns of a tile.
+const TILE: usize = 128;
 /// Threads of a block.
 const THREADS: u32 = 256;
 
 /// `gram_split` and its shared memory: three slices of 32 rows, two tiles wide, in two halves of bf16.
-pub(super) const SPLIT_SHARED: (&str, usize) = ("gram_split", 3 * 4 * 32 * SPLIT_TILE * 2);
+pub(super) const SPLIT_SHARED: (&str, usize) = ("gram_split", 3 * 4 * 32 * TILE * 2);
 
 /// Tiles on and above the diagonal.
 fn triangle(tiles: usize) -> u32 {
@@ -59,7 +58,7 @@ impl CudaBackend {
         if self.moments_by_warpgroups(out, x, (m, k))? {
             return Ok(());
         }
-        let padded = k.next_multiple_of(SPLIT_TILE);
+        let padded = k.next_multiple_of(TILE);
         let pairs = m * padded / 2;
         let mut halves = self.device().room::<u32>(2 * pairs)?;
         let (count, width) = (pairs as i64, padded as i32);
@@ -72,7 +71,7 @@ impl CudaBackend {
         run(call, (pairs.div_ceil(THREADS as usize) as u32, 1), THREADS)?;
         let mut call = self.kernel(SPLIT_SHARED.0);
         call.arg(out).arg(&*halves).arg(&rows).arg(&columns).arg(&width);
-        let blocks = (triangle(padded / SPLIT_TILE), 1);
+        let blocks = (triangle(padded / TILE), 1);
         run_with_shared(call, blocks, THREADS, SPLIT_SHARED.1)
     }
 }

@@ -7,6 +7,7 @@ use cudarc::driver::{DriverError, PushKernelArg};
 use super::backend::{CudaBackend, DeviceTensor, FEW_ROWS};
 use super::launch::run;
 use super::weight::DeviceWeight;
+use crate::backend::{Heads, Segment};
 
 impl CudaBackend {
     /// Seconds of one of `times` runs of `work`, all of them started before the device is waited for, after one that
@@ -79,5 +80,21 @@ impl CudaBackend {
         let (values, (m, k)) = (x.values()?, x.size());
         let mut out = self.attempt("allocate moments", || self.stream().alloc_zeros::<f64>(k * k))?;
         self.timed(times, |_| self.sum_products(&mut out, values, m, k))
+    }
+
+    /// Seconds of one [`attention`](crate::Backend::attention).
+    pub fn attention_seconds(
+        &self,
+        [q, keys, values]: [&DeviceTensor; 3],
+        segments: &[Segment],
+        heads: Heads,
+        times: usize,
+    ) -> Option<f64> {
+        let (rows, columns) = q.size();
+        let from = [q.values()?, keys.values()?, values.values()?];
+        let mut out = self.attempt("allocate a result", || {
+            self.stream().alloc_zeros::<f32>(rows * columns)
+        })?;
+        self.timed(times, |_| self.attend(&mut out, from, segments, rows, heads))
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use qtool_kernels::backend::{Form, HostWeight, Storage};
+use qtool_kernels::backend::{Form, Heads, HostWeight, Segment, Storage};
 use qtool_kernels::cuda::{Encoder, Precision};
 use qtool_kernels::{Backend, CudaBackend, Isa};
 use rayon::prelude::*;
@@ -79,6 +79,7 @@ pub fn run(gpu: &CudaBackend, size: Size) -> Result<Vec<Figure>> {
             moments(gpu, size.rows()[3], k, many, &mut figures)?;
         }
     }
+    attention(gpu, size, &mut figures)?;
     encoding(gpu, size, &mut figures)?;
     Ok(figures)
 }
@@ -209,6 +210,51 @@ fn moments(
             rate,
             unit: "FLOP/s",
             share: plain.map(|plain| rate / plain),
+        });
+    }
+    Ok(())
+}
+
+/// Attention of a model shaped as ERNIE-4.5-0.3B: many short sequences, a few long ones, and a token each for many. Only products that
+/// a query's own keys need are counted.
+fn attention(gpu: &CudaBackend, size: Size, figures: &mut Vec<Figure>) -> Result<()> {
+    let cases = match size {
+        Size::Real => [(64, 128, 128), (2, 4096, 4096), (64, 1, 1024)],
+        Size::Toy => [(3, 5, 5), (1, 70, 70), (2, 1, 9)],
+    };
+    let heads = Heads {
+        query: 16,
+        kv: 2,
+        dim: 128,
+        scale: 1.0 / 128f32.sqrt(),
+        causal: true,
+    };
+    let (wide, narrow) = (heads.query * heads.dim, heads.kv * heads.dim);
+    for (sequences, queries, keys) in cases {
+        let segment = |i| Segment {
+            queries: i * queries..(i + 1) * queries,
+            prefix: 0..0,
+            own: i * keys..(i + 1) * keys,
+        };
+        let segments: Vec<Segment> = (0..sequences).map(segment).collect();
+        let there = [
+            (1, sequences * queries, wide),
+            (2, sequences * keys, narrow),
+            (3, sequences * keys, narrow),
+        ]
+        .map(|(seed, rows, columns)| gpu.upload(&numbers(seed, rows * columns), columns));
+        let times = if size == Size::Real { TIMES } else { 2 };
+        let seconds = asked(
+            gpu,
+            gpu.attention_seconds(there.each_ref(), &segments, heads, times),
+        )?;
+        let seen: usize = (0..queries).map(|i| keys - queries + 1 + i).sum();
+        figures.push(Figure {
+            what: format!("attention of {sequences} sequences, {queries} queries and {keys} keys each"),
+            seconds,
+            rate: 4.0 * (sequences * seen * wide) as f64 / seconds,
+            unit: "FLOP/s",
+            share: None,
         });
     }
     Ok(())

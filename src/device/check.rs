@@ -306,12 +306,28 @@ fn layers(checks: &mut Checks, size: Size) -> Result<()> {
     Ok(())
 }
 
+/// In every width that has a kernel of its own, and one that has none.
 fn attention(checks: &mut Checks, size: Size) -> Result<()> {
-    let (query, kv, dim, length) = match size {
-        Size::Real => (16, 2, 128, 1024),
-        Size::Toy => (4, 2, 16, 17),
+    let shapes = match size {
+        Size::Real => [
+            (16, 2, 128, 1024),
+            (32, 8, 64, 515),
+            (8, 8, 80, 257),
+            (8, 1, 256, 300),
+            (4, 2, 34, 70),
+        ],
+        Size::Toy => [
+            (4, 2, 128, 17),
+            (4, 2, 16, 17),
+            (2, 2, 80, 9),
+            (2, 1, 256, 9),
+            (4, 2, 34, 9),
+        ],
     };
-    for causal in [true, false] {
+    for (causal, (query, kv, dim, length)) in [true, false]
+        .into_iter()
+        .flat_map(|causal| shapes.map(|shape| (causal, shape)))
+    {
         let heads = Heads {
             query,
             kv,
@@ -319,32 +335,37 @@ fn attention(checks: &mut Checks, size: Size) -> Result<()> {
             scale: 1.0 / (dim as f32).sqrt(),
             causal,
         };
-        // A long sequence, a short one, and both behind a prefix.
+        // A long sequence, a short one, and both behind a prefix; then a token that sees the long one.
         let prefix = length / 3;
-        let segments = [
-            (0..length, prefix..prefix + length),
-            (length..length + 3, prefix + length..prefix + length + 3),
-        ]
-        .map(|(queries, own)| Segment {
+        let segment = |queries, own| Segment {
             queries,
             prefix: 0..prefix,
             own,
-        });
+        };
+        let many = vec![
+            segment(0..length, prefix..prefix + length),
+            segment(length..length + 3, prefix + length..prefix + length + 3),
+        ];
+        let token = vec![segment(length + 2..length + 3, prefix..prefix + length)];
         let q = numbers(6, (length + 3) * query * dim);
         let (keys, values) = (
             numbers(7, (prefix + length + 3) * kv * dim),
             numbers(8, (prefix + length + 3) * kv * dim),
         );
-        let what = format!("attention of {query} and {kv} heads of {dim}, {length} tokens, causal {causal}");
-        alike!(checks, SUMS, what, |d| {
-            d.attention(
-                &d.upload(&q, query * dim),
-                &d.upload(&keys, kv * dim),
-                &d.upload(&values, kv * dim),
-                &segments,
-                heads,
-            )
-        });
+        for (segments, tokens) in [(many, length), (token, 1)] {
+            let what = format!(
+                "attention of {query} and {kv} heads of {dim}, {tokens} tokens behind {prefix}, causal {causal}"
+            );
+            alike!(checks, SUMS, what, |d| {
+                d.attention(
+                    &d.upload(&q, query * dim),
+                    &d.upload(&keys, kv * dim),
+                    &d.upload(&values, kv * dim),
+                    &segments,
+                    heads,
+                )
+            });
+        }
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! A device that fails while a command runs: one sentence, status 2, and nothing lost. Needs the library of
 //! `kernels/cuda/host/build`, which fails when told to.
 //!
-//! A command makes hundreds of calls that may fail. Every call up to the first copy of a weight is tried (finding the
-//! device, opening it, translating the kernels), and of the later ones [`SAMPLED`], spread evenly; the ways to fail take
-//! turns. A device that failed by anything but memory fails from then on, as a real one does.
+//! A command makes hundreds of calls that may fail. Each is made to fail in turn, the ways to fail taking turns, with a library that runs no
+//! kernel (all numbers are zeros then); and [`SAMPLED`] of them, spread evenly, with kernels that run, where what is gone on with must give
+//! what undisturbed runs give. A device that failed by anything but memory fails from then on, as a real one does.
 
 use std::fs;
 use std::path::Path;
@@ -15,10 +15,12 @@ use super::commands::{Bench, files};
 use super::gpu;
 use crate::gpu::skipped;
 
-/// Calls while the device is found and made ready, at most.
-const FIRST: u64 = 45;
-/// Calls that are tried of those after them.
+/// Calls that are tried with kernels that run.
 const SAMPLED: u64 = 11;
+/// Calls of a command, at least: finding the device, opening it and translating the kernels alone are more.
+const LEAST: u64 = 100;
+/// One over the share of calls whose failure may be got around, by memory that is given back, or comes too late to matter.
+const SPARED: u64 = 20;
 /// Out of memory, a failed launch, a lost device.
 const CODES: [u64; 3] = [2, 719, 46];
 
@@ -34,42 +36,45 @@ fn fake(test: &str) -> bool {
     }
 }
 
-/// How often the command makes a call that may fail, when none does.
-fn calls(bench: &Bench, line: &str) -> u64 {
-    let path = bench.at("calls.txt");
-    let output = bench.run(line, &[("QTOOL_FAKE_CUDA_COUNT", path.display().to_string())]);
-    assert_eq!(
-        output.status.code(),
-        Some(0),
-        "{line}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    fs::read_to_string(&path).unwrap().trim().parse().unwrap()
+/// Runs the command, with kernels or without.
+fn run(bench: &Bench, line: &str, idle: bool, settings: &[(&str, String)]) -> Output {
+    let mut all = settings.to_vec();
+    all.extend(idle.then(|| ("QTOOL_FAKE_CUDA_IDLE", "1".to_owned())));
+    bench.run(line, &all)
 }
 
-/// Calls to fail, with their codes.
-fn tried(calls: u64) -> Vec<(u64, u64)> {
-    let first = FIRST.min(calls);
-    let rest = calls - first;
-    let later = (0..SAMPLED.min(rest)).map(|i| first + 1 + i * rest / SAMPLED.min(rest));
-    (1..=first)
-        .chain(later)
-        .enumerate()
-        .map(|(i, call)| (call, CODES[i % CODES.len()]))
-        .collect()
+/// How often the command makes a call that may fail, when none does.
+fn calls(bench: &Bench, line: &str, idle: bool) -> u64 {
+    let path = bench.at("calls.txt");
+    let output = run(
+        bench,
+        line,
+        idle,
+        &[("QTOOL_FAKE_CUDA_COUNT", path.display().to_string())],
+    );
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{line}: {said}");
+    let count = fs::read_to_string(&path).unwrap().trim().parse().unwrap();
+    fs::remove_file(path).unwrap();
+    assert!(count > LEAST, "{count}");
+    count
+}
+
+/// Calls to fail, with their codes: `all`, or some of them.
+fn tried(count: u64, all: bool) -> impl Iterator<Item = (u64, u64)> {
+    let some = if all { count } else { SAMPLED };
+    (0..some).map(move |i| (1 + i * count / some, CODES[i as usize % CODES.len()]))
 }
 
 /// Runs the command with that call failing. `true` when it said so in one sentence; `false` when the failure came too late
 /// to matter.
 #[track_caller]
-fn fails_cleanly(bench: &Bench, line: &str, (call, code): (u64, u64)) -> (bool, String) {
-    let output = bench.run(
-        line,
-        &[
-            ("QTOOL_FAKE_CUDA_FAIL", call.to_string()),
-            ("QTOOL_FAKE_CUDA_CODE", code.to_string()),
-        ],
-    );
+fn fails_cleanly(bench: &Bench, line: &str, idle: bool, (call, code): (u64, u64)) -> (bool, String) {
+    let settings = [
+        ("QTOOL_FAKE_CUDA_FAIL", call.to_string()),
+        ("QTOOL_FAKE_CUDA_CODE", code.to_string()),
+    ];
+    let output = run(bench, line, idle, &settings);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let what = format!("call {call}, code {code}: {said}");
     if succeeded(&output) {
@@ -117,43 +122,54 @@ fn validate_keeps_its_answers() {
         format!("validate model int8 --unverified {TASK} --items --device cuda --report {name}.json")
     };
     bench.json("quantize model -o int8 --bits 8 --device cpu --json");
-    let whole = report("whole");
-    let count = calls(&bench, &whole);
-    assert!(count > FIRST + SAMPLED, "{count}");
     let items = |name: &str| {
         let report: Value =
             serde_json::from_str(&fs::read_to_string(bench.at(&format!("{name}.json"))).unwrap()).unwrap();
         report["tasks"][0]["items"].clone()
     };
-    let (mut told, mut resumed, mut most) = (0, 0, 0);
-    for (number, (call, code)) in tried(count).into_iter().enumerate() {
-        let name = format!("run-{number}");
-        let (failed, said) = fails_cleanly(&bench, &report(&name), (call, code));
-        if !failed {
-            assert_eq!(items(&name), items("whole"));
-            continue;
+    let kept = |said: &str| said.contains("answers are kept");
+    // Every call.
+    let count = calls(&bench, &report("idle"), true);
+    let (mut told, mut first_kept) = (0, None);
+    for (call, code) in tried(count, true) {
+        let name = format!("idle-{call}");
+        let (failed, said) = fails_cleanly(&bench, &report(&name), true, (call, code));
+        assert_eq!(
+            bench.at(&format!("{name}.json")).exists(),
+            !failed,
+            "{call}: {said}"
+        );
+        told += u64::from(failed);
+        if kept(&said) {
+            first_kept.get_or_insert(call);
         }
-        told += 1;
-        assert!(!bench.at(&format!("{name}.json")).exists(), "{said}");
-        if !said.contains("answers are kept") {
-            continue;
-        }
-        assert!(said.contains("--resume"), "{said}");
-        let kept = said.split("; ").nth(1).and_then(|rest| rest.split(' ').next());
-        most = most.max(kept.unwrap().parse::<u64>().unwrap());
-        let output = bench.run(&(report(&name) + " --resume"), &[]);
-        assert!(succeeded(&output), "{}", String::from_utf8_lossy(&output.stderr));
-        assert_eq!(items(&name), items("whole"));
-        resumed += 1;
     }
-    assert!(
-        told as u64 >= SAMPLED + FIRST - 4 && resumed >= 3,
-        "{told} {resumed}"
+    assert!(told + count / SPARED >= count, "{told} of {count}");
+    // From where answers are kept on, with kernels that run: they are gone on with.
+    let whole = report("whole");
+    let (count, from) = (
+        calls(&bench, &whole, false),
+        first_kept.expect("answers that are kept"),
     );
+    let mut resumed = 0;
+    for (call, code) in tried(count - from, false) {
+        let name = format!("run-{call}");
+        let (failed, said) = fails_cleanly(&bench, &report(&name), false, (from + call, code));
+        if failed && kept(&said) {
+            assert!(said.contains("--resume"), "{said}");
+            let output = bench.run(&(report(&name) + " --resume"), &[]);
+            assert!(succeeded(&output), "{}", String::from_utf8_lossy(&output.stderr));
+            resumed += 1;
+        }
+        if !failed || kept(&said) {
+            assert_eq!(items(&name), items("whole"));
+        }
+    }
+    assert!(resumed >= 3, "{resumed}");
     // Answers of one kind of device are not mixed with those of another.
     let line = report("mixed");
-    let (failed, said) = fails_cleanly(&bench, &line, (count * 9 / 10, 719));
-    assert!(failed && said.contains("answers are kept"), "{said}");
+    let (failed, said) = fails_cleanly(&bench, &line, false, (count * 9 / 10, 719));
+    assert!(failed && kept(&said), "{said}");
     let output = bench.run(&(line.replace("cuda", "cpu") + " --resume"), &[]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2));
@@ -172,36 +188,53 @@ fn calibrate_and_quantize_leave_nothing_half_done() {
         ("quantize model --bits 4 --calib ids.jsonl", ".out.qtool-blocks"),
         ("quantize model --bits 8", ""),
     ] {
-        let count = calls(&bench, &format!("{start} -o whole {ROWS}"));
-        assert!(count > FIRST + SAMPLED, "{count}");
-        let line = format!("{start} -o out {ROWS}");
-        let before = names(bench.at("").as_path());
-        let mut told = 0;
-        for (number, failure) in tried(count).into_iter().enumerate() {
-            let (failed, said) = fails_cleanly(&bench, &line, failure);
-            if failed {
-                told += 1;
-                let left = names(bench.at("").as_path());
-                let left: Vec<&String> = left.iter().filter(|name| !before.contains(*name)).collect();
-                assert!(left.iter().all(|name| *name == more), "{left:?}");
-                let told = ["nothing was written", "are kept in", "--device cuda:0: "];
-                assert!(told.iter().any(|part| said.contains(part)), "{said}");
-            } else {
-                assert_eq!(files(&bench.at("out")), files(&bench.at("whole")));
-                fs::remove_dir_all(bench.at("out")).unwrap();
-            }
-            // What was kept is gone on with, and gives what an undisturbed run gives.
-            if number % 12 == 11 {
-                assert!(succeeded(&bench.run(&line, &[])));
-                assert_eq!(files(&bench.at("out")), files(&bench.at("whole")));
-                fs::remove_dir_all(bench.at("out")).unwrap();
-                assert_eq!(names(bench.at("").as_path()), before);
-            }
+        // Zeros are no codes, so the last needs its kernels, which are few.
+        let ways = if start.contains("ids.jsonl") {
+            [(true, true), (false, false)].as_slice()
+        } else {
+            &[(false, true)]
+        };
+        for &(idle, all) in ways {
+            let count = calls(&bench, &format!("{start} -o whole {ROWS}"), idle);
+            let line = format!("{start} -o out {ROWS}");
+            nothing_half_done(&bench, &line, more, idle, tried(count, all).collect());
+            fs::remove_dir_all(bench.at("whole")).unwrap();
+            let _ = fs::remove_dir_all(bench.at(".out.qtool-blocks"));
         }
-        assert!(told as u64 >= FIRST + SAMPLED / 2, "{told}");
-        fs::remove_dir_all(bench.at("whole")).unwrap();
-        let _ = fs::remove_dir_all(bench.at(".out.qtool-blocks"));
     }
+}
+
+/// The command with each of these failures. It may leave `more` behind, and nothing else.
+fn nothing_half_done(bench: &Bench, line: &str, more: &str, idle: bool, failures: Vec<(u64, u64)>) {
+    let before = names(bench.at("").as_path());
+    let (count, mut told) = (failures.len() as u64, 0);
+    for (number, failure) in failures.into_iter().enumerate() {
+        let (failed, said) = fails_cleanly(bench, line, idle, failure);
+        if failed {
+            told += 1;
+            let left = names(bench.at("").as_path());
+            let left: Vec<&String> = left.iter().filter(|name| !before.contains(*name)).collect();
+            assert!(left.iter().all(|name| *name == more), "{failure:?}: {left:?}");
+            let told = ["nothing was written", "are kept in", "--device cuda:0: "];
+            assert!(told.iter().any(|part| said.contains(part)), "{said}");
+        } else {
+            assert_eq!(files(&bench.at("out")), files(&bench.at("whole")), "{failure:?}");
+            fs::remove_dir_all(bench.at("out")).unwrap();
+        }
+        // What was kept is gone on with, and gives what an undisturbed run gives.
+        if number % if count > SAMPLED { 40 } else { 5 } == 4 {
+            assert!(succeeded(&run(bench, line, idle, &[])));
+            assert_eq!(files(&bench.at("out")), files(&bench.at("whole")), "{failure:?}");
+            fs::remove_dir_all(bench.at("out")).unwrap();
+            assert_eq!(names(bench.at("").as_path()), before);
+        }
+    }
+    let least = if count > SAMPLED {
+        count - count / SPARED
+    } else {
+        count / 2
+    };
+    assert!(told >= least, "{told} of {count}, idle: {idle}");
 }
 
 #[test]

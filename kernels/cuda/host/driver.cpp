@@ -2,7 +2,8 @@
 // over the kernels compiled for the processor by shim.h. Device memory is heap memory of its own, so that AddressSanitizer
 // sees a kernel that leaves its buffers. QTOOL_FAKE_CUDA_FAIL=N makes the Nth call that may fail do so, QTOOL_FAKE_CUDA_CODE says with
 // which CUresult (2, out of memory, if it is not set); QTOOL_FAKE_CUDA_COUNT=FILE has the number of such calls written
-// there at the end. QTOOL_FAKE_CUDA_MEMORY=BYTES is how much device memory there is. Streams are those of streams.h. PTX is looked at only so far as to see that it is PTX.
+// there at the end. QTOOL_FAKE_CUDA_IDLE=1 runs no kernel, and memory is zeros: for looking at many failures in turn.
+// QTOOL_FAKE_CUDA_MEMORY=BYTES is how much device memory there is. Streams are those of streams.h. PTX is looked at only so far as to see that it is PTX.
 #define HOST_SHIM
 #include "../attention.cu"
 #include "../attention_any.cu"
@@ -168,6 +169,8 @@ CALL cuFuncSetAttribute(void *, int attribute, int value) {
 CALL cuMemAlloc_v2(Pointer *pointer, size_t bytes) {
     MAY_FAIL;
     *pointer = (Pointer)streams::take(bytes, memory());
+    static const bool idle = setting("QTOOL_FAKE_CUDA_IDLE", 0) == 1;
+    if (*pointer && idle) memset((void *)*pointer, 0, bytes);
     return *pointer ? 0 : 2;
 }
 CALL cuMemAllocAsync(Pointer *pointer, size_t bytes, void *) { return cuMemAlloc_v2(pointer, bytes); }
@@ -239,6 +242,8 @@ CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsig
                     void *stream, void **arguments, void **) {
     MAY_FAIL;
     if (shared > SHARED_BYTES) return 1;
+    static const bool idle = setting("QTOOL_FAKE_CUDA_IDLE", 0) == 1;
+    if (idle) return 0;
     unsigned grid[3] = {gx, gy, gz}, size[3] = {bx, by, bz};
     auto work = static_cast<Kernel *>(function)->bind(grid, size, arguments);
     streams::give(streams::named(stream), [=] {
