@@ -8,6 +8,7 @@ use qtool_formats::FloatDtype;
 
 use super::device::{Device, words};
 use super::launch::run;
+pub use super::rows::Rows;
 use super::temporary::Temporary;
 use super::turns::Turns;
 use super::weight::dense;
@@ -28,46 +29,6 @@ const MOST_SUPERS: usize = 8;
 /// Bytes of weights, as numbers, that are encoded together: no less than what the processor takes at a time, and few enough
 /// that several threads have some, of which one copies while the device works for another.
 const TOGETHER: std::ops::RangeInclusive<usize> = 512 << 10..=16 << 20;
-
-/// Rows of weights (N, K), row-major.
-#[derive(Debug, Clone, Copy)]
-pub enum Rows<'a> {
-    /// As numbers.
-    Values(&'a [f32]),
-    /// As they are stored, little-endian.
-    Stored(FloatDtype, &'a [u8]),
-}
-
-impl Rows<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Values(values) => values.len(),
-            Self::Stored(dtype, bytes) => bytes.len() / dtype.bytes(),
-        }
-    }
-
-    fn form(&self) -> i32 {
-        match self {
-            Self::Values(_) => dense(FloatDtype::F32),
-            Self::Stored(dtype, _) => dense(*dtype),
-        }
-    }
-}
-
-/// [`Rows`] on the device.
-enum There {
-    Values(Temporary<f32>),
-    Stored(Temporary<u8>),
-}
-
-impl There {
-    fn push<'a>(&'a self, call: &mut LaunchArgs<'a>) {
-        match self {
-            Self::Values(x) => call.arg(&**x),
-            Self::Stored(x) => call.arg(&**x),
-        };
-    }
-}
 
 /// How scales of affine codes are chosen.
 #[derive(Debug, Clone, Copy)]
@@ -262,13 +223,6 @@ impl Encoder {
         self.device.stream.launch_builder(function)
     }
 
-    fn upload(&self, x: Rows<'_>) -> Result<There, DriverError> {
-        Ok(match x {
-            Rows::Values(values) => There::Values(self.device.sent(values)?),
-            Rows::Stored(_, bytes) => There::Stored(self.device.sent(bytes)?),
-        })
-    }
-
     /// Scales, zero points and codes of `n` rows of `k` weights, as `calib`'s rounding or clip search chooses them.
     ///
     /// # Errors
@@ -279,6 +233,10 @@ impl Encoder {
     ///
     /// When the sizes disagree.
     pub fn affine(&self, x: Rows<'_>, n: usize, k: usize, job: &AffineJob<'_>) -> Result<AffineCodes, Fault> {
+        let shorter = x.shorter();
+        let x = shorter
+            .as_deref()
+            .map_or(x, |bytes| Rows::Stored(FloatDtype::Bf16, bytes));
         assert!(x.len() == n * k && n * k > 0, "N x K");
         assert!(k.is_multiple_of(job.group), "whole groups");
         let total = n * k / job.group;
@@ -303,7 +261,7 @@ impl Encoder {
         let factors = [job.coarse, job.fine, &[1.0]].concat();
         let threads = job.group.div_ceil(2).next_multiple_of(32).min(GROUP_THREADS) as u32;
         let work = || {
-            let there = self.upload(x)?;
+            let there = x.to(&self.device)?;
             let (factors, importance) = (self.device.sent(&factors)?, self.device.sent(importance)?);
             let mut codes = self.device.zeros::<u8>(n * k)?;
             let mut scales = self.device.zeros::<f32>(total)?;
@@ -359,6 +317,10 @@ impl Encoder {
     ///
     /// When the sizes disagree, or the job asks for more than the kernel holds.
     pub fn wint2(&self, x: Rows<'_>, n: usize, k: usize, job: &Wint2Job<'_>) -> Result<Wint2Codes, Fault> {
+        let shorter = x.shorter();
+        let x = shorter
+            .as_deref()
+            .map_or(x, |bytes| Rows::Stored(FloatDtype::Bf16, bytes));
         assert!(x.len() == n * k && n * k > 0, "N x K");
         assert!(k.is_multiple_of(GROUP), "whole groups");
         let entered = job.heats.iter().all(|heat| (1..=CODEWORDS).contains(&heat.pairs));
@@ -405,7 +367,7 @@ impl Encoder {
             "columns and groups"
         );
         let work = || {
-            let there = self.upload(x)?;
+            let there = x.to(&self.device)?;
             let columns = self.device.sent(importance.columns)?;
             let masses = self.device.sent(importance.masses)?;
             let mut floats = self.device.room::<f32>(at_work * room)?;

@@ -46,6 +46,7 @@ pub mod library;
 mod moe;
 mod rates;
 mod residency;
+mod rows;
 pub mod scores;
 mod sent;
 mod sums;

@@ -1,7 +1,9 @@
 //! Is what a GPU computes right? Every operation at the sizes of real models, against the processor's, and products
-//! against sums in f64. Owns the operations, the sizes and the bounds; those with a bound of their own are in `bounded`.
+//! against sums in f64. Owns the operations, the sizes and the bounds; those with a bound of their own are in `bounded` and
+//! `experts`.
 
 mod bounded;
+mod experts;
 
 use std::sync::Arc;
 
@@ -204,6 +206,7 @@ pub fn run(gpu: &CudaBackend, size: Size) -> Result<Vec<Check>> {
     attention(&mut checks, size)?;
     gram(&mut checks, size)?;
     bounded::run(&mut checks, size)?;
+    experts::run(&mut checks, size)?;
     Ok(checks.made)
 }
 

@@ -77,7 +77,14 @@ fn rows(k: usize) -> Vec<(&'static str, Vec<f32>)> {
     ]
 }
 
+/// The same codes of both, of these numbers and of them in BF16, which go to the device in another form.
 fn assert_same(what: &str, cpu: &dyn Quantizer, gpu: &dyn Quantizer, x: &[f32], n: usize) {
+    let short: Vec<f32> = x.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
+    same_codes(what, cpu, gpu, x, n);
+    same_codes(&format!("{what}, in bf16"), cpu, gpu, &short, n);
+}
+
+fn same_codes(what: &str, cpu: &dyn Quantizer, gpu: &dyn Quantizer, x: &[f32], n: usize) {
     let k = x.len() / n;
     let (left, right) = (
         gpu.quantize(Isa::best(), x, n, k),
