@@ -198,8 +198,8 @@ impl CudaBackend {
     ) -> Result<(), DriverError> {
         match self.precision {
             _ if m <= FEW_ROWS => {
-                let room = self.room_for_few_rows(&w.args, m)?;
-                self.few_rows(y, x, &self.resident(w)?, m, room.as_deref())
+                let dealt = self.deal_few_rows(&w.args, m)?;
+                self.few_rows(y, x, &self.resident(w)?, m, &dealt)
             }
             Precision::Bf16 | Precision::Bf16Warpgroups => self.tensor_product(y, x, w, m),
             Precision::F32 => self.exact_product(y, x, w, m),

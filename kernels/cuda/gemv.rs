@@ -21,6 +21,12 @@ const SHARED: usize = 99 << 10;
 const ROW_NUMBERS: usize = 256;
 /// Blocks that a plan reckons with: those of an H100 or H200. A plan, and with it the order of sums, depends on sizes alone.
 const BLOCKS: usize = 132;
+/// What a tile takes besides its steps, in tenths of a step: about a third of one.
+const TILE_TENTHS: usize = 3;
+/// What it costs that blocks wait for each other's sums: about a microsecond, as bytes of w.
+const MEETING: usize = 32 << 10;
+/// How many times the parts that need be are tried.
+const MORE_PARTS: [usize; 4] = [1, 2, 4, 8];
 /// Most blocks side by side, each with a number that says how many others have left their sums.
 pub(super) const MOST_BLOCKS: usize = 1024;
 
@@ -29,61 +35,84 @@ struct Family {
     names: [&'static str; 3],
     /// Columns of a step of a warp, of each.
     spans: [usize; 3],
+    /// Bytes of w of a step of all warps.
+    steps: [usize; 3],
     /// Numbers of two bytes that stand for one of x.
     parts: usize,
     /// Bytes of a table.
     table: usize,
 }
 
-const fn family(names: [&'static str; 3], spans: [usize; 3], parts: usize, table: usize) -> Family {
+const fn family(
+    names: [&'static str; 3],
+    bits: usize,
+    spans: [usize; 3],
+    parts: usize,
+    table: usize,
+) -> Family {
+    let step = WARPS * ROWS * bits / 8;
     Family {
         names,
         spans,
+        steps: [step * spans[0], step * spans[1], step * spans[2]],
         parts,
         table,
     }
 }
 
 const FAMILIES: [Family; 8] = [
-    family(["gemv_bf16_4", "gemv_bf16_8", "gemv_bf16_16"], [64, 64, 32], 3, 0),
+    family(
+        ["gemv_bf16_4", "gemv_bf16_8", "gemv_bf16_16"],
+        16,
+        [64, 64, 32],
+        3,
+        0,
+    ),
     family(
         ["gemv_int8_4", "gemv_int8_8", "gemv_int8_16"],
+        8,
         [128, 128, 64],
         2,
         0,
     ),
     family(
         ["gemv_int4_4", "gemv_int4_8", "gemv_int4_16"],
+        4,
         [256, 256, 128],
         2,
         0,
     ),
     family(
         ["gemv_int4_128_4", "gemv_int4_128_8", "gemv_int4_128_16"],
+        4,
         [256, 256, 128],
         2,
         0,
     ),
     family(
         ["gemv_int4_64_4", "gemv_int4_64_8", "gemv_int4_64_16"],
+        4,
         [256, 256, 128],
         2,
         0,
     ),
     family(
         ["gemv_int4_32_4", "gemv_int4_32_8", "gemv_int4_32_16"],
+        4,
         [256, 256, 128],
         2,
         0,
     ),
     family(
         ["gemv_wint2_4", "gemv_wint2_8", "gemv_wint2_16"],
+        2,
         [512, 512, 256],
         2,
         16 * 16,
     ),
     family(
         ["gemv_nf4_4", "gemv_nf4_8", "gemv_nf4_16"],
+        4,
         [128; 3],
         2,
         256 * 16 * 8,
@@ -106,29 +135,41 @@ struct Plan {
 }
 
 impl Family {
+    /// The plan that lets the busiest multiprocessor wait for least, reckoned in bytes of w: those of its steps, of x, and of sums.
     fn plan(&self, m: usize, n: usize, k: usize) -> Plan {
         let batch = batch_of(m);
         let (span, rows) = (self.spans[batch], if batch == 0 { m } else { BATCHES[batch] });
-        let (column, fixed) = (
-            2 * self.parts * rows,
-            self.table + 2 * WARPS * ROWS * 4 * m + ROW_NUMBERS,
-        );
+        let column = 2 * self.parts * rows;
+        let fixed = self.table + 2 * WARPS * ROWS * 4 * m + ROW_NUMBERS;
         let most = (SHARED - fixed) / column / span * span;
-        let part = k.div_ceil(k.div_ceil(most)).next_multiple_of(span);
-        let (parts, steps) = (k.div_ceil(part), part / span);
-        let tiles = |ways: usize| n.div_ceil(WARPS * ROWS / ways);
-        // Rounds of the blocks, in tenths of a step; a tile takes about a third of one besides.
-        let cost =
-            |ways: &usize| tiles(*ways).div_ceil((BLOCKS / parts).max(1)) * (10 * steps.div_ceil(*ways) + 3);
-        let ways = [8, 16, 4, 2, 1].into_iter().filter(|ways| *ways <= steps);
-        let ways = ways.min_by_key(cost).unwrap_or(1);
-        Plan {
-            part,
-            parts,
-            ways,
-            tiles: tiles(ways),
-            shared: fixed + column * part,
+        let least = k.div_ceil(most);
+        let mut best: Option<(usize, Plan)> = None;
+        for wanted in MORE_PARTS.map(|times| least * times) {
+            let part = k.div_ceil(wanted).next_multiple_of(span);
+            let (parts, steps) = (k.div_ceil(part), part / span);
+            for ways in [8, 16, 4, 2, 1].into_iter().filter(|ways| *ways <= steps) {
+                let tiles = n.div_ceil(WARPS * ROWS / ways);
+                let rounds = tiles.div_ceil((BLOCKS / parts).max(1));
+                let steps = rounds * (10 * steps.div_ceil(ways) + TILE_TENTHS) * self.steps[batch] / 10;
+                let sums = match parts {
+                    1 => 0,
+                    _ => MEETING + 2 * rounds * (WARPS * ROWS / ways) * m * 4,
+                };
+                let cost = steps + part * m * 4 + sums;
+                if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                    let shared = fixed + column * part;
+                    let plan = Plan {
+                        part,
+                        parts,
+                        ways,
+                        tiles,
+                        shared,
+                    };
+                    best = Some((cost, plan));
+                }
+            }
         }
+        best.expect("one warp to a row is always a way").1
     }
 }
 
@@ -163,40 +204,47 @@ fn batch_of(m: usize) -> usize {
     BATCHES.iter().position(|&batch| m <= batch).unwrap_or(2)
 }
 
+/// A product of few rows, dealt out, with room for the sums of blocks that share rows if there are such.
+#[derive(Debug)]
+pub(super) struct FewRows {
+    /// None: the kernel for any form.
+    kernel: Option<(&'static str, Plan)>,
+    room: Option<Temporary<f32>>,
+}
+
 impl CudaBackend {
-    /// Room for the sums of blocks that share rows, if there are such; to be asked for before weights are told to kernels.
-    pub(super) fn room_for_few_rows(
-        &self,
-        w: &WeightArgs,
-        m: usize,
-    ) -> Result<Option<Temporary<f32>>, DriverError> {
+    /// How a product of M of at most 16 rows by such a weight is to be done; to be asked for before weights are told to kernels.
+    pub(super) fn deal_few_rows(&self, w: &WeightArgs, m: usize) -> Result<FewRows, DriverError> {
         let (n, k) = (w.n as usize, w.k as usize);
-        let parts = family_for(w).map_or(1, |family| family.plan(m, n, k).parts);
-        (parts > 1).then(|| self.device().room(parts * m * n)).transpose()
+        let kernel = family_for(w).map(|family| (family.names[batch_of(m)], family.plan(m, n, k)));
+        let parts = kernel.as_ref().map_or(1, |(_, plan)| plan.parts);
+        let room = (parts > 1)
+            .then(|| self.device().room(parts * m * n))
+            .transpose()?;
+        Ok(FewRows { kernel, room })
     }
 
-    /// y (M, N) = x (M, K) times the transpose of `w`, for M of at most 16, with what
-    /// [`room_for_few_rows`](Self::room_for_few_rows) gave.
+    /// y (M, N) = x (M, K) times the transpose of `w`.
     pub(super) fn few_rows(
         &self,
         y: &mut CudaSlice<f32>,
         x: &CudaSlice<f32>,
         w: &WeightArgs,
         m: usize,
-        room: Option<&CudaSlice<f32>>,
+        dealt: &FewRows,
     ) -> Result<(), DriverError> {
-        let (n, k, rows) = (w.n as usize, w.k as usize, m as i32);
-        let Some(family) = family_for(w) else {
+        let (n, rows) = (w.n as usize, m as i32);
+        let Some((name, plan)) = &dealt.kernel else {
             let mut call = self.kernel("gemv");
             call.arg(y).arg(x).arg(w).arg(&rows);
             return run(call, (n.div_ceil(8) as u32, 1), 256);
         };
-        let plan = family.plan(m, n, k);
         let side_by_side = (self.device().processors / plan.parts).clamp(1, MOST_BLOCKS);
         let (part, way_bits) = (plan.part as i32, plan.ways.ilog2() as i32);
-        let mut call = self.kernel(family.names[batch_of(m)]);
+        let mut call = self.kernel(name);
         // Where there is one part, nothing is left in the room: any numbers will do for an address.
-        call.arg(y).arg(x).arg(w).arg(&rows).arg(room.unwrap_or(x));
+        let room = dealt.room.as_deref().unwrap_or(x);
+        call.arg(y).arg(x).arg(w).arg(&rows).arg(room);
         call.arg(&self.device().arrived).arg(&part).arg(&way_bits);
         let blocks = (plan.tiles.min(side_by_side) as u32, plan.parts as u32);
         run_with_shared(call, blocks, THREADS, plan.shared)
@@ -239,6 +287,6 @@ mod tests {
         let plan = FAMILIES[1].plan(1, 4096, 4096);
         assert_eq!((plan.parts, plan.ways, plan.tiles), (1, 8, 128));
         let plan = FAMILIES[6].plan(16, 4096, 4096);
-        assert_eq!((plan.parts * plan.tiles, plan.ways), (128, 2));
+        assert_eq!((plan.parts, plan.tiles, plan.ways), (8, 16, 1));
     }
 }

@@ -61,13 +61,13 @@ impl CudaBackend {
         let mut out = self.attempt("allocate a product", || self.stream().alloc_zeros::<f32>(m * n))?;
         if m <= FEW_ROWS {
             // They take a few microseconds, so the questions where weights lie are asked before.
-            let room = self.attempt("reserve memory", || self.room_for_few_rows(&weights[0].args, m))?;
+            let dealt = self.attempt("reserve memory", || self.deal_few_rows(&weights[0].args, m))?;
             let all: Vec<&DeviceWeight> = weights.iter().collect();
             let there = self.attempt("bring weights there", || {
                 DeviceWeight::resident(self.device(), &all)
             })?;
             return self.timed(times, |i| {
-                self.few_rows(&mut out, values, &there[i % there.len()], m, room.as_deref())
+                self.few_rows(&mut out, values, &there[i % there.len()], m, &dealt)
             });
         }
         self.timed(times, |i| {
