@@ -11,14 +11,6 @@
 
 enum { GRAM_ROWS = 512, SPLIT_TILE = 128, SPLIT_SLICE = 32, SPLIT_STAGES = 3 };
 
-// Row and column of tile number `number` on and above the diagonal of `tiles` x `tiles`, row after row.
-INLINE void tile_of(i32 number, i32 tiles, i32 *row, i32 *column) {
-    i32 r = 0;
-    while (number >= tiles - r) number -= tiles - r, r++;
-    *row = r;
-    *column = r + number;
-}
-
 // Starts copying 16 rows from row `from` of x, those below `end`, of 128 columns from `column` on.
 INLINE void copy_columns(float *to, const float *x, i32 from, i32 end, i32 column, i32 k) {
     UNROLL for (i32 t = 0; t < 2; t++) {

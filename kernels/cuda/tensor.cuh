@@ -81,3 +81,11 @@ extern __shared__ __attribute__((aligned(128))) u8 shared_bytes[]; // as many as
 #else
 #include "host/tensor.h"
 #endif
+
+// Row and column of tile number `number` on and above the diagonal of `tiles` x `tiles`, row after row.
+INLINE void tile_of(i32 number, i32 tiles, i32 *row, i32 *column) {
+    i32 r = 0;
+    while (number >= tiles - r) number -= tiles - r, r++;
+    *row = r;
+    *column = r + number;
+}

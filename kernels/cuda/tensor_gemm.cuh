@@ -59,9 +59,6 @@ template <i32 FORM, i32 BITS> INLINE void copy_right(u8 *to, const Weight &w, i3
     }
 }
 
-// 2^32 / group, rounded up, so that its upper half times k is k / group for any k below 2^32 / group; 0 for a group that is a row.
-INLINE u32 share_of(const Weight &w) { return w.group == w.k ? 0 : 0xffffffffu / (u32)w.group + 1u; }
-
 // Decodes a slice: thread t the columns 16 (t%2) ... of row t/2, by the formulas of `weight_at`.
 template <i32 FORM, i32 BITS> INLINE void decode_right(u8 *to, const u8 *packed, const Weight &w, u32 share, i32 row, i32 k) {
     i32 r = thread_x() / 2, half = thread_x() % 2, n = row + r, from = k + 16 * half;
@@ -75,7 +72,7 @@ template <i32 FORM, i32 BITS> INLINE void decode_right(u8 *to, const u8 *packed,
     } else if (!inside) {
         UNROLL for (i32 i = 0; i < 8; i++) pairs[i] = 0;
     } else if (FORM == AFFINE) {
-        i32 groups = w.k / w.group, g = (i32)((u64)(u32)from * share >> 32);
+        i32 groups = w.k / w.group, g = group_at(from, share);
         float scale = float_at(w.parts[1], w.scale, (i64)n * groups + g);
         i32 zero = w.zero;
         if (zero < 0) zero = code_at(w.parts[2] + (i64)n * ((groups * BITS + 7) / 8), g, BITS);

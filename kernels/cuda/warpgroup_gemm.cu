@@ -63,8 +63,7 @@ template <i32 FORM, i32 BITS> INLINE Line line_of(const Weight &w, i32 row) {
     return line;
 }
 
-// Its weights k ... k + 15; zeros past the end. `share`: 2^32 / group, rounded up, so that its upper half times k is k / group for
-// any k below 2^32 / group.
+// Its weights k ... k + 15; zeros past the end. `share` is that of its groups.
 template <i32 FORM, i32 BITS> INLINE void load(Raw<FORM, BITS> &raw, const Weight &w, const Line &line, i32 k, u32 share) {
     const i32 count = words_of(FORM, BITS);
     UNROLL for (i32 i = 0; i < count; i++) raw.words[i] = 0;
@@ -84,7 +83,7 @@ template <i32 FORM, i32 BITS> INLINE void load(Raw<FORM, BITS> &raw, const Weigh
         raw.words[0] = *(const u32 *)from;
     }
     if constexpr (FORM == AFFINE) {
-        i32 g = share ? (i32)((u64)(u32)k * share >> 32) : k; // a share of 0 is 2^32: groups of one
+        i32 g = group_at(k, share);
         raw.scale = float_at(w.parts[1], w.scale, line.scales + g);
         raw.zero = (float)(w.zero >= 0 ? w.zero : code_at(line.zeros, g, BITS));
     } else if constexpr (FORM == WINT2) {
@@ -166,7 +165,7 @@ template <i32 FORM, i32 BITS, i32 T> INLINE void warpgroup_gemm(float *y, const 
     Stand stand;
     UNROLL for (i32 h = 0; h < 2; h++) stand.lines[h] = line_of<FORM, BITS>(w, column + 8 * h);
     stand.k = lane % 4 * 16;
-    stand.share = FORM == AFFINE ? 0xffffffffu / (u32)w.group + 1u : 0;
+    stand.share = FORM == AFFINE ? share_of(w) : 0;
     i32 r = thread_x() / 8, chunk = thread_x() % 8, below = m - row - r;
     stand.from = x + (i64)(below > 0 ? row + r : 0) * padded + chunk * 8;
     stand.step = (i64)32 * padded;

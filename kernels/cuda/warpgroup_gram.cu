@@ -29,19 +29,11 @@ extern "C" __global__ void split_turned(u32 *y /* (2, rows, padded / 2) */, cons
     }
 }
 
-// Row and column of tile number `number` on and above the diagonal of `tiles` x `tiles`, row after row.
-INLINE void tile_on(i32 number, i32 tiles, i32 *row, i32 *column) {
-    i32 r = 0;
-    while (number >= tiles - r) number -= tiles - r, r++;
-    *row = r;
-    *column = r + number;
-}
-
 extern "C" __global__ void gram_wide(double *moment /* (K, K), added to */, const u16 *x /* (2, rows, padded), turned over */, i32 k, i32 rows,
                                      i32 padded) {
     u8 *stages = shared_bytes + (1024 - shared_address(shared_bytes) % 1024) % 1024; // each: left high, left low, right high, right low
     i32 row, column, lane = thread_x() % 32, group = thread_x() / 128, slices = padded / GRAM_SLICE;
-    tile_on(block_x(), rows / GRAM_SIDE, &row, &column);
+    tile_of(block_x(), rows / GRAM_SIDE, &row, &column);
     row *= GRAM_SIDE, column *= GRAM_SIDE;
     // This thread copies 16 bytes of each 32nd row.
     i32 r = thread_x() / 8, chunk = thread_x() % 8;

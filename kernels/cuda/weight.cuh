@@ -23,6 +23,11 @@ INLINE float float_at(const u8 *bytes, i32 form, i64 i) {
     return form == BF16 ? from_bf16(half) : from_f16(half);
 }
 
+// What a column is multiplied by to find its group: 2^32 / group, rounded up, whose upper half times k is k / group for any k below
+// 2^32 / group; 0 for a group that is a row.
+INLINE u32 share_of(const Weight &w) { return w.group == w.k ? 0 : 0xffffffffu / (u32)w.group + 1u; }
+INLINE i32 group_at(i32 k, u32 share) { return (i32)((u64)(u32)k * share >> 32); }
+
 // `lsb-rows`: value i of a row of `bits`-bit values, lowest bits first. Rows are whole bytes.
 INLINE i32 code_at(const u8 *row, i32 i, i32 bits) {
     if (bits == 8) return row[i];

@@ -2,7 +2,7 @@
 // score (see encode_wint2.cu), for each group the gain of its sixteen vectors. 16 threads a group, a thread for a vector.
 #include "weight.cuh"
 
-struct Word { u32 windows; i32 bias; }; // four signed bytes; -32 c.c
+struct alignas(8) Word { u32 windows; i32 bias; }; // four signed bytes; -32 c.c
 
 // A row at work, in global memory that its block owns.
 struct Row {
@@ -98,7 +98,9 @@ INLINE void search(const Row &row, const Word *book, const i32 *group, const flo
         vectors[j].best = -2147483647 - 1;
     }
     for (i32 byte = 0; byte < 256; byte++) {
-        Word word = book[byte];
+        u64 both; // in one load
+        __builtin_memcpy(&both, book + byte, 8);
+        Word word = {(u32)both, (i32)(both >> 32)};
         UNROLL for (i32 j = 0; j < COUNT; j++) {
             i32 score = score_of(vectors[j], word) * 256 + (255 - byte);
             vectors[j].best = vectors[j].best > score ? vectors[j].best : score;

@@ -5,6 +5,7 @@ use half::bf16;
 use qtool_kernels::backend::{Activation, ExpertWeights, HostWeight, Routing};
 use qtool_kernels::cuda::Precision;
 use qtool_kernels::{Backend, CudaBackend};
+use rayon::prelude::*;
 
 use super::{Check, Checks, SUMS, Size, judged, numbers, weight};
 use crate::Result;
@@ -152,11 +153,13 @@ fn sampled(
 ) -> Check {
     let (k, count) = (mixture.k, mixture.count);
     let m = x.len() / k;
-    let (mut there, mut here) = (Vec::new(), Vec::new());
-    for token in (0..SAMPLED.min(m)).map(|i| i * m / SAMPLED.min(m)) {
+    let some = SAMPLED.min(m);
+    let tokens: Vec<usize> = (0..some).map(|i| i * m / some).collect();
+    let there = tokens.iter().map(|token| got.get(token * k..(token + 1) * k));
+    let there = there.map(Option::unwrap_or_default).collect::<Vec<_>>().concat();
+    let here = tokens.par_iter().map(|token| {
         let (x, logits) = (&x[token * k..][..k], &logits[token * count..][..count]);
-        here.extend(mixture.expected(x, logits, routing, round));
-        there.extend_from_slice(got.get(token * k..(token + 1) * k).unwrap_or_default());
-    }
-    judged(what, &there, &here, bound)
+        mixture.expected(x, logits, routing, round)
+    });
+    judged(what, &there, &here.collect::<Vec<_>>().concat(), bound)
 }
