@@ -213,6 +213,9 @@ ATTENTION(attention_96, 96, 8, 64)
 ATTENTION(attention_128, 128, 8, 64)
 ATTENTION(attention_256, 256, 4, 32)
 // For segments of few rows.
+// Where a block has 99 KiB of shared memory and no more.
+ATTENTION(attention_less_128, 128, 4, 64)
+ATTENTION(attention_less_256, 256, 2, 32)
 ATTENTION(attention_few_64, 64, 1, 64)
 ATTENTION(attention_few_96, 96, 1, 64)
 ATTENTION(attention_few_128, 128, 1, 64)

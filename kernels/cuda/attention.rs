@@ -37,22 +37,27 @@ const fn kernel(name: &'static str, width: usize, rows: usize, keys: usize) -> K
     }
 }
 
-/// For many rows and for few, by width. Both take as many keys at a time, so that a row's result is the same by either.
-const KERNELS: [[Kernel; 2]; 4] = [
+/// For many rows, for many on devices with less shared memory, and for few, by width. They take as many keys at a time, so that a row's
+/// result is the same by any.
+const KERNELS: [[Kernel; 3]; 4] = [
     [
+        kernel("attention_64", 64, 64, 64),
         kernel("attention_64", 64, 64, 64),
         kernel("attention_few_64", 64, FEW, 64),
     ],
     [
         kernel("attention_96", 96, 64, 64),
+        kernel("attention_96", 96, 64, 64),
         kernel("attention_few_96", 96, FEW, 64),
     ],
     [
         kernel("attention_128", 128, 64, 64),
+        kernel("attention_less_128", 128, 32, 64),
         kernel("attention_few_128", 128, FEW, 64),
     ],
     [
         kernel("attention_256", 256, 32, 32),
+        kernel("attention_less_256", 256, 16, 32),
         kernel("attention_few_256", 256, FEW, 32),
     ],
 ];
@@ -65,10 +70,11 @@ impl Kernel {
         4 * (floats + 2 * self.rows)
     }
 
-    /// For these heads and segments; `None` when none is made for their width.
-    fn of(heads: Heads, segments: &[Segment]) -> Option<Self> {
+    /// For these heads and segments, where a block has at most `shared` bytes; `None` when none is made for their width.
+    fn of(heads: Heads, segments: &[Segment], shared: usize) -> Option<Self> {
         let whole = heads.dim.is_multiple_of(4);
-        let [many, few] = KERNELS.iter().find(|pair| whole && heads.dim <= pair[0].width)?;
+        let [more, less, few] = KERNELS.iter().find(|all| whole && heads.dim <= all[0].width)?;
+        let many = if more.shared_bytes() <= shared { more } else { less };
         let group = heads.query / heads.kv;
         let padded = |tile: usize| -> usize {
             let rows = segments.iter().map(|s| s.queries.len() * group);
@@ -176,7 +182,7 @@ impl CudaBackend {
         );
         let covered = covered(segments);
         let (query, kv, d) = (heads.query as i32, heads.kv as i32, heads.dim as i32);
-        let Some(kernel) = Kernel::of(heads, segments) else {
+        let Some(kernel) = Kernel::of(heads, segments, self.device().shared) else {
             let spans = spans(segments, rows, heads.causal);
             let spans = self.device().sent_once(spans.as_flattened())?;
             let mut call = self.kernel("attention_any");
@@ -245,7 +251,8 @@ mod tests {
             scale: 1.0,
             causal: true,
         };
-        let name = |heads, segments: &[Segment]| Kernel::of(heads, segments).map(|kernel| kernel.name);
+        let on = |heads, segments: &[Segment], shared| Kernel::of(heads, segments, shared).map(|k| k.name);
+        let name = |heads, segments: &[Segment]| on(heads, segments, 227 << 10);
         let (long, token) = (segment(0..100, 0, 100), segment(0..1, 0, 100));
         for (dim, many, few) in [
             (8, "attention_64", "attention_few_64"),
@@ -257,6 +264,23 @@ mod tests {
             assert_eq!(name(heads(16, 2, dim), long), Some(many));
             assert_eq!(name(heads(16, 2, dim), std::slice::from_ref(&token)), Some(few));
         }
+        // The least that devices have, and every kernel that is chosen there fits it.
+        let least = 99 << 10;
+        for (dim, many) in [
+            (64, "attention_64"),
+            (128, "attention_less_128"),
+            (256, "attention_less_256"),
+        ] {
+            assert_eq!(
+                on(heads(16, 2, dim), std::slice::from_ref(&long), least),
+                Some(many)
+            );
+        }
+        assert!(
+            KERNELS
+                .iter()
+                .all(|[_, less, few]| less.shared_bytes().max(few.shared_bytes()) <= least)
+        );
         for dim in [2, 34, 257, 260] {
             assert_eq!(name(heads(2, 1, dim), std::slice::from_ref(&long)), None);
         }

@@ -47,6 +47,8 @@ const KERNELS: &[(&str, &[&str])] = &[
             "attention_96",
             "attention_128",
             "attention_256",
+            "attention_less_128",
+            "attention_less_256",
             "attention_few_64",
             "attention_few_96",
             "attention_few_128",
@@ -231,6 +233,8 @@ pub struct Device {
     pub(super) warpgroups: OnceLock<Result<Warpgroups, NoWarpgroups>>,
     /// Major and minor.
     pub(super) capability: (i32, i32),
+    /// Most bytes of shared memory of a block.
+    pub(super) shared: usize,
     name: String,
     ordinal: usize,
     pub(super) stream: Arc<CudaStream>,
@@ -342,10 +346,16 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
             functions.insert(*name, function);
         }
     }
+    let shared = context
+        .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+        .map_err(failed("tell its shared memory"))? as usize;
     let large = tensor::shared_memory().chain(gemv::shared_memory());
     let large = large.chain(attention::shared_memory());
     for (name, bytes) in large.chain([gram::SPLIT_SHARED]) {
-        shared_limit(&functions[name], bytes).map_err(failed("reserve shared memory"))?;
+        // A kernel that asks for more is not chosen on this device.
+        if bytes <= shared {
+            shared_limit(&functions[name], bytes).map_err(failed("reserve shared memory"))?;
+        }
     }
     order_by_hand(&context);
     let processors = context
@@ -372,6 +382,7 @@ pub fn open(ordinal: usize, budget: Option<usize>) -> Result<Arc<Device>, Unavai
         library: OnceLock::new(),
         warpgroups: OnceLock::new(),
         capability,
+        shared,
         sent: Mutex::default(),
     }))
 }

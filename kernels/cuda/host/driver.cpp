@@ -69,7 +69,7 @@ const std::map<std::string, Kernel> kernels = {
     KERNEL(exact_grouped_any), KERNEL(exact_grouped_f32), KERNEL(exact_grouped_bf16), KERNEL(exact_grouped_int8), KERNEL(exact_grouped_int4), KERNEL(exact_grouped_wint2), KERNEL(exact_grouped_nf4),
     KERNEL(exact_low_any), KERNEL(exact_low_f32), KERNEL(exact_low_bf16), KERNEL(exact_low_int8), KERNEL(exact_low_int4), KERNEL(exact_low_wint2), KERNEL(exact_low_nf4),
     KERNEL(attention_64), KERNEL(attention_96), KERNEL(attention_128), KERNEL(attention_256),
-    KERNEL(attention_few_64), KERNEL(attention_few_96), KERNEL(attention_few_128), KERNEL(attention_few_256),
+    KERNEL(attention_less_128), KERNEL(attention_less_256), KERNEL(attention_few_64), KERNEL(attention_few_96), KERNEL(attention_few_128), KERNEL(attention_few_256),
     KERNEL(gemv_bf16_4), KERNEL(gemv_bf16_8), KERNEL(gemv_bf16_16),
     KERNEL(gemv_int8_4), KERNEL(gemv_int8_8), KERNEL(gemv_int8_16),
     KERNEL(gemv_int4_4), KERNEL(gemv_int4_8), KERNEL(gemv_int4_16),
@@ -108,6 +108,8 @@ int may_fail(bool needs_memory = true) {
     return fails ? (int)code : 0;
 }
 int here;
+// Of a block, at most: what an H100 has, unless told otherwise.
+long shared_memory() { return setting("QTOOL_FAKE_CUDA_SHARED", 227 << 10); }
 size_t memory() { return (size_t)setting("QTOOL_FAKE_CUDA_MEMORY", 1l << 33); }
 
 int to_device(Pointer to, const void *from, size_t bytes, void *stream) {
@@ -142,6 +144,7 @@ CALL cuDeviceGetAttribute(int *value, int attribute, int) {
     // Compute capability 9.0 unless told otherwise, memory pools (allocation in the order of a stream), and few multiprocessors, so
     // that blocks have several tiles.
     *value = attribute == 75 ? (int)setting("QTOOL_FAKE_CUDA_MAJOR", 9) : attribute == 115 ? 1 : 0;
+    if (attribute == 97) *value = (int)shared_memory();
     if (attribute == 16) *value = (int)setting("QTOOL_FAKE_CUDA_PROCESSORS", 5);
     return 0;
 }
@@ -166,7 +169,7 @@ CALL cuModuleGetFunction(void **function, void *, const char *name) {
 }
 CALL cuFuncSetAttribute(void *, int attribute, int value) {
     MAY_FAIL;
-    return attribute == 8 && value <= (int)SHARED_BYTES ? 0 : 1; // most dynamic shared memory
+    return attribute == 8 && value <= shared_memory() ? 0 : 1; // most dynamic shared memory
 }
 CALL cuMemAlloc_v2(Pointer *pointer, size_t bytes) {
     MAY_FAIL;
@@ -243,7 +246,7 @@ CALL cuGetErrorString(int code, const char **text) { *text = code == 2 ? "out of
 CALL cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                     void *stream, void **arguments, void **) {
     MAY_FAIL;
-    if (shared > SHARED_BYTES) return 1;
+    if (shared > shared_memory()) return 1;
     static const bool idle = setting("QTOOL_FAKE_CUDA_IDLE", 0) == 1;
     if (idle) return 0;
     unsigned grid[3] = {gx, gy, gz}, size[3] = {bx, by, bz};
