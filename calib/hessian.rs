@@ -281,18 +281,16 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn of_rows(x: &[f32], k: usize) -> LayerStats {
-        let mut stats = LayerStats::empty(k, true);
-        stats.count(x);
-        if let Moment::Full(h) = stats.moment_mut() {
-            for row in x.chunks_exact(k) {
-                for i in 0..k {
-                    for j in 0..k {
-                        h[i * k + j] += f64::from(row[i]) * f64::from(row[j]);
-                    }
+        let (mut h, mut tops) = (vec![0.0; k * k], vec![0f32; k]);
+        for row in x.chunks_exact(k) {
+            for i in 0..k {
+                tops[i] = tops[i].max(row[i].abs());
+                for j in 0..k {
+                    h[i * k + j] += f64::from(row[i]) * f64::from(row[j]);
                 }
             }
         }
-        stats
+        LayerStats::new(k, (x.len() / k) as u64, Moment::Full(h), tops).unwrap()
     }
 
     /// V of the module's text in f64, (K, K): the Cholesky factor of the turned matrix, by hand, turned back.
@@ -384,14 +382,10 @@ pub(crate) mod tests {
         let one = of_rows(&[1.0, 2.0, 3.0, 4.0], 4);
         let factor = Factor::new(&one, (0..4).collect(), 1e-20, 0.0).unwrap();
         assert!(factor.damping() > 1e-20, "rank one needs more than that");
-        assert_eq!(
-            Factor::new(&LayerStats::empty(4, true), (0..4).collect(), DAMPING, 0.1),
-            None
-        );
-        assert_eq!(
-            Factor::new(&LayerStats::empty(4, false), (0..4).collect(), DAMPING, 0.1),
-            None
-        );
+        let diagonal = LayerStats::new(4, 1, Moment::Diagonal(vec![1.0; 4]), vec![1.0; 4]).unwrap();
+        for stats in [of_rows(&[], 4), diagonal] {
+            assert_eq!(Factor::new(&stats, (0..4).collect(), DAMPING, 0.1), None);
+        }
     }
 
     #[test]

@@ -29,22 +29,6 @@ pub struct LayerStats {
 }
 
 impl LayerStats {
-    /// No rows yet, K columns.
-    pub fn empty(k: usize, full: bool) -> Self {
-        let moment = if full {
-            Moment::Full(vec![0.0; k * k])
-        } else {
-            Moment::Diagonal(vec![0.0; k])
-        };
-        Self {
-            k,
-            rows: 0,
-            moment,
-            absmax: vec![0.0; k],
-            independent: None,
-        }
-    }
-
     /// From sums that were made elsewhere. Fails when lengths disagree with K, or when a number is not finite
     /// (or, on the diagonal and in `absmax`, is negative).
     pub fn new(k: usize, rows: u64, moment: Moment, absmax: Vec<f32>) -> Result<Self> {
@@ -96,22 +80,6 @@ impl LayerStats {
     /// The sums.
     pub fn moment(&self) -> &Moment {
         &self.moment
-    }
-
-    /// The sums, to be added to; call [`count`](Self::count) with the rows that were.
-    pub fn moment_mut(&mut self) -> &mut Moment {
-        &mut self.moment
-    }
-
-    /// Takes note of `x` (rows, K): their number and magnitudes, not their moment.
-    pub fn count(&mut self, x: &[f32]) {
-        self.rows += (x.len() / self.k.max(1)) as u64;
-        for row in x.chunks_exact(self.k.max(1)) {
-            self.absmax
-                .iter_mut()
-                .zip(row)
-                .for_each(|(top, x)| *top = top.max(x.abs()));
-        }
     }
 
     /// Largest magnitude of each column, (K).
@@ -219,11 +187,9 @@ mod tests {
 
     #[test]
     fn figures_by_hand() {
-        let mut stats = LayerStats::empty(2, true);
-        stats.count(&[1.0, -2.0, 3.0, 0.5]);
-        if let Moment::Full(h) = stats.moment_mut() {
-            h.copy_from_slice(&[10.0, -0.5, -0.5, 4.25]);
-        }
+        // Of the rows (1, -2) and (3, 0.5).
+        let moment = Moment::Full(vec![10.0, -0.5, -0.5, 4.25]);
+        let mut stats = LayerStats::new(2, 2, moment, vec![3.0, 2.0]).unwrap();
         assert_eq!(stats.rows(), 2);
         assert_eq!(stats.absmax(), [3.0, 2.0]);
         assert_eq!(stats.importance(), [5.0, 2.125]);
@@ -243,7 +209,8 @@ mod tests {
         assert!(new(Moment::Diagonal(vec![1.0, f64::NAN]), vec![1.0, 1.0]).is_err());
         assert!(new(Moment::Diagonal(vec![1.0, -1.0]), vec![1.0, 1.0]).is_err());
         assert!(new(Moment::Full(vec![1.0; 4]), vec![1.0, f32::NAN]).is_err());
-        let mut diagonal = LayerStats::empty(2, false);
-        assert!(diagonal.merge(&LayerStats::empty(2, true)).is_err());
+        let mut diagonal = new(Moment::Diagonal(vec![0.0; 2]), vec![0.0; 2]).unwrap();
+        let full = new(Moment::Full(vec![0.0; 4]), vec![0.0; 2]).unwrap();
+        assert!(diagonal.merge(&full).is_err());
     }
 }

@@ -3,8 +3,8 @@
 //   y[m][n] = sum over k of x[m][k] * w[n][k]
 //
 // `gemv` is for few rows of x and forms that gemv.cu does not take: a warp for each output column, each of whose threads takes every 32nd input column, so packed
-// weights are read once and decoded where they are used; sums are 32 in f32, fused, and a fixed tree. `gemm` is for many, and
-// `gemm_odd` for those of sizes and forms that it does not take: see exact_gemm.cuh. `decode` writes rows of w as they are (embeddings).
+// weights are read once and decoded where they are used; sums are 32 in f32, fused, and a fixed tree. `exact_...` are for many, by
+// exact_gemm.cuh, `exact_any` for sizes and forms that the others do not take. `decode` writes rows of w as they are (embeddings).
 #include "exact_gemm.cuh"
 
 extern "C" __global__ void gemv(float *y /* (M, N) */, const float *x /* (M, K) */, Weight w, i32 m) {

@@ -86,8 +86,8 @@ impl CudaBackend {
         self.attempt("sum up columns", || {
             let mut none = None;
             let squares = match moment {
-                Placed::Device(moment) if !sums.full => moment,
-                _ => none.insert(self.device().room::<f64>(1)?),
+                Placed::Device(moment) => moment,
+                Placed::Host(_) => none.insert(self.device().room::<f64>(1)?), // left alone
             };
             let mut call = self.kernel("watch_columns");
             call.arg(&mut **tops).arg(&mut **squares).arg(values);

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::{CudaFunction, CudaSlice, DriverError, LaunchArgs, PushKernelArg};
 use half::bf16;
@@ -81,7 +82,10 @@ pub enum NoWarpgroups {
 
 /// The kernels, by name.
 #[derive(Debug)]
-pub(super) struct Warpgroups(HashMap<&'static str, CudaFunction>);
+pub(super) struct Warpgroups {
+    functions: HashMap<&'static str, CudaFunction>,
+    done: AtomicU64,
+}
 
 /// Shared memory of a block for so many rows of x, in bytes; slices begin at a multiple of 1024.
 fn shared_bytes(rows: usize) -> usize {
@@ -132,7 +136,10 @@ impl Warpgroups {
             functions.insert(name, module.load_function(name).map_err(refused)?);
         }
         shared_limit(&functions[GRAM], GRAM_SHARED).map_err(refused)?;
-        Ok(Self(functions))
+        Ok(Self {
+            functions,
+            done: AtomicU64::new(0),
+        })
     }
 }
 
@@ -140,6 +147,12 @@ impl CudaBackend {
     /// Whether products of warpgroups can be used here; looks and checks at the first question.
     pub fn warpgroups(&self) -> Result<(), NoWarpgroups> {
         self.found_warpgroups().map(|_| ())
+    }
+
+    /// Products and sums of second moments that they have done, those of the check among them.
+    pub fn warpgroup_products(&self) -> u64 {
+        let found = self.found_warpgroups();
+        found.map_or(0, |kernels| kernels.done.load(Ordering::Relaxed))
     }
 
     /// The kernels, once they were found to be right.
@@ -194,7 +207,7 @@ impl CudaBackend {
 
 impl Warpgroups {
     fn call<'a>(&'a self, device: &'a Device, name: &str) -> LaunchArgs<'a> {
-        device.stream.launch_builder(&self.0[name])
+        device.stream.launch_builder(&self.functions[name])
     }
 
     /// x in bf16 as the kernels want it, and the width of its rows.
@@ -225,6 +238,7 @@ impl Warpgroups {
         (y, x, w, m): (&mut CudaSlice<f32>, &CudaSlice<f32>, &DeviceWeight, usize),
         pair: Pair,
     ) -> Result<(), DriverError> {
+        self.done.fetch_add(1, Ordering::Relaxed);
         let which = choice(m);
         let (turned, width) = self.turned(device, x, m, w.args.k as usize)?;
         let args = DeviceWeight::resident(device, &[w])?.swap_remove(0);
@@ -248,6 +262,7 @@ impl Warpgroups {
         x: &CudaSlice<f32>,
         (m, k): (usize, usize),
     ) -> Result<(), DriverError> {
+        self.done.fetch_add(1, Ordering::Relaxed);
         let (rows, padded) = (k.next_multiple_of(SIDE), m.next_multiple_of(TURNED.0));
         let mut turned = device.room::<u32>(rows * padded)?;
         let (tall, columns) = (m as i32, k as i32);

@@ -207,19 +207,18 @@ pub fn report<'a>(inputs: impl Iterator<Item = (&'a str, u64)>, min_coverage: u6
 
 #[cfg(test)]
 mod tests {
+    use qtool_calib::stats::Moment;
+
     use super::*;
     use crate::calibrate::recorder::Input;
 
     fn block() -> BlockStatistics {
         let input = |tensor: String, rows: usize, value: f32| {
-            let mut stats = LayerStats::empty(1, false);
-            stats.count(&vec![value; rows]);
-            if let qtool_calib::stats::Moment::Diagonal(d) = stats.moment_mut() {
-                d[0] = rows as f64 * f64::from(value * value);
-            }
+            let squares = Moment::Diagonal(vec![rows as f64 * f64::from(value * value)]);
+            let top = if rows > 0 { value.abs() } else { 0.0 };
             Input {
                 tensors: vec![tensor],
-                stats,
+                stats: LayerStats::new(1, rows as u64, squares, vec![top]).unwrap(),
             }
         };
         let mut inputs = vec![input("l.0.o_proj.weight".to_owned(), 1, 1.0)];

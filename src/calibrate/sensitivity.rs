@@ -296,13 +296,19 @@ impl Influence {
 
 #[cfg(test)]
 mod tests {
+    use qtool_calib::stats::Moment;
+
     use super::*;
+
+    /// Statistics of rows of a single 1.
+    fn ones(rows: u64) -> LayerStats {
+        LayerStats::new(1, rows, Moment::Diagonal(vec![rows as f64]), vec![1.0]).unwrap()
+    }
 
     #[test]
     fn readers_count_as_the_layer_they_act_through() {
         let mut influence = Influence::default();
-        let mut stats = LayerStats::empty(1, false);
-        stats.count(&[1.0; 8]);
+        let stats = ones(8);
         for (name, energy) in [
             ("l.0.self_attn.o_proj.weight", 2.0),
             ("l.0.mlp.down_proj.weight", 6.0),
@@ -329,8 +335,7 @@ mod tests {
     fn rare_experts_count_less() {
         let mut influence = Influence::default();
         for (expert, rows) in [(0, 6), (1, 2)] {
-            let mut stats = LayerStats::empty(1, false);
-            stats.count(&vec![1.0; rows]);
+            let stats = ones(rows);
             let name = format!("l.0.mlp.experts.{expert}.down_proj.weight");
             influence.note(&name, &stats, 4.0);
         }

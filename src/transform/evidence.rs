@@ -382,7 +382,7 @@ mod tests {
                 .zip(direct.absmax())
                 .all(|(bound, top)| *bound >= top * 0.999_999)
         );
-        let diagonal = LayerStats::empty(k, false);
+        let diagonal = LayerStats::new(k, 1, Moment::Diagonal(vec![1.0; k]), vec![1.0; k]).unwrap();
         let refused = transformed(&diagonal, &rotation, "t").unwrap_err().to_string();
         assert!(refused.contains("--diagonal"), "{refused}");
     }

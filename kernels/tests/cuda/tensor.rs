@@ -108,8 +108,13 @@ fn products_of_warpgroups_are_those_of_rounded_factors() {
         (&[17, 129], "nf4", nf4(33, 256)),
     ];
     let named = |(ms, name, weight): (&[usize], &str, _)| (ms.to_vec(), (name.to_owned(), weight));
+    let (before, count) = (
+        gpu.warpgroup_products(),
+        cases.iter().map(|case| case.0.len()).sum::<usize>(),
+    );
     compare(&gpu, cases.into_iter().map(named).collect());
-    // And those that they do not take, by the other kernels.
+    assert_eq!(gpu.warpgroup_products() - before, count as u64, "by warpgroups");
+    // And those of which they do not take many, by the other kernels.
     let others = weights().into_iter().map(|weight| (vec![130], weight));
     compare(&gpu, others.collect());
 }
